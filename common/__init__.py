@@ -1,0 +1,1 @@
+"""Vocabulary and wire of nacrefs; imports nothing else of ours."""

@@ -1,0 +1,26 @@
+"""An answer that is there at once, or later: how request handlers avoid a task where none is needed.
+
+A handler is a plain function. If it can answer from memory it returns the value; otherwise it returns a coroutine that
+will. The caller replies in the same event-loop step in the first case and creates a task only in the second.
+"""
+
+from collections.abc import Coroutine
+from types import CoroutineType
+from typing import Any, TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+Answer: TypeAlias = T | Coroutine[Any, Any, T]
+"""`T` now, or a coroutine that returns `T`."""
+
+
+def is_later(answer: object) -> bool:
+    """Whether an answer must be awaited."""
+    return type(answer) is CoroutineType
+
+
+async def settle(answer: "Answer[T]") -> T:
+    """The value of an answer, waiting for it if need be."""
+    if isinstance(answer, CoroutineType):
+        return await answer  # type: ignore[no-any-return]
+    return answer  # type: ignore[return-value]

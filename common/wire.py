@@ -1,0 +1,813 @@
+"""Every message that travels between nacrefs processes, and nothing else.
+
+A request class names its reply type: `await peer.call(Lookup(...))` is an `Entry`. Messages are msgpack arrays: the
+tag (requests only), then the fields in the order written here. Fields are only ever appended, with a default; tags are
+never reused. `tests/common/test_wire.py` pins one encoding per message. The prose of the protocol is docs/protocol.md.
+
+Times are nanoseconds since the epoch, sizes and offsets are bytes, names are bytes, fids are integers (`common.fid`).
+"""
+
+import enum
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+from nacrefs.common.layout import Layout, LayoutSpec
+
+PROTOCOL_VERSION: Final = 1
+BODY_BYTES_MAX: Final = 4 << 20
+"""Largest message body; a longer one is refused before it is read."""
+BULK_BYTES_MAX: Final = 8 << 20
+"""Most bulk bytes that one frame may carry."""
+NAME_BYTES_MAX: Final = 255
+TARGET_BYTES_MAX: Final = 4095
+"""Longest symlink target (PATH_MAX without its NUL)."""
+XATTR_BYTES_MAX: Final = 65536
+LISTING_MAX: Final = 1000
+"""Most entries in one `Listing`."""
+EXTENTS_MAX: Final = 4096
+"""Most extents in one list-I/O request."""
+
+ReplyT = TypeVar("ReplyT", covariant=True)
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A reply, or a part of a message."""
+
+
+class Request(msgspec.Struct, Generic[ReplyT], frozen=True, array_like=True, gc=False):
+    """A question to a peer; `ReplyT` is what it answers with. `mutates` marks what must happen exactly once."""
+
+
+# ---------------------------------------------------------------------------------------------------------- vocabulary
+
+
+class Lease(enum.IntEnum):
+    """What a session may cache of a fid. READ: attributes, symlink target, entries (also that a name is absent), clean
+    data. WRITE: all that exclusively, and dirty data, size and mtime."""
+
+    NONE = 0
+    READ = 1
+    WRITE = 2
+
+
+class Want(enum.IntFlag):
+    """What a reply about an inode should bring beside its attributes."""
+
+    LEASE = 1
+    LAYOUT = 2
+    """layout and capability, so that the data can be read without another request"""
+    DATA = 4
+    """inline contents"""
+
+
+class Mode(enum.IntFlag):
+    """How a session has a file open, all its descriptors taken together."""
+
+    CLOSED = 0
+    READ = 1
+    WRITE = 2
+
+
+class Right(enum.IntFlag):
+    """What a capability allows on the objects of one fid."""
+
+    READ = 1
+    WRITE = 2
+
+
+class Role(enum.IntEnum):
+    """What a peer is, as its key says."""
+
+    CLIENT = 0
+    SERVER = 1
+
+
+class Attr(Message, frozen=True, array_like=True, gc=False):
+    """An inode's attributes, as `stat` shows them. `blocks` counts 512-byte units. `change` grows with every change of
+    anything here. `flags`: see `AttrFlag`."""
+
+    fid: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    blocks: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    btime_ns: int
+    change: int = 0
+    flags: int = 0
+
+
+class AttrFlag(enum.IntFlag):
+    """Facts about an inode that spare a request."""
+
+    XATTRS = 1
+    """it has extended attributes; without this flag a client answers ENODATA by itself"""
+    INLINE = 2
+    """its contents lie in the MDT, not on OSTs"""
+    DEFAULT_LAYOUT = 4
+    """a directory with a layout of its own for new files"""
+
+
+class Capability(Message, frozen=True, array_like=True, gc=False):
+    """The MDS's signed word that a session may do I/O on a fid (`common.auth`); `expires_s` is Unix time."""
+
+    rights: int
+    expires_s: int
+    mac: bytes
+
+
+class Node(Message, frozen=True, array_like=True, gc=False):
+    """An inode as a client may use it: attributes, the lease granted with them, and what was wanted besides.
+
+    `data` is the whole contents of an inline file, or a symlink's target. `shared` says that several sessions have the
+    file open and one of them writes: nobody caches it, I/O goes straight to the OSTs.
+    """
+
+    attr: Attr
+    lease: Lease = Lease.NONE
+    layout: Layout | None = None
+    capability: Capability | None = None
+    data: bytes | None = None
+    shared: bool = False
+
+
+class Entry(Message, frozen=True, array_like=True, gc=False):
+    """What a name stands for: `node` is None if it stands for nothing. `parent` and `parent_lease` are the directory's
+    own attributes and the lease on it, under which the client may remember this answer."""
+
+    node: Node | None
+    parent: Attr | None = None
+    parent_lease: Lease = Lease.NONE
+
+
+class Done(Message, frozen=True, array_like=True, gc=False):
+    """It happened."""
+
+
+class Failure(Message, frozen=True, array_like=True, gc=False):
+    """An errno with words for the person who sees it; raised as OSError where the request was made."""
+
+    errno: int
+    text: str = ""
+
+
+# ------------------------------------------------------------------------------------------------------------ handshake
+
+
+class Hello(Message, frozen=True, array_like=True, gc=False):
+    """First frame of a connection, from the connecting side. `key` names the shared key, `client` is the
+    connecting process's own id, kept over reconnects."""
+
+    version: int
+    cluster: str
+    key: str
+    client: str
+    nonce: bytes
+
+
+class Challenge(Message, frozen=True, array_like=True, gc=False):
+    """The server's answer: its proof that it has the key, and its own nonce."""
+
+    version: int
+    server: str
+    nonce: bytes
+    proof: bytes
+
+
+class Proof(Message, frozen=True, array_like=True, gc=False):
+    """The client's proof that it has the key."""
+
+    proof: bytes
+
+
+class Welcome(Message, frozen=True, array_like=True, gc=False):
+    """The connection is open for requests; `role` is what the key lets this peer be."""
+
+    role: Role
+
+
+# ------------------------------------------------------------------------------------- client → MDS: sessions and leases
+
+
+class OstInfo(Message, frozen=True, array_like=True, gc=False):
+    """One storage target as clients and administrators see it. `addresses` are URLs, best first, separated by commas.
+    `up` is False once its heartbeats have stopped."""
+
+    index: int
+    address: str
+    up: bool
+    total_bytes: int
+    free_bytes: int
+    objects: int = 0
+    pools: tuple[str, ...] = ()
+    uuid: str = ""
+
+
+class Session(Message, frozen=True, array_like=True, gc=False):
+    """A client's session: how long it lives without a word (`term_s`), where its tree starts, which OSTs there are.
+    `resumed` is False if the session is new, so that nothing of an earlier one (leases, opens) exists any more.
+    `grace` is True while the MDS, restarted, waits for clients to reclaim."""
+
+    session: int
+    term_s: float
+    root: int
+    osts: tuple[OstInfo, ...]
+    inline_bytes: int
+    resumed: bool
+    grace: bool
+    cluster: str
+
+
+class Attach(Request[Session], frozen=True, array_like=True, tag=1):
+    """Open a session, or (`session` not 0) take one up again after a reconnect. `subtree` is the directory, as a path
+    from the filesystem's root, that the client mounts."""
+
+    client: str
+    host: str
+    session: int = 0
+    subtree: bytes = b"/"
+
+
+class Alive(Message, frozen=True, array_like=True, gc=False):
+    """The session lives. `osts_version` changes when the OST table does. `tight`: space or quota is short, so send
+    contents before `close` returns."""
+
+    osts_version: int
+    tight: bool = False
+
+
+class Keepalive(Request[Alive], frozen=True, array_like=True, tag=2):
+    """I am here."""
+
+
+class Detach(Request[Done], frozen=True, array_like=True, tag=3):
+    """Close the session: all its leases and opens end."""
+
+
+class Holding(Message, frozen=True, array_like=True, gc=False):
+    """What a session holds of a fid: a lease and an open mode."""
+
+    fid: int
+    lease: Lease
+    mode: Mode
+
+
+class Reclaimed(Message, frozen=True, array_like=True, gc=False):
+    """What the MDS agrees that the session holds; a fid that is gone has lease NONE and mode CLOSED."""
+
+    holdings: tuple[Holding, ...]
+
+
+class Reclaim(Request[Reclaimed], frozen=True, array_like=True, tag=4):
+    """After an MDS restart, in its grace term: what the client held before."""
+
+    holdings: tuple[Holding, ...]
+
+
+class Yield(Request[Done], frozen=True, array_like=True, tag=5):
+    """Leases given back (or downgraded) unasked, in bulk; each item says what remains."""
+
+    holdings: tuple[Holding, ...]
+
+
+class OstTable(Message, frozen=True, array_like=True, gc=False):
+    """All OSTs, by index."""
+
+    version: int
+    osts: tuple[OstInfo, ...]
+
+
+class GetOsts(Request[OstTable], frozen=True, array_like=True, tag=6):
+    """Which OSTs are there, and how full."""
+
+
+# ----------------------------------------------------------------------------------------------- client → MDS: namespace
+
+
+class Lookup(Request[Entry], frozen=True, array_like=True, tag=16):
+    """The inode under a name; an absent name is an `Entry` without node, not an error. Names `.` and `..` are never sent."""
+
+    parent: int
+    name: bytes
+    want: Want = Want.LEASE
+
+
+class GetAttr(Request[Node], frozen=True, array_like=True, tag=17):
+    """An inode by fid; ESTALE if it is gone."""
+
+    fid: int
+    want: Want = Want.LEASE
+
+
+class Set(enum.IntFlag):
+    """Which fields of `SetAttr` count."""
+
+    MODE = 1
+    UID = 2
+    GID = 4
+    SIZE = 8
+    ATIME = 16
+    MTIME = 32
+    CTIME = 64
+    KILL_PRIVILEGES = 128
+    """clear setuid and setgid (and capabilities), as a write by another user does"""
+
+
+class SetAttr(Request[Node], frozen=True, array_like=True, tag=18):
+    """Change attributes: chmod, chown, truncate, utimens. ctime becomes now unless CTIME is set."""
+
+    fid: int
+    valid: Set
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    size: int = 0
+    atime_ns: int = 0
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+
+
+class Create(Request[Entry], frozen=True, array_like=True, tag=19):
+    """Make a regular file and open it. If the name exists: EEXIST with `exclusive`, otherwise it is opened as by `Open`
+    (EISDIR for a directory, ELOOP for a symlink). `mode` has the umask applied already. `open_mode` says how
+    the client opens it; with WRITE, and nobody else there, the reply brings a WRITE lease. With `data` (at most the
+    inline limit) the file is complete in one request. `layout` overrides the directory's default."""
+
+    parent: int
+    name: bytes
+    mode: int
+    uid: int
+    gid: int
+    open_mode: Mode
+    exclusive: bool = False
+    truncate: bool = False
+    data: bytes | None = None
+    layout: LayoutSpec | None = None
+
+
+class Mknod(Request[Entry], frozen=True, array_like=True, tag=20):
+    """Make an inode of any type but directory and symlink, without opening it; `mode` includes the type."""
+
+    parent: int
+    name: bytes
+    mode: int
+    rdev: int
+    uid: int
+    gid: int
+
+
+class Mkdir(Request[Entry], frozen=True, array_like=True, tag=21):
+    """Make a directory. A setgid parent hands down its group and the bit."""
+
+    parent: int
+    name: bytes
+    mode: int
+    uid: int
+    gid: int
+
+
+class Symlink(Request[Entry], frozen=True, array_like=True, tag=22):
+    """Make a symbolic link to `target`."""
+
+    parent: int
+    name: bytes
+    target: bytes
+    uid: int
+    gid: int
+
+
+class Link(Request[Entry], frozen=True, array_like=True, tag=23):
+    """Another name for an inode (not a directory)."""
+
+    fid: int
+    parent: int
+    name: bytes
+
+
+class Removed(Message, frozen=True, array_like=True, gc=False):
+    """A name is gone. `victim` is the inode that it stood for, with the link count it has now. `orphan`: the inode lives
+    on without a name because this session has, or may have, it open; the session must `Commit` with mode CLOSED once
+    it does not (at once if it never did)."""
+
+    victim: Attr
+    parent: Attr
+    orphan: bool = False
+
+
+class Unlink(Request[Removed], frozen=True, array_like=True, tag=24):
+    """Remove a name that is not a directory's. `expected` is the fid that the client believes the name stands for (0 if
+    it does not know) and `opened` whether it has that fid open."""
+
+    parent: int
+    name: bytes
+    expected: int = 0
+    opened: bool = False
+
+
+class Rmdir(Request[Removed], frozen=True, array_like=True, tag=25):
+    """Remove an empty directory."""
+
+    parent: int
+    name: bytes
+
+
+class Renamed(Message, frozen=True, array_like=True, gc=False):
+    """A name has moved. `moved` and, with EXCHANGE, `other` are the inodes after the change; `removed` is what the new
+    name stood for before, if that is gone from there (see `Removed`)."""
+
+    parent: Attr
+    new_parent: Attr
+    moved: Attr
+    other: Attr | None = None
+    removed: Removed | None = None
+
+
+class RenameFlag(enum.IntFlag):
+    """`renameat2` flags, with the kernel's values."""
+
+    NOREPLACE = 1
+    EXCHANGE = 2
+
+
+class Rename(Request[Renamed], frozen=True, array_like=True, tag=26):
+    """Move a name: one step, whatever hangs below it. `expected` and `opened` are about the new name's inode, as in
+    `Unlink`."""
+
+    parent: int
+    name: bytes
+    new_parent: int
+    new_name: bytes
+    flags: RenameFlag = RenameFlag(0)
+    expected: int = 0
+    opened: bool = False
+
+
+class Open(Request[Node], frozen=True, array_like=True, tag=27):
+    """Open a regular file. The reply brings layout, capability, contents if inline, and READ or WRITE lease as `mode`
+    asks; without a lease the open is registered at the MDS and must be ended by `Commit`."""
+
+    fid: int
+    mode: Mode
+    truncate: bool = False
+
+
+class Commit(Request[Node], frozen=True, array_like=True, tag=28):
+    """What a session reports about an open file: on flush, fsync, close and before it answers a recall.
+
+    `lease` is what it keeps (never more than it has) and `mode` how it still has the file open (CLOSED ends a
+    registered open). With `dirty`, `size`, `mtime_ns` and `blocks` are the file's new ones, and `data` is the whole new
+    contents if the file stays inline; without `data` its contents are on OSTs from now on (if `size` is not 0).
+    The reply is durable when it comes.
+    """
+
+    fid: int
+    lease: Lease
+    mode: Mode
+    dirty: bool = False
+    size: int = 0
+    mtime_ns: int = 0
+    blocks: int = 0
+    data: bytes | None = None
+    atime_ns: int = 0
+
+
+class DirEntry(Message, frozen=True, array_like=True, gc=False):
+    """One name in a listing; `lease` is on the entry's own inode. A mount reads `attr` without asking again."""
+
+    name: bytes
+    attr: Attr
+    lease: Lease = Lease.NONE
+
+
+class Listing(Message, frozen=True, array_like=True, gc=False):
+    """Entries in name order. `end`: there are no more. `lease` and `attr` are the directory's own."""
+
+    entries: tuple[DirEntry, ...]
+    end: bool
+    attr: Attr
+    lease: Lease = Lease.NONE
+
+
+class Readdir(Request[Listing], frozen=True, array_like=True, tag=29):
+    """The entries whose names come after `after` (bytewise; empty = from the start), at most `limit`. `.` and `..` are
+    left to the client. With `lease`, leases come with directory and entries, as many as the MDS can spare."""
+
+    fid: int
+    after: bytes = b""
+    limit: int = LISTING_MAX
+    lease: bool = True
+
+
+class GetParent(Request[Node], frozen=True, array_like=True, tag=30):
+    """The directory that holds a directory (`..`); the root is its own parent."""
+
+    fid: int
+
+
+class Xattrs(Message, frozen=True, array_like=True, gc=False):
+    """All extended attributes of an inode, in name order. May be cached under its lease."""
+
+    items: tuple[tuple[bytes, bytes], ...]
+
+
+class GetXattrs(Request[Xattrs], frozen=True, array_like=True, tag=31):
+    """All extended attributes that are stored; those that the server computes (`nacre.*`) are asked by name."""
+
+    fid: int
+
+
+class XattrFlag(enum.IntFlag):
+    """`setxattr` flags, with the kernel's values."""
+
+    CREATE = 1
+    REPLACE = 2
+
+
+class SetXattr(Request[Node], frozen=True, array_like=True, tag=32):
+    """Set one extended attribute. `nacre.layout` sets the layout of an empty file or a directory's default
+    (`common.layoutspec` text)."""
+
+    fid: int
+    name: bytes
+    value: bytes
+    flags: XattrFlag = XattrFlag(0)
+
+
+class RemoveXattr(Request[Node], frozen=True, array_like=True, tag=33):
+    """Remove one extended attribute; ENODATA if it is not there."""
+
+    fid: int
+    name: bytes
+
+
+class XattrValue(Message, frozen=True, array_like=True, gc=False):
+    """The value of one extended attribute."""
+
+    value: bytes
+
+
+class GetXattr(Request[XattrValue], frozen=True, array_like=True, tag=34):
+    """One attribute that the server computes: `nacre.layout`, `nacre.fid`, `nacre.path`."""
+
+    fid: int
+    name: bytes
+
+
+class StatfsReply(Message, frozen=True, array_like=True, gc=False):
+    """Space of all OSTs together, in bytes, and inodes."""
+
+    total_bytes: int
+    free_bytes: int
+    files: int
+    files_free: int
+
+
+class Statfs(Request[StatfsReply], frozen=True, array_like=True, tag=35):
+    """How much room there is."""
+
+
+class LayoutInfo(Message, frozen=True, array_like=True, gc=False):
+    """A file's layout, or a directory's default for new files (`spec`; None if it inherits)."""
+
+    layout: Layout | None
+    spec: LayoutSpec | None
+
+
+class GetLayout(Request[LayoutInfo], frozen=True, array_like=True, tag=36):
+    """How a file is striped, or what a directory gives to new files."""
+
+    fid: int
+
+
+class SetLayout(Request[Done], frozen=True, array_like=True, tag=37):
+    """Set the layout of an empty file, or a directory's default (all fields default: inherit again)."""
+
+    fid: int
+    spec: LayoutSpec
+
+
+class Inspection(Message, frozen=True, array_like=True, gc=False):
+    """A report for people and scripts, as JSON text."""
+
+    report: bytes
+
+
+class Inspect(Request[Inspection], frozen=True, array_like=True, tag=38):
+    """The server's state: `what` is `status` or `stats`."""
+
+    what: str
+
+
+class SetPool(Request[Done], frozen=True, array_like=True, tag=39):
+    """Give a pool exactly these OSTs; none removes it."""
+
+    pool: str
+    osts: tuple[int, ...]
+
+
+# ------------------------------------------------------------------------------------------------------ MDS → its clients
+
+
+class RecallItem(Message, frozen=True, array_like=True, gc=False):
+    """A lease that must shrink to `lease`. For a directory, `names` are the entries that changed: the client may forget
+    just these (and the directory's attributes) and keep its READ lease. `spill`: the file is about to be shared, so
+    inline contents must go to the OSTs."""
+
+    fid: int
+    lease: Lease
+    names: tuple[bytes, ...] = ()
+    spill: bool = False
+
+
+class Recalled(Message, frozen=True, array_like=True, gc=False):
+    """What the client still holds of each recalled fid, in the order asked. It has committed what was dirty and its
+    kernel has forgotten what it cached."""
+
+    holdings: tuple[Holding, ...]
+
+
+class Recall(Request[Recalled], frozen=True, array_like=True, tag=64):
+    """Give back or shrink these leases."""
+
+    items: tuple[RecallItem, ...]
+
+
+class Evicted(Request[Done], frozen=True, array_like=True, tag=65):
+    """The session is over; nothing that it cached is valid."""
+
+    reason: str
+
+
+# --------------------------------------------------------------------------------------------------------- OSS ↔ MDS
+
+
+class TargetInfo(Message, frozen=True, array_like=True, gc=False):
+    """One OST as its OSS reports it. `index` is -1 until the MDS has given it one."""
+
+    uuid: str
+    index: int
+    total_bytes: int
+    free_bytes: int
+    objects: int
+
+
+class Registered(Message, frozen=True, array_like=True, gc=False):
+    """The OSTs' indices, in the order asked; the sessions that are fenced; how often to send a heartbeat."""
+
+    indices: tuple[int, ...]
+    fenced: tuple[int, ...]
+    heartbeat_s: float
+
+
+class Register(Request[Registered], frozen=True, array_like=True, tag=80):
+    """An OSS offers its OSTs at `address` (URLs, best first, separated by commas)."""
+
+    address: str
+    targets: tuple[TargetInfo, ...]
+
+
+class Heartbeat(Request[Alive], frozen=True, array_like=True, tag=81):
+    """The OSTs live, and this is how full they are."""
+
+    targets: tuple[TargetInfo, ...]
+
+
+class ObjectId(Message, frozen=True, array_like=True, gc=False):
+    """Object `number` (see `common.layout`) of a fid, on OST `ost`."""
+
+    ost: int
+    fid: int
+    number: int
+
+
+class Destroy(Request[Done], frozen=True, array_like=True, tag=82):
+    """MDS → OSS: destroy objects. One that does not exist is destroyed already."""
+
+    objects: tuple[ObjectId, ...]
+
+
+class ObjectStat(Message, frozen=True, array_like=True, gc=False):
+    """An object: end of its last byte (0 if it does not exist), allocated bytes, data version, mtime."""
+
+    size: int
+    allocated_bytes: int
+    version: int
+    mtime_ns: int
+
+
+class Glimpsed(Message, frozen=True, array_like=True, gc=False):
+    """The objects, in the order asked."""
+
+    stats: tuple[ObjectStat, ...]
+
+
+class Glimpse(Request[Glimpsed], frozen=True, array_like=True, tag=83):
+    """MDS → OSS: sizes of objects that are being written."""
+
+    objects: tuple[ObjectId, ...]
+
+
+class TruncateObjects(Request[Done], frozen=True, array_like=True, tag=84):
+    """MDS → OSS: cut these objects at file offset `size`, durably; one that does not exist is short already."""
+
+    objects: tuple[ObjectId, ...]
+    size: int
+
+
+class Fence(Request[Done], frozen=True, array_like=True, tag=85):
+    """MDS → OSS: refuse these sessions from now on; I/O of theirs that is in service has ended when this is answered."""
+
+    sessions: tuple[int, ...]
+
+
+# --------------------------------------------------------------------------------------------------------- client → OSS
+
+
+class Data(Message, frozen=True, array_like=True, gc=False):
+    """Bytes read (they follow as bulk, the extents one after the other). `lengths` says how much of each extent the
+    object has: what is missing lies past its end. `sums` are the sum strings (`common.checksum`) of what came."""
+
+    lengths: tuple[int, ...]
+    sums: bytes
+    version: int
+
+
+class Read(Request[Data], frozen=True, array_like=True, tag=96):
+    """Read extents `(offset, length)` of an object. Holes read as zeros."""
+
+    ost: int
+    fid: int
+    number: int
+    generation: int
+    capability: Capability
+    extents: tuple[tuple[int, int], ...]
+
+
+class Written(Message, frozen=True, array_like=True, gc=False):
+    """The object after the write: end of its last byte, allocated bytes, data version."""
+
+    size: int
+    allocated_bytes: int
+    version: int
+
+
+class Write(Request[Written], frozen=True, array_like=True, tag=97):
+    """Write extents `(offset, length)`; their bytes come as bulk, one after the other, with their sum strings.
+    With `sync` it is durable when answered."""
+
+    ost: int
+    fid: int
+    number: int
+    generation: int
+    capability: Capability
+    extents: tuple[tuple[int, int], ...]
+    sums: bytes
+    sync: bool = False
+
+
+class Punch(Request[Written], frozen=True, array_like=True, tag=98):
+    """Make extents `(offset, length)` holes: they read as zeros; the size stays."""
+
+    ost: int
+    fid: int
+    number: int
+    generation: int
+    capability: Capability
+    extents: tuple[tuple[int, int], ...]
+
+
+class Truncate(Request[Written], frozen=True, array_like=True, tag=99):
+    """Cut the object at file offset `size` (never lengthen it)."""
+
+    ost: int
+    fid: int
+    number: int
+    generation: int
+    capability: Capability
+    size: int
+
+
+class StatObject(Request[ObjectStat], frozen=True, array_like=True, tag=100):
+    """Size and allocation of an object; zeros if it does not exist."""
+
+    ost: int
+    fid: int
+    number: int
+    generation: int
+    capability: Capability
+
+
+class Sync(Request[Written], frozen=True, array_like=True, tag=101):
+    """Make all that was written to the object durable."""
+
+    ost: int
+    fid: int
+    number: int
+    generation: int
+    capability: Capability
