@@ -1,0 +1,97 @@
+"""One request's step in a batch: what a namespace operation may see and do.
+
+A namespace operation is a plain function `operation(step, request) -> reply`. It checks first (reads, and `truth` or
+`alone` on every fid whose real state matters), then writes. Until its first write it may raise: `OSError` answers the request,
+`Blocked` parks it until leases have been given back, after which it runs again from the start. After its first write
+it must not raise.
+"""
+
+from typing import Protocol
+
+from nacrefs.common.layout import LayoutSpec
+from nacrefs.common.wire import Capability, Lease, Right
+from nacrefs.mds.tx import Tx
+
+
+class Blocked(Exception):
+    """Another session's WRITE lease stands in the way; `keep` is what its holder may keep of it."""
+
+    def __init__(self, fid: int, keep: Lease, spill: bool = False) -> None:
+        super().__init__(fid, keep)
+        self.fid = fid
+        self.keep = keep
+        self.spill = spill
+
+
+class Leases(Protocol):
+    """The lease table as one session's request sees it (rules: docs/coherence.md)."""
+
+    def truth(self, fid: int) -> None:
+        """The committed state of `fid` is the true one; Blocked (keep READ) if another session has a WRITE lease."""
+        ...
+
+    def alone(self, fid: int, spill: bool = False) -> None:
+        """No other session has a WRITE lease on `fid`; Blocked (keep NONE) otherwise."""
+        ...
+
+    def changed(self, fid: int, name: bytes | None = None) -> None:
+        """This step changes `fid` (with `name`: that entry of the directory): other sessions' READ leases are recalled
+        before the reply goes out, and `fid` is busy until the commit."""
+        ...
+
+    def grant(self, fid: int, lease: Lease) -> Lease:
+        """Give the requester a lease on `fid`, as far as the rules allow; what it holds now (never less than before)."""
+        ...
+
+    def held(self, fid: int) -> Lease:
+        """What the requester holds on `fid`."""
+        ...
+
+    def downgrade(self, fid: int, lease: Lease) -> None:
+        """The requester keeps no more than `lease` on `fid`."""
+        ...
+
+    def others(self, fid: int) -> bool:
+        """Whether any other session holds a lease on `fid`."""
+        ...
+
+
+class Placement(Protocol):
+    """Chooses OSTs for new files."""
+
+    def place(self, spec: LayoutSpec) -> tuple[int, ...]:
+        """The OST indices for a file's objects, `stripe_count * mirrors` of them; OSError (ENOSPC, EINVAL, ENODEV) with
+        the reason if there is no room, no such pool or OST."""
+        ...
+
+
+class Step:
+    """The surroundings of one request: transaction, leases, requester, time."""
+
+    __slots__ = ("capability", "inline_bytes", "leases", "now_ns", "placement", "session", "tx")
+
+    def __init__(
+        self,
+        tx: Tx,
+        leases: Leases,
+        placement: Placement,
+        capability: "CapabilityIssuer",
+        session: int,
+        now_ns: int,
+        inline_bytes: int,
+    ) -> None:
+        self.tx = tx
+        self.leases = leases
+        self.placement = placement
+        self.capability = capability
+        self.session = session
+        self.now_ns = now_ns
+        self.inline_bytes = inline_bytes
+
+
+class CapabilityIssuer(Protocol):
+    """Signs capabilities for the requester's session."""
+
+    def __call__(self, fid: int, generation: int, session: int, rights: Right) -> Capability: ...
+
+
