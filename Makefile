@@ -1,0 +1,76 @@
+# One command does each thing on a fresh Debian 12 or 13: every target installs what it needs first.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: dev apt types check test test-slow bench bench-peers demo clean
+
+# Packages go into the current Python environment. Debian's own Python refuses that (PEP 668), so there, and only there,
+# a .venv in the checkout is made and used.
+BASE_PYTHON ?= python3
+MANAGED := $(shell $(BASE_PYTHON) -c "import pathlib, sys, sysconfig as c; print('yes' if sys.prefix == sys.base_prefix \
+    and pathlib.Path(c.get_path('stdlib'), 'EXTERNALLY-MANAGED').exists() else '')" 2>/dev/null || echo yes)
+ifeq ($(MANAGED),yes)
+PYTHON := $(CURDIR)/.venv/bin/python
+else
+PYTHON := $(shell command -v $(BASE_PYTHON))
+endif
+BIN := $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('scripts'))" 2>/dev/null || echo $(CURDIR)/.venv/bin)
+# The installation is redone when pyproject.toml changes or another Python environment is in use.
+STAMP := build/dev$(subst /,-,$(BIN))
+
+APT := fuse3 postgresql acl attr
+APT_FILES := /usr/bin/fusermount3 /usr/lib/postgresql/*/bin/initdb /usr/bin/setfacl /usr/bin/setfattr
+ifeq ($(MANAGED),yes)
+APT += python3-venv
+APT_FILES += /usr/lib/python3*/ensurepip/__init__.py
+endif
+
+dev: $(STAMP)
+
+apt:
+	@for file in $(APT_FILES); do
+	  if [ -e "$$file" ]; then continue; fi
+	  if [ "$$(id -u)" != 0 ]; then
+	    echo "$$file is missing. As root: apt-get install -y $(APT)" >&2; exit 1
+	  fi
+	  apt-get update -q
+	  DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(APT)
+	  break
+	done
+
+$(STAMP): pyproject.toml | apt
+	@if [ "$(MANAGED)" = yes ] && [ ! -x $(PYTHON) ]; then $(BASE_PYTHON) -m venv .venv; fi
+	$(PYTHON) -m pip install -q --disable-pip-version-check --root-user-action=ignore -e '.[dev]'
+	mkdir -p build && touch $@
+
+# What the type checkers and import-linter read: nacrefs/<folder> as links, because no folder is called nacrefs.
+types:
+	@mkdir -p build/types/nacrefs
+	for folder in client common conf mds oss; do ln -sfn ../../../$$folder build/types/nacrefs/$$folder; done
+
+check: dev types
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(PYTHON) -m pyright --warnings
+	PYTHONPATH=build/types $(BIN)/lint-imports
+
+test: dev
+	$(PYTHON) -m pytest -m "not slow" --ignore=tests/bench
+
+test-slow: dev
+	$(PYTHON) -m pytest -m slow --ignore=tests/bench --timeout=1800
+
+bench: dev
+	$(PYTHON) -m pytest tests/bench --benchmark-only --timeout=1800
+
+bench-peers: dev
+	$(PYTHON) tests/bench/peers.py
+
+demo: dev
+	PATH="$(BIN):$$PATH" sh conf/demo.sh
+
+clean:
+	rm -rf build dist .venv *.egg-info .benchmarks .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+.ONESHELL:

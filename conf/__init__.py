@@ -1,0 +1,1 @@
+"""Configuration files that ship with nacrefs: complete, commented, equal to the defaults."""
