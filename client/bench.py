@@ -1,0 +1,424 @@
+"""Workloads of `nacre bench` and `make bench-peers`: the same rows on any directories, step by step.
+
+A scenario is a generator that measures one row after the other on one filesystem and removes its files at the end.
+`compare` advances the scenarios of several filesystems in turns, so that each row is measured on all of them within
+seconds and a noisy machine is noisy to all. Only the standard library is used. docs/benchmarks.md says what each row
+does and what "cold" means.
+"""
+
+import contextlib
+import errno
+import itertools
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nacrefs.client.bench_report import Row
+from nacrefs.client.bench_workers import Prepare, Run, run_together
+
+SMALL_FILE_BYTES = 3900
+"""mdtest-hard's file size, as used by IO500."""
+
+_RANDOM_BLOCK_BYTES = 4096
+
+
+def drop_kernel_caches() -> None:
+    """Make the kernel forget names and attributes (root only; otherwise nothing happens and cold rows are warm)."""
+    with contextlib.suppress(PermissionError), open("/proc/sys/vm/drop_caches", "w") as control:
+        control.write("2")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A filesystem to be measured: one directory, or one directory seen through several mounts.
+
+    `cold` makes the client forget everything it has cached. `processes` gives the process ids by name whose processor
+    time is to be reported; `counters` gives request counters by name that only grow.
+    """
+
+    name: str
+    directories: Sequence[Path]
+    cold: Callable[[], None] = drop_kernel_caches
+    processes: Callable[[], Mapping[str, Sequence[int]]] = dict[str, Sequence[int]]
+    counters: Callable[[], Mapping[str, int]] = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work a row is. `scale` 1 is a full run (minutes), 0.02 a quick one (seconds)."""
+
+    scale: float = 1.0
+
+    @property
+    def files(self) -> int:
+        """Small files of one row, all workers together."""
+        return max(160, int(4000 * self.scale))
+
+    @property
+    def entries(self) -> int:
+        """Entries of the large directory."""
+        return max(200, int(100_000 * self.scale))
+
+    @property
+    def random_operations(self) -> int:
+        """Random 4 KiB operations of one row, all workers together."""
+        return max(128, int(10_000 * self.scale))
+
+    def stream_bytes(self, block_bytes: int) -> int:
+        """Bytes of a sequential row, all workers together: less for small blocks, a multiple of 4 blocks."""
+        full = min(1024 << 20, 32768 * block_bytes) * self.scale
+        return max(4, int(full) // (4 * block_bytes) * 4) * block_bytes
+
+
+Scenario = Callable[[Target, Sizes], Iterator[Row]]
+
+
+def compare(targets: Sequence[Target], scenarios: Iterable[Scenario], sizes: Sizes) -> Iterator[Row]:
+    """Measure every row of `scenarios` on every target, row by row; the targets take turns."""
+    for scenario in scenarios:
+        with contextlib.ExitStack() as stack:
+            runs: list[Iterator[Row]] = []
+            for target in targets:
+                run = scenario(target, sizes)
+                if isinstance(run, Generator):
+                    stack.callback(run.close)  # removes its files, also when another target failed
+                runs.append(run)
+            for step in itertools.zip_longest(*runs):
+                yield from (row for row in step if row is not None)  # a target may have no such row
+
+
+def scenarios(names: Iterable[str] = ()) -> list[Scenario]:
+    """The scenarios called `names`, in the usual order; all of them if none is named. EINVAL for an unknown name."""
+    wanted = set(names)
+    if unknown := wanted - SCENARIOS.keys():
+        raise OSError(
+            errno.EINVAL, f"no benchmark is called {', '.join(sorted(unknown))}; there are: {' '.join(SCENARIOS)}"
+        )
+    return [scenario for name, scenario in SCENARIOS.items() if not wanted or name in wanted]
+
+
+def _measure(target: Target, name: str, processes: int, operations: int, prepare: Prepare, unit: str = "op/s") -> Row:
+    """Run the workers and account for what they and the filesystem's processes spent."""
+    snapshots: list[tuple[dict[str, float], dict[str, int]]] = []
+
+    def snapshot() -> None:
+        snapshots.append((_cpu_seconds(target.processes()), dict(target.counters())))
+
+    burst = run_together(processes, prepare, at_start=snapshot, at_end=snapshot)
+    (cpu_before, count_before), (cpu_after, count_after) = snapshots
+    cpu = {one: cpu_after[one] - cpu_before.get(one, 0.0) for one in cpu_after}
+    cpu["workers"] = burst.worker_cpu_seconds
+    return Row(
+        name=name,
+        filesystem=target.name,
+        processes=processes,
+        unit=unit,
+        operations=operations,
+        bytes=burst.bytes,
+        seconds=burst.seconds,
+        cpu_us_per_operation={one: round(seconds * 1e6 / operations, 1) for one, seconds in cpu.items()},
+        requests_per_operation={
+            one: round((count - count_before.get(one, 0)) / operations, 3) for one, count in count_after.items()
+        },
+    )
+
+
+def _cpu_seconds(processes: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """User and system time by name, all threads of all its processes (in the kernel's ticks of 10 ms)."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    spent: dict[str, float] = {}
+    for name, process_ids in processes.items():
+        spent[name] = 0.0
+        for process_id in process_ids:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                # The command name may hold blanks and brackets; the figures begin after the last bracket.
+                fields = Path(f"/proc/{process_id}/stat").read_bytes().rpartition(b")")[2].split()
+                spent[name] += (int(fields[11]) + int(fields[12])) / ticks
+    return spent
+
+
+@contextlib.contextmanager
+def _work_directory(target: Target) -> Iterator[tuple[Path, ...]]:
+    """A fresh directory, as each of the target's mounts names it; removed afterwards."""
+    first = Path(tempfile.mkdtemp(prefix="nacre-bench-", dir=target.directories[0]))
+    try:
+        yield tuple(directory / first.name for directory in target.directories)
+    finally:
+        shutil.rmtree(first)
+
+
+# Small files
+
+
+def _create(paths: Sequence[str], content: bytes) -> Run:
+    def run() -> int:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+        for path in paths:
+            descriptor = os.open(path, flags, 0o644)
+            os.write(descriptor, content)
+            os.close(descriptor)
+        return len(paths) * len(content)
+
+    return run
+
+
+def _touch(paths: Sequence[str]) -> Run:
+    def run() -> int:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+        for path in paths:
+            os.close(os.open(path, flags, 0o644))
+        return 0
+
+    return run
+
+
+def _stat(paths: Sequence[str]) -> Run:
+    def run() -> int:
+        for path in paths:
+            os.stat(path)
+        return 0
+
+    return run
+
+
+def _open_read_close(paths: Sequence[str], size: int) -> Run:
+    def run() -> int:
+        total = 0
+        for path in paths:
+            descriptor = os.open(path, os.O_RDONLY)
+            total += len(os.read(descriptor, 65536))
+            os.close(descriptor)
+        if total != len(paths) * size:
+            raise OSError(errno.EIO, f"read {total} bytes of the {len(paths) * size} that were written", paths[0])
+        return total
+
+    return run
+
+
+def _unlink(paths: Sequence[str]) -> Run:
+    def run() -> int:
+        for path in paths:
+            os.unlink(path)
+        return 0
+
+    return run
+
+
+def _list(directory: str, entries: int) -> Run:
+    def run() -> int:
+        count = 0
+        with os.scandir(directory) as listing:
+            for entry in listing:
+                entry.stat(follow_symlinks=False)
+                count += 1
+        if count != entries:
+            raise OSError(errno.EIO, f"listed {count} entries of the {entries} that were made", directory)
+        return 0
+
+    return run
+
+
+def _names(root: Path, worker: int, count: int) -> list[str]:
+    return [f"{root}/{worker:02d}.{number:06d}" for number in range(count)]
+
+
+def small_files(processes: int) -> Scenario:
+    """Create, stat, read and remove 3.9 KB files; every worker in a directory of its own."""
+
+    def scenario(target: Target, sizes: Sizes) -> Iterator[Row]:
+        each = max(1, sizes.files // processes)
+        content = os.urandom(SMALL_FILE_BYTES)
+        with _work_directory(target) as roots:
+            paths: list[list[str]] = []
+            for worker in range(processes):
+                directory = roots[worker % len(roots)] / str(worker)
+                directory.mkdir()
+                paths.append(_names(directory, worker, each))
+
+            def row(name: str, prepare: Prepare) -> Row:
+                return _measure(target, name, processes, each * processes, prepare)
+
+            yield row("create 3.9 KB", lambda worker: _create(paths[worker], content))
+            target.cold()
+            yield row("stat, cold", lambda worker: _stat(paths[worker]))
+            yield row("stat, warm", lambda worker: _stat(paths[worker]))
+            target.cold()
+            yield row("open-read-close, cold", lambda worker: _open_read_close(paths[worker], len(content)))
+            yield row("open-read-close, warm", lambda worker: _open_read_close(paths[worker], len(content)))
+            yield row("unlink", lambda worker: _unlink(paths[worker]))
+
+    return scenario
+
+
+def shared_directory(processes: int, label: str = "") -> Scenario:
+    """Create and remove 3.9 KB files, all workers in one directory (mdtest-hard's shape), spread over the mounts."""
+
+    def scenario(target: Target, sizes: Sizes) -> Iterator[Row]:
+        each = max(1, sizes.files // processes)
+        content = os.urandom(SMALL_FILE_BYTES)
+        with _work_directory(target) as roots:
+            paths = [_names(roots[worker % len(roots)], worker, each) for worker in range(processes)]
+
+            def row(name: str, prepare: Prepare) -> Row:
+                return _measure(target, f"{name}, one directory{label}", processes, each * processes, prepare)
+
+            yield row("create 3.9 KB", lambda worker: _create(paths[worker], content))
+            yield row("unlink", lambda worker: _unlink(paths[worker]))
+
+    return scenario
+
+
+def several_mounts(processes: int) -> Scenario:
+    """As `shared_directory`; a target with one mount has no such row."""
+    shared = shared_directory(processes, ", several mounts")
+
+    def scenario(target: Target, sizes: Sizes) -> Iterator[Row]:
+        return shared(target, sizes) if len(target.directories) > 1 else iter(())
+
+    return scenario
+
+
+def large_directory(processes: int, few: bool = False) -> Scenario:
+    """Fill one directory with empty files, list it with attributes, empty it. `few`: with as many as other rows."""
+
+    def scenario(target: Target, sizes: Sizes) -> Iterator[Row]:
+        each = max(1, (sizes.files if few else sizes.entries) // processes)
+        entries = each * processes
+        with _work_directory(target) as roots:
+            paths = [_names(roots[0], worker, each) for worker in range(processes)]
+            label = f"{entries:,} entries"
+            yield _measure(target, f"fill, {label}", processes, entries, lambda worker: _touch(paths[worker]))
+            target.cold()
+            for state in "cold", "warm":
+                name = f"list with attributes, {label}, {state}"
+                yield _measure(target, name, 1, entries, lambda _: _list(str(roots[0]), entries))
+            yield _measure(target, f"empty, {label}", processes, entries, lambda worker: _unlink(paths[worker]))
+
+    return scenario
+
+
+# Bulk data
+
+
+def _write(path: str, size: int, block: memoryview, sync: bool) -> Run:
+    def run() -> int:
+        descriptor = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
+        remaining = size
+        while remaining:
+            remaining -= os.write(descriptor, block[:remaining])
+        if sync:
+            os.fsync(descriptor)
+        os.close(descriptor)
+        return size
+
+    return run
+
+
+def _read(path: str, size: int, block_bytes: int) -> Run:
+    buffers = [bytearray(block_bytes)]
+
+    def run() -> int:
+        descriptor = os.open(path, os.O_RDONLY)
+        total = 0
+        while got := os.readv(descriptor, buffers):
+            total += got
+        os.close(descriptor)
+        if total != size:
+            raise OSError(errno.EIO, f"read {total} bytes of the {size} that were written", path)
+        return total
+
+    return run
+
+
+def _random(path: str, offsets: Sequence[int], block: bytes | None) -> Run:
+    """Writes of `block` followed by one fsync; reads if there is none."""
+
+    def run() -> int:
+        descriptor = os.open(path, os.O_RDWR)
+        if block is None:
+            for offset in offsets:
+                os.pread(descriptor, _RANDOM_BLOCK_BYTES, offset)
+        else:
+            for offset in offsets:
+                os.pwrite(descriptor, block, offset)
+            os.fsync(descriptor)
+        os.close(descriptor)
+        return len(offsets) * _RANDOM_BLOCK_BYTES
+
+    return run
+
+
+def _size_name(size: int) -> str:
+    return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size >> 10} KiB"
+
+
+def sequential(block_bytes: int, streams: int) -> Scenario:
+    """Write with and without fsync, read cold and warm, each stream a file of its own."""
+
+    def scenario(target: Target, sizes: Sizes) -> Iterator[Row]:
+        total = sizes.stream_bytes(block_bytes)
+        each = total // streams
+        block = memoryview(os.urandom(block_bytes))
+        label = _size_name(block_bytes)
+        with _work_directory(target) as roots:
+            paths = [f"{roots[stream % len(roots)]}/{stream}" for stream in range(streams)]
+
+            def row(name: str, prepare: Prepare) -> Row:
+                return _measure(target, name, streams, total // block_bytes, prepare, "MiB/s")
+
+            yield row(f"write {label} + fsync", lambda stream: _write(paths[stream], each, block, True))
+            target.cold()
+            yield row(f"read {label}, cold", lambda stream: _read(paths[stream], each, block_bytes))
+            yield row(f"read {label}, warm", lambda stream: _read(paths[stream], each, block_bytes))
+            for path in paths:
+                os.unlink(path)
+            yield row(f"write {label}, no fsync", lambda stream: _write(paths[stream], each, block, False))
+
+    return scenario
+
+
+def random_access(processes: int) -> Scenario:
+    """4 KiB reads, then writes, at random offsets that are never hit twice; each worker in a file of its own."""
+
+    def scenario(target: Target, sizes: Sizes) -> Iterator[Row]:
+        each = max(1, sizes.random_operations // processes)
+        file_bytes = each * 8 * _RANDOM_BLOCK_BYTES
+        order = random.Random(each)
+        offsets = [
+            [block * _RANDOM_BLOCK_BYTES for block in order.sample(range(each * 8), each)] for _ in range(processes)
+        ]
+        block = os.urandom(_RANDOM_BLOCK_BYTES)
+        fill = memoryview(os.urandom(1 << 20))
+        with _work_directory(target) as roots:
+            paths = [f"{roots[worker % len(roots)]}/{worker}" for worker in range(processes)]
+            run_together(processes, lambda worker: _write(paths[worker], file_bytes, fill, True))
+
+            def row(name: str, prepare: Prepare) -> Row:
+                return _measure(target, name, processes, each * processes, prepare)
+
+            target.cold()
+            yield row("random read 4 KiB, cold", lambda worker: _random(paths[worker], offsets[worker], None))
+            yield row("random write 4 KiB + fsync", lambda worker: _random(paths[worker], offsets[worker], block))
+
+    return scenario
+
+
+SCENARIOS: Mapping[str, Scenario] = {
+    **{f"files-{processes}": small_files(processes) for processes in (1, 4, 8, 16)},
+    **{f"shared-{processes}": shared_directory(processes) for processes in (1, 4, 8, 16)},
+    "mounts-4": several_mounts(4),
+    "mounts-16": several_mounts(16),
+    "list-few": large_directory(4, few=True),
+    "list": large_directory(4),
+    **{
+        f"stream-{_size_name(size).replace(' ', '')}-{streams}": sequential(size, streams)
+        for size, streams in ((4096, 1), (65536, 1), (1 << 20, 1), (4 << 20, 1), (1 << 20, 4))
+    },
+    "random-1": random_access(1),
+    "random-4": random_access(4),
+}
+"""Every scenario by the name that `--rows` takes."""
