@@ -39,7 +39,7 @@ class Request(msgspec.Struct, Generic[ReplyT], frozen=True, array_like=True, gc=
     """A question to a peer; `ReplyT` is what it answers with. `mutates` marks what must happen exactly once."""
 
 
-# ---------------------------------------------------------------------------------------------------------- vocabulary
+# ----------------------------------------------------------------------------------------------------------- vocabulary
 
 
 class Lease(enum.IntEnum):
@@ -192,7 +192,7 @@ class Welcome(Message, frozen=True, array_like=True, gc=False):
     role: Role
 
 
-# ------------------------------------------------------------------------------------- client → MDS: sessions and leases
+# ------------------------------------------------------------------------------------ client → MDS: sessions and leases
 
 
 class OstInfo(Message, frozen=True, array_like=True, gc=False):
@@ -287,11 +287,12 @@ class GetOsts(Request[OstTable], frozen=True, array_like=True, tag=6):
     """Which OSTs are there, and how full."""
 
 
-# ----------------------------------------------------------------------------------------------- client → MDS: namespace
+# ---------------------------------------------------------------------------------------------- client → MDS: namespace
 
 
 class Lookup(Request[Entry], frozen=True, array_like=True, tag=16):
-    """The inode under a name; an absent name is an `Entry` without node, not an error. Names `.` and `..` are never sent."""
+    """The inode under a name; an absent name is an `Entry` without node, not an error. Names `.` and `..` are never
+    sent."""
 
     parent: int
     name: bytes
@@ -391,9 +392,9 @@ class Link(Request[Entry], frozen=True, array_like=True, tag=23):
 
 
 class Removed(Message, frozen=True, array_like=True, gc=False):
-    """A name is gone. `victim` is the inode that it stood for, with the link count it has now. `orphan`: the inode lives
-    on without a name because this session has, or may have, it open; the session must `Commit` with mode CLOSED once
-    it does not (at once if it never did)."""
+    """A name is gone. `victim` is the inode that it stood for, with the link count it has now. `orphan`: the inode
+    lives on without a name because this session has, or may have, it open; the session must `Commit` with mode CLOSED
+    once it does not (at once if it never did)."""
 
     victim: Attr
     parent: Attr
@@ -611,7 +612,7 @@ class SetPool(Request[Done], frozen=True, array_like=True, tag=39):
     osts: tuple[int, ...]
 
 
-# ------------------------------------------------------------------------------------------------------ MDS → its clients
+# ---------------------------------------------------------------------------------------------------- MDS → its clients
 
 
 class RecallItem(Message, frozen=True, array_like=True, gc=False):
@@ -644,7 +645,7 @@ class Evicted(Request[Done], frozen=True, array_like=True, tag=65):
     reason: str
 
 
-# --------------------------------------------------------------------------------------------------------- OSS ↔ MDS
+# ------------------------------------------------------------------------------------------------------------ OSS ↔ MDS
 
 
 class TargetInfo(Message, frozen=True, array_like=True, gc=False):
@@ -721,7 +722,8 @@ class TruncateObjects(Request[Done], frozen=True, array_like=True, tag=84):
 
 
 class Fence(Request[Done], frozen=True, array_like=True, tag=85):
-    """MDS → OSS: refuse these sessions from now on; I/O of theirs that is in service has ended when this is answered."""
+    """MDS → OSS: refuse these sessions from now on; I/O of theirs that is in service has ended when this is
+    answered."""
 
     sessions: tuple[int, ...]
 

@@ -1,0 +1,1 @@
+"""The metadata server: one MDT, which is one SQL database."""

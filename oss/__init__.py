@@ -1,0 +1,1 @@
+"""The object storage server: striped file bytes in OSTs, each a directory on NVMe."""
