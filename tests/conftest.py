@@ -111,5 +111,5 @@ async def _no_task_left() -> AsyncIterator[None]:
 @pytest.fixture(autouse=True)
 def no_task_left_behind(nothing_left_behind: None, request: pytest.FixtureRequest) -> None:
     """Fail an asynchronous test that leaves a task; set up first, it looks when all other fixtures are gone."""
-    if request.node.get_closest_marker("asyncio") is not None:
+    if "asyncio" in request.keywords:  # pytest-asyncio marks what it runs
         request.getfixturevalue("_no_task_left")
