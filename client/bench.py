@@ -74,19 +74,16 @@ class Sizes:
         return max(4, int(full) // (4 * block_bytes) * 4) * block_bytes
 
 
-Scenario = Callable[[Target, Sizes], Iterator[Row]]
+Scenario = Callable[[Target, Sizes], Generator[Row, None, None]]
 
 
 def compare(targets: Sequence[Target], scenarios: Iterable[Scenario], sizes: Sizes) -> Iterator[Row]:
     """Measure every row of `scenarios` on every target, row by row; the targets take turns."""
     for scenario in scenarios:
         with contextlib.ExitStack() as stack:
-            runs: list[Iterator[Row]] = []
-            for target in targets:
-                run = scenario(target, sizes)
-                if isinstance(run, Generator):
-                    stack.callback(run.close)  # removes its files, also when another target failed
-                runs.append(run)
+            runs = [scenario(target, sizes) for target in targets]
+            for run in runs:
+                stack.callback(run.close)  # removes its files, also when another target failed
             for step in itertools.zip_longest(*runs):
                 yield from (row for row in step if row is not None)  # a target may have no such row
 
@@ -103,15 +100,16 @@ def scenarios(names: Iterable[str] = ()) -> list[Scenario]:
 
 def _measure(target: Target, name: str, processes: int, operations: int, prepare: Prepare, unit: str = "op/s") -> Row:
     """Run the workers and account for what they and the filesystem's processes spent."""
-    snapshots: list[tuple[dict[str, float], dict[str, int]]] = []
+    snapshots: list[tuple[dict[tuple[str, int], float], dict[str, int]]] = []
 
     def snapshot() -> None:
         snapshots.append((_cpu_seconds(target.processes()), dict(target.counters())))
 
     burst = run_together(processes, prepare, at_start=snapshot, at_end=snapshot)
     (cpu_before, count_before), (cpu_after, count_after) = snapshots
-    cpu = {one: cpu_after[one] - cpu_before.get(one, 0.0) for one in cpu_after}
-    cpu["workers"] = burst.worker_cpu_seconds
+    cpu = {"workers": burst.worker_cpu_seconds}
+    for process, seconds in cpu_after.items():
+        cpu[process[0]] = cpu.get(process[0], 0.0) + seconds - cpu_before.get(process, 0.0)
     return Row(
         name=name,
         filesystem=target.name,
@@ -127,28 +125,27 @@ def _measure(target: Target, name: str, processes: int, operations: int, prepare
     )
 
 
-def _cpu_seconds(processes: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """User and system time by name, all threads of all its processes (in the kernel's ticks of 10 ms)."""
+def _cpu_seconds(processes: Mapping[str, Sequence[int]]) -> dict[tuple[str, int], float]:
+    """User and system time by name and process id, all threads of a process (in the kernel's ticks of 10 ms)."""
     ticks = os.sysconf("SC_CLK_TCK")
-    spent: dict[str, float] = {}
+    spent: dict[tuple[str, int], float] = {}
     for name, process_ids in processes.items():
-        spent[name] = 0.0
         for process_id in process_ids:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 # The command name may hold blanks and brackets; the figures begin after the last bracket.
                 fields = Path(f"/proc/{process_id}/stat").read_bytes().rpartition(b")")[2].split()
-                spent[name] += (int(fields[11]) + int(fields[12])) / ticks
+                spent[name, process_id] = (int(fields[11]) + int(fields[12])) / ticks
     return spent
 
 
 @contextlib.contextmanager
-def _work_directory(target: Target) -> Iterator[tuple[Path, ...]]:
-    """A fresh directory, as each of the target's mounts names it; removed afterwards."""
-    first = Path(tempfile.mkdtemp(prefix="nacre-bench-", dir=target.directories[0]))
+def _work_directory(target: Target) -> Generator[Path, None, None]:
+    """A fresh directory on the first mount; removed afterwards."""
+    directory = Path(tempfile.mkdtemp(prefix="nacre-bench-", dir=target.directories[0]))
     try:
-        yield tuple(directory / first.name for directory in target.directories)
+        yield directory
     finally:
-        shutil.rmtree(first)
+        shutil.rmtree(directory)
 
 
 # Small files
@@ -229,13 +226,13 @@ def _names(root: Path, worker: int, count: int) -> list[str]:
 def small_files(processes: int) -> Scenario:
     """Create, stat, read and remove 3.9 KB files; every worker in a directory of its own."""
 
-    def scenario(target: Target, sizes: Sizes) -> Iterator[Row]:
+    def scenario(target: Target, sizes: Sizes) -> Generator[Row, None, None]:
         each = max(1, sizes.files // processes)
         content = os.urandom(SMALL_FILE_BYTES)
-        with _work_directory(target) as roots:
+        with _work_directory(target) as root:
             paths: list[list[str]] = []
             for worker in range(processes):
-                directory = roots[worker % len(roots)] / str(worker)
+                directory = root / str(worker)
                 directory.mkdir()
                 paths.append(_names(directory, worker, each))
 
@@ -254,17 +251,24 @@ def small_files(processes: int) -> Scenario:
     return scenario
 
 
-def shared_directory(processes: int, label: str = "") -> Scenario:
-    """Create and remove 3.9 KB files, all workers in one directory (mdtest-hard's shape), spread over the mounts."""
+def shared_directory(processes: int, every_mount: bool = False) -> Scenario:
+    """Create and remove 3.9 KB files, all workers in one directory (mdtest-hard's shape).
 
-    def scenario(target: Target, sizes: Sizes) -> Iterator[Row]:
+    `every_mount`: they are spread over the target's mounts; a target that has only one gives no rows.
+    """
+
+    def scenario(target: Target, sizes: Sizes) -> Generator[Row, None, None]:
+        mounts = target.directories if every_mount else target.directories[:1]
+        if every_mount and len(mounts) == 1:
+            return
+        where = f"one directory, {len(mounts)} mounts" if every_mount else "one directory"
         each = max(1, sizes.files // processes)
         content = os.urandom(SMALL_FILE_BYTES)
-        with _work_directory(target) as roots:
-            paths = [_names(roots[worker % len(roots)], worker, each) for worker in range(processes)]
+        with _work_directory(target) as root:
+            paths = [_names(mounts[worker % len(mounts)] / root.name, worker, each) for worker in range(processes)]
 
             def row(name: str, prepare: Prepare) -> Row:
-                return _measure(target, f"{name}, one directory{label}", processes, each * processes, prepare)
+                return _measure(target, f"{name}, {where}", processes, each * processes, prepare)
 
             yield row("create 3.9 KB", lambda worker: _create(paths[worker], content))
             yield row("unlink", lambda worker: _unlink(paths[worker]))
@@ -272,30 +276,20 @@ def shared_directory(processes: int, label: str = "") -> Scenario:
     return scenario
 
 
-def several_mounts(processes: int) -> Scenario:
-    """As `shared_directory`; a target with one mount has no such row."""
-    shared = shared_directory(processes, ", several mounts")
-
-    def scenario(target: Target, sizes: Sizes) -> Iterator[Row]:
-        return shared(target, sizes) if len(target.directories) > 1 else iter(())
-
-    return scenario
-
-
 def large_directory(processes: int, few: bool = False) -> Scenario:
     """Fill one directory with empty files, list it with attributes, empty it. `few`: with as many as other rows."""
 
-    def scenario(target: Target, sizes: Sizes) -> Iterator[Row]:
+    def scenario(target: Target, sizes: Sizes) -> Generator[Row, None, None]:
         each = max(1, (sizes.files if few else sizes.entries) // processes)
         entries = each * processes
-        with _work_directory(target) as roots:
-            paths = [_names(roots[0], worker, each) for worker in range(processes)]
+        with _work_directory(target) as root:
+            paths = [_names(root, worker, each) for worker in range(processes)]
             label = f"{entries:,} entries"
             yield _measure(target, f"fill, {label}", processes, entries, lambda worker: _touch(paths[worker]))
             target.cold()
             for state in "cold", "warm":
                 name = f"list with attributes, {label}, {state}"
-                yield _measure(target, name, 1, entries, lambda _: _list(str(roots[0]), entries))
+                yield _measure(target, name, 1, entries, lambda _: _list(str(root), entries))
             yield _measure(target, f"empty, {label}", processes, entries, lambda worker: _unlink(paths[worker]))
 
     return scenario
@@ -359,13 +353,13 @@ def _size_name(size: int) -> str:
 def sequential(block_bytes: int, streams: int) -> Scenario:
     """Write with and without fsync, read cold and warm, each stream a file of its own."""
 
-    def scenario(target: Target, sizes: Sizes) -> Iterator[Row]:
+    def scenario(target: Target, sizes: Sizes) -> Generator[Row, None, None]:
         total = sizes.stream_bytes(block_bytes)
         each = total // streams
         block = memoryview(os.urandom(block_bytes))
         label = _size_name(block_bytes)
-        with _work_directory(target) as roots:
-            paths = [f"{roots[stream % len(roots)]}/{stream}" for stream in range(streams)]
+        with _work_directory(target) as root:
+            paths = [f"{root}/{stream}" for stream in range(streams)]
 
             def row(name: str, prepare: Prepare) -> Row:
                 return _measure(target, name, streams, total // block_bytes, prepare, "MiB/s")
@@ -384,7 +378,7 @@ def sequential(block_bytes: int, streams: int) -> Scenario:
 def random_access(processes: int) -> Scenario:
     """4 KiB reads, then writes, at random offsets that are never hit twice; each worker in a file of its own."""
 
-    def scenario(target: Target, sizes: Sizes) -> Iterator[Row]:
+    def scenario(target: Target, sizes: Sizes) -> Generator[Row, None, None]:
         each = max(1, sizes.random_operations // processes)
         file_bytes = each * 8 * _RANDOM_BLOCK_BYTES
         order = random.Random(each)
@@ -393,8 +387,8 @@ def random_access(processes: int) -> Scenario:
         ]
         block = os.urandom(_RANDOM_BLOCK_BYTES)
         fill = memoryview(os.urandom(1 << 20))
-        with _work_directory(target) as roots:
-            paths = [f"{roots[worker % len(roots)]}/{worker}" for worker in range(processes)]
+        with _work_directory(target) as root:
+            paths = [f"{root}/{worker}" for worker in range(processes)]
             run_together(processes, lambda worker: _write(paths[worker], file_bytes, fill, True))
 
             def row(name: str, prepare: Prepare) -> Row:
@@ -410,8 +404,8 @@ def random_access(processes: int) -> Scenario:
 SCENARIOS: Mapping[str, Scenario] = {
     **{f"files-{processes}": small_files(processes) for processes in (1, 4, 8, 16)},
     **{f"shared-{processes}": shared_directory(processes) for processes in (1, 4, 8, 16)},
-    "mounts-4": several_mounts(4),
-    "mounts-16": several_mounts(16),
+    "mounts-4": shared_directory(4, every_mount=True),
+    "mounts-16": shared_directory(16, every_mount=True),
     "list-few": large_directory(4, few=True),
     "list": large_directory(4),
     **{

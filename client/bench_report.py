@@ -5,7 +5,7 @@ import platform
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -15,7 +15,7 @@ class Row:
 
     `cpu_us_per_operation`: processor time by process name (`workers`: the benchmark's own loops, with the system time
     of their calls). `requests_per_operation`: the caller's counters. Both cover the row's duration, not what is
-    finished in the background later.
+    finished in the background later. `spread`: the lowest and the highest figure of the repetitions, if there were any.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Row:
     seconds: float
     cpu_us_per_operation: Mapping[str, float] = field(default_factory=dict[str, float])
     requests_per_operation: Mapping[str, float] = field(default_factory=dict[str, float])
+    spread: tuple[float, float] | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -90,26 +91,41 @@ def medians(rows: Iterable[Row]) -> list[Row]:
         repetitions.setdefault((*row.key, row.filesystem), []).append(row)
     kept: list[Row] = []
     for group in repetitions.values():
-        middle = statistics.median_low(row.figure for row in group)
-        kept.append(next(row for row in group if row.figure == middle))
+        figures = [row.figure for row in group]
+        middle = group[figures.index(statistics.median_low(figures))]
+        kept.append(replace(middle, spread=(round(min(figures), 2), round(max(figures), 2))))
     return kept
 
 
-def render(rows: Sequence[Row], subject: str | None = None) -> str:
-    """A plain-text table: a line per row, a column per filesystem, and how many times each other `subject` reaches."""
+Ratio = tuple[str, Sequence[str]]
+"""A column that says how many times the best of some filesystems another one reaches."""
+
+
+def ratios_of(subject: str, filesystems: Sequence[str], local: str = "local") -> list[Ratio]:
+    """`subject` against each other filesystem and, if there are two or more besides `local`, the best of them."""
+    others = [name for name in filesystems if name != subject]
+    peers = [name for name in others if name != local]
+    ratios: list[Ratio] = [(subject, [other]) for other in others]
+    if len(peers) > 1:
+        ratios.append((subject, peers))
+    return ratios
+
+
+def render(rows: Sequence[Row], ratios: Sequence[Ratio] = ()) -> str:
+    """A plain-text table: a line per row, a column per filesystem, a column per ratio."""
     filesystems = list(dict.fromkeys(row.filesystem for row in rows))
-    others = [name for name in filesystems if name != subject] if subject in filesystems else []
     figures: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
         figures.setdefault(row.key, {})[row.filesystem] = row
-    lines = [["row", "processes", "unit", *filesystems, *(f"{subject}/{other}" for other in others)]]
+    names = [f"{subject}/{others[0] if len(others) == 1 else 'best'}" for subject, others in ratios]
+    lines = [["row", "processes", "unit", *filesystems, *names]]
     for (name, processes), by_filesystem in figures.items():
         line = [name, str(processes), next(iter(by_filesystem.values())).unit]
         line += [_number(by_filesystem[one].figure) if one in by_filesystem else "-" for one in filesystems]
-        mine = by_filesystem.get(subject) if subject else None
-        for other in others:
-            theirs = by_filesystem.get(other)
-            line.append(f"{mine.figure / theirs.figure:.2f}" if mine and theirs else "-")
+        for subject, others in ratios:
+            theirs = [by_filesystem[other].figure for other in others if other in by_filesystem]
+            mine = by_filesystem.get(subject)
+            line.append(f"{mine.figure / max(theirs):.2f}" if mine and theirs else "-")
         lines.append(line)
     return _align(lines, left=1)
 
