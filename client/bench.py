@@ -13,7 +13,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +77,7 @@ class Sizes:
 Scenario = Callable[[Target, Sizes], Generator[Row, None, None]]
 
 
-def compare(targets: Sequence[Target], scenarios: Iterable[Scenario], sizes: Sizes) -> Iterator[Row]:
+def compare(targets: Sequence[Target], scenarios: Iterable[Scenario], sizes: Sizes) -> Generator[Row, None, None]:
     """Measure every row of `scenarios` on every target, row by row; the targets take turns."""
     for scenario in scenarios:
         with contextlib.ExitStack() as stack:
