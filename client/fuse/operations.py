@@ -1,0 +1,343 @@
+"""One method per FUSE operation: take the request apart, ask the filesystem, pack its answer. No decisions.
+
+A node id of the kernel is a fid; node 1 is the directory that is mounted. An operation returns the reply at once, or a
+coroutine for it if the filesystem has to wait, or None where the protocol wants no reply.
+"""
+
+import errno
+import stat
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from types import CoroutineType
+from typing import Any, Final, TypeAlias, TypeVar
+
+from nacrefs.client.filesystem import Changes, Cred, Dirent, Filesystem, Found, Handle, Stat
+from nacrefs.client.fuse import abi
+from nacrefs.client.fuse.abi import IN_HEADER_BYTES as BODY
+from nacrefs.client.fuse.abi import Op, Request
+from nacrefs.client.fuse.channel import Channel
+from nacrefs.common.answer import Answer, settle
+from nacrefs.common.wire import Attr, RenameFlag, Set, XattrFlag
+
+Reply: TypeAlias = bytes | Sequence[abi.Buffer]
+Outcome: TypeAlias = Reply | Coroutine[Any, Any, Reply] | None
+Handler: TypeAlias = Callable[[Request, memoryview], Outcome]
+T = TypeVar("T")
+
+_SETID: Final = stat.S_ISUID | stat.S_ISGID
+_LISTING_BYTES: Final = 128 * 1024
+
+
+def then(answer: Answer[T], pack: Callable[[int, T], Reply], unique: int) -> Outcome:
+    """The reply to request `unique` that `pack` makes of an answer, now or later."""
+    if type(answer) is CoroutineType:
+        return _later(answer, pack, unique)
+    return pack(unique, answer)  # type: ignore[arg-type]
+
+
+async def _later(answer: Coroutine[Any, Any, T], pack: Callable[[int, T], Reply], unique: int) -> Reply:
+    return pack(unique, await answer)
+
+
+def _done(unique: int, _: None) -> bytes:
+    return abi.empty_reply(unique)
+
+
+class Operations:
+    """The operations of one mount on one filesystem, whose directory `root` is what is mounted."""
+
+    def __init__(self, filesystem: Filesystem, root: int, channel: Channel) -> None:
+        self._fs = filesystem
+        self._root = root
+        self._channel = channel
+        self._listing = bytearray(_LISTING_BYTES)
+        # Regular files that were setuid or setgid when last seen. The kernel says with each write by an ordinary user
+        # that these bits must go; only for these files that costs anything.
+        self._setid: set[int] = set()
+
+    def table(self) -> list[Handler | None]:
+        """Handlers by opcode; None where we answer ENOSYS, upon which the kernel does without or never asks again."""
+        table: list[Handler | None] = [None] * abi.OPCODES
+        for op, handler in {
+            Op.LOOKUP: self.lookup, Op.GETATTR: self.getattr, Op.SETATTR: self.setattr, Op.READLINK: self.readlink,
+            Op.SYMLINK: self.symlink, Op.MKNOD: self.mknod, Op.MKDIR: self.mkdir, Op.UNLINK: self.unlink,
+            Op.RMDIR: self.rmdir, Op.RENAME: self.rename, Op.RENAME2: self.rename2, Op.LINK: self.link,
+            Op.OPEN: self.open, Op.READ: self.read, Op.WRITE: self.write, Op.STATFS: self.statfs,
+            Op.RELEASE: self.release, Op.FSYNC: self.fsync, Op.SETXATTR: self.setxattr, Op.GETXATTR: self.getxattr,
+            Op.LISTXATTR: self.listxattr, Op.REMOVEXATTR: self.removexattr, Op.FLUSH: self.flush,
+            Op.OPENDIR: self.opendir, Op.READDIR: self.readdir, Op.READDIRPLUS: self.readdirplus,
+            Op.RELEASEDIR: self.releasedir, Op.FSYNCDIR: self.fsyncdir, Op.CREATE: self.create,
+            Op.FALLOCATE: self.fallocate, Op.LSEEK: self.lseek, Op.COPY_FILE_RANGE: self.copy_file_range,
+            Op.COPY_FILE_RANGE_64: self.copy_file_range, Op.STATX: self.statx, Op.DESTROY: self.destroy,
+            Op.FORGET: self.forget, Op.BATCH_FORGET: self.batch_forget,
+        }.items():  # fmt: skip
+            table[op] = handler
+        return table
+
+    # ------------------------------------------------------------------------------------------------ names
+
+    def lookup(self, request: Request, view: memoryview) -> Outcome:
+        name = bytes(view[BODY : request.length - 1])
+        return then(self._fs.lookup(request.nodeid, name), self._entry, request.unique)
+
+    def mknod(self, request: Request, view: memoryview) -> Outcome:
+        mode, rdev = abi.U32_2.unpack_from(view, BODY)
+        name = bytes(view[BODY + 16 : request.length - 1])
+        made = self._fs.mknod(request.nodeid, name, mode, abi.decode_rdev(rdev), _cred(request))
+        return then(made, self._entry, request.unique)
+
+    def mkdir(self, request: Request, view: memoryview) -> Outcome:
+        mode, _ = abi.U32_2.unpack_from(view, BODY)
+        name = bytes(view[BODY + 8 : request.length - 1])
+        return then(self._fs.mkdir(request.nodeid, name, mode & 0o7777, _cred(request)), self._entry, request.unique)
+
+    def symlink(self, request: Request, view: memoryview) -> Outcome:
+        name, target = abi.split_names(view, BODY, request.length)
+        return then(self._fs.symlink(request.nodeid, name, target, _cred(request)), self._entry, request.unique)
+
+    def link(self, request: Request, view: memoryview) -> Outcome:
+        (fid,) = abi.U64.unpack_from(view, BODY)
+        name = bytes(view[BODY + 8 : request.length - 1])
+        return then(self._fs.link(fid, request.nodeid, name), self._entry, request.unique)
+
+    def unlink(self, request: Request, view: memoryview) -> Outcome:
+        return then(self._fs.unlink(request.nodeid, bytes(view[BODY : request.length - 1])), _done, request.unique)
+
+    def rmdir(self, request: Request, view: memoryview) -> Outcome:
+        return then(self._fs.rmdir(request.nodeid, bytes(view[BODY : request.length - 1])), _done, request.unique)
+
+    def rename(self, request: Request, view: memoryview) -> Outcome:
+        (new_parent,) = abi.U64.unpack_from(view, BODY)
+        return self._rename(request, view, new_parent, 0, BODY + 8)
+
+    def rename2(self, request: Request, view: memoryview) -> Outcome:
+        new_parent, flags, _ = abi.RENAME2_IN.unpack_from(view, BODY)
+        return self._rename(request, view, new_parent, flags, BODY + 16)
+
+    def _rename(self, request: Request, view: memoryview, new_parent: int, flags: int, names_at: int) -> Outcome:
+        if flags & ~3:
+            raise OSError(errno.EINVAL, "only RENAME_NOREPLACE and RENAME_EXCHANGE are known")
+        name, new_name = abi.split_names(view, names_at, request.length)
+        new_parent = self._root if new_parent == abi.ROOT_NODE else new_parent
+        moved = self._fs.rename(request.nodeid, name, new_parent, new_name, RenameFlag(flags))
+        return then(moved, _done, request.unique)
+
+    def _entry(self, unique: int, found: Found) -> bytes:
+        attr = found.attr
+        if attr is None:
+            return abi.absent_reply(unique) if found.entry_cacheable else abi.error_reply(unique, errno.ENOENT)
+        if attr.mode & _SETID:
+            self._note_setid(attr)
+        return abi.entry_reply(unique, found, attr)
+
+    # ------------------------------------------------------------------------------------------------ attributes
+
+    def getattr(self, request: Request, view: memoryview) -> Outcome:
+        flags, _, handle = abi.GETATTR_IN.unpack_from(view, BODY)
+        return then(self._fs.getattr(request.nodeid, handle if flags & 1 else None), self._attr, request.unique)
+
+    def statx(self, request: Request, view: memoryview) -> Outcome:
+        flags, _, handle = abi.STATX_IN.unpack_from(view, BODY)
+        answer = self._fs.getattr(request.nodeid, handle if flags & 1 else None)
+        return then(answer, abi.statx_reply, request.unique)
+
+    def setattr(self, request: Request, view: memoryview) -> Outcome:
+        handle, changes = abi.decode_setattr(view, time.time_ns())
+        self._setid.discard(request.nodeid)  # the answer's mode decides
+        return then(self._fs.setattr(request.nodeid, changes, handle), self._attr, request.unique)
+
+    def readlink(self, request: Request, view: memoryview) -> Outcome:
+        return then(self._fs.readlink(request.nodeid), abi.data_reply, request.unique)
+
+    def statfs(self, request: Request, view: memoryview) -> Outcome:
+        return then(self._fs.statfs(), abi.statfs_reply, request.unique)
+
+    def _attr(self, unique: int, answer: Stat) -> bytes:
+        if answer.attr.mode & _SETID:
+            self._note_setid(answer.attr)
+        return abi.attr_reply(unique, answer)
+
+    def _note_setid(self, attr: Attr) -> None:
+        if stat.S_ISREG(attr.mode):
+            self._setid.add(attr.fid)
+
+    async def _strip_then(
+        self, fid: int, ask: Callable[[], Answer[T]], pack: Callable[[int, T], Reply], unique: int
+    ) -> Reply:
+        """Take setuid and setgid away, then do what calls for it."""
+        self._setid.discard(fid)
+        await settle(self._fs.setattr(fid, Changes(Set.KILL_PRIVILEGES)))
+        return pack(unique, await settle(ask()))
+
+    # ------------------------------------------------------------------------------------------------ open files
+
+    def create(self, request: Request, view: memoryview) -> Outcome:
+        flags, mode, _, _ = abi.U32_4.unpack_from(view, BODY)
+        name = bytes(view[BODY + 16 : request.length - 1])
+        made = self._fs.create(request.nodeid, name, mode & 0o7777, flags, _cred(request))
+        return then(made, self._created, request.unique)
+
+    def _created(self, unique: int, made: tuple[Found, Handle]) -> bytes:
+        found, handle = made
+        if found.attr is None:
+            raise OSError(errno.EIO, "create answered without an inode")
+        if found.attr.mode & _SETID:
+            self._note_setid(found.attr)
+        return abi.create_reply(unique, found, found.attr, handle, abi.file_open_flags(handle))
+
+    def open(self, request: Request, view: memoryview) -> Outcome:
+        flags, open_flags = abi.U32_2.unpack_from(view, BODY)
+        fid = request.nodeid
+        if open_flags & abi.OPEN_KILL_SUIDGID and fid in self._setid:
+            return self._strip_then(fid, lambda: self._fs.open(fid, flags), _opened, request.unique)
+        return then(self._fs.open(fid, flags), _opened, request.unique)
+
+    def read(self, request: Request, view: memoryview) -> Outcome:
+        handle, offset, size = abi.READ_IN.unpack_from(view, BODY)
+        return then(self._fs.read(handle, offset, size), abi.buffers_reply, request.unique)
+
+    def write(self, request: Request, view: memoryview) -> Outcome:
+        handle, offset, size, flags = abi.WRITE_IN.unpack_from(view, BODY)
+        if abi.WRITE_DATA_AT + size > request.length:
+            raise OSError(errno.EINVAL, "a write with less data than it says")
+        data = self._channel.take(abi.WRITE_DATA_AT, size)
+        if flags & abi.WRITE_KILL_SUIDGID and request.nodeid in self._setid:
+            write = self._fs.write
+            return self._strip_then(
+                request.nodeid, lambda: write(handle, offset, data), abi.write_reply, request.unique
+            )
+        return then(self._fs.write(handle, offset, data), abi.write_reply, request.unique)
+
+    def flush(self, request: Request, view: memoryview) -> Outcome:
+        (handle,) = abi.U64.unpack_from(view, BODY)
+        return then(self._fs.flush(handle), _done, request.unique)
+
+    def release(self, request: Request, view: memoryview) -> Outcome:
+        (handle,) = abi.U64.unpack_from(view, BODY)
+        return then(self._fs.release(handle), _done, request.unique)
+
+    def fsync(self, request: Request, view: memoryview) -> Outcome:
+        handle, flags = abi.FSYNC_IN.unpack_from(view, BODY)
+        return then(self._fs.fsync(handle, bool(flags & abi.FSYNC_FDATASYNC)), _done, request.unique)
+
+    def fallocate(self, request: Request, view: memoryview) -> Outcome:
+        handle, offset, length, mode = abi.FALLOCATE_IN.unpack_from(view, BODY)
+        return then(self._fs.fallocate(handle, mode, offset, length), _done, request.unique)
+
+    def lseek(self, request: Request, view: memoryview) -> Outcome:
+        handle, offset, whence = abi.LSEEK_IN.unpack_from(view, BODY)
+        return then(self._fs.lseek(handle, offset, whence), abi.u64_reply, request.unique)
+
+    def copy_file_range(self, request: Request, view: memoryview) -> Outcome:
+        source, source_offset, _, target, target_offset, length, _ = abi.COPY_FILE_RANGE_IN.unpack_from(view, BODY)
+        if request.opcode == Op.COPY_FILE_RANGE:  # its answer has 32 bits
+            length = min(length, 0x7FFFF000)
+        copied = self._fs.copy_file_range(source, source_offset, target, target_offset, length)
+        pack = abi.write_reply if request.opcode == Op.COPY_FILE_RANGE else abi.u64_reply
+        return then(copied, pack, request.unique)
+
+    # ------------------------------------------------------------------------------------------------ directories
+
+    def opendir(self, request: Request, view: memoryview) -> Outcome:
+        return then(self._fs.opendir(request.nodeid), _opened_directory, request.unique)
+
+    def readdir(self, request: Request, view: memoryview) -> Outcome:
+        return self._list(request, view, abi.pack_dirent)
+
+    def readdirplus(self, request: Request, view: memoryview) -> Outcome:
+        return self._list(request, view, abi.pack_dirent_plus)
+
+    def _list(
+        self, request: Request, view: memoryview, pack_one: Callable[[bytearray, int, int, Dirent], int]
+    ) -> Outcome:
+        handle, cookie, size = abi.READ_IN.unpack_from(view, BODY)
+
+        def pack(unique: int, entries: Iterable[Dirent]) -> Reply:
+            listing, end, filled = self._listing, min(size, _LISTING_BYTES), 0
+            for entry in entries:
+                after = pack_one(listing, filled, end, entry)
+                if not after:
+                    break
+                filled = after
+            return abi.data_reply(unique, memoryview(listing)[:filled])
+
+        return then(self._fs.readdir(handle, cookie), pack, request.unique)
+
+    def releasedir(self, request: Request, view: memoryview) -> Outcome:
+        (handle,) = abi.U64.unpack_from(view, BODY)
+        return then(self._fs.releasedir(handle), _done, request.unique)
+
+    def fsyncdir(self, request: Request, view: memoryview) -> Outcome:
+        return then(self._fs.fsyncdir(request.nodeid), _done, request.unique)
+
+    # ------------------------------------------------------------------------------------------------ xattrs
+
+    def getxattr(self, request: Request, view: memoryview) -> Outcome:
+        size, _ = abi.U32_2.unpack_from(view, BODY)
+        name = bytes(view[BODY + 8 : request.length - 1])
+        return then(self._fs.getxattr(request.nodeid, name), _sized(size), request.unique)
+
+    def listxattr(self, request: Request, view: memoryview) -> Outcome:
+        size, _ = abi.U32_2.unpack_from(view, BODY)
+        fits = _sized(size)
+
+        def pack(unique: int, names: Sequence[bytes]) -> Reply:
+            return fits(unique, b"".join(name + b"\0" for name in names))
+
+        return then(self._fs.listxattr(request.nodeid), pack, request.unique)
+
+    def setxattr(self, request: Request, view: memoryview) -> Outcome:
+        size, flags = abi.U32_2.unpack_from(view, BODY)
+        name, _, rest = bytes(view[BODY + abi.SETXATTR_IN_BYTES : request.length]).partition(b"\0")
+        stored = self._fs.setxattr(request.nodeid, name, rest[:size], XattrFlag(flags))
+        return then(stored, _done, request.unique)
+
+    def removexattr(self, request: Request, view: memoryview) -> Outcome:
+        name = bytes(view[BODY : request.length - 1])
+        return then(self._fs.removexattr(request.nodeid, name), _done, request.unique)
+
+    # ------------------------------------------------------------------------------------------------ the kernel's own
+
+    def forget(self, request: Request, view: memoryview) -> Outcome:
+        self._forget(request.nodeid, abi.U64.unpack_from(view, BODY)[0])
+        return None
+
+    def batch_forget(self, request: Request, view: memoryview) -> Outcome:
+        count, _ = abi.U32_2.unpack_from(view, BODY)
+        for nodeid, lookups in abi.FORGET_ONE.iter_unpack(view[BODY + 8 : BODY + 8 + count * 16]):
+            self._forget(nodeid, lookups)
+        return None
+
+    def _forget(self, fid: int, lookups: int) -> None:
+        """The kernel gave up `lookups` of its references; the filesystem may want to know (`forget(fid, nlookup)`)."""
+        hook = getattr(self._fs, "forget", None)
+        if hook is not None:
+            hook(fid, lookups)
+
+    def destroy(self, request: Request, view: memoryview) -> Outcome:
+        return abi.empty_reply(request.unique)
+
+
+def _cred(request: Request) -> Cred:
+    return Cred(request.uid, request.gid, request.pid)
+
+
+def _opened(unique: int, handle: Handle) -> bytes:
+    return abi.open_reply(unique, handle, abi.file_open_flags(handle))
+
+
+def _opened_directory(unique: int, handle: Handle) -> bytes:
+    return abi.open_reply(unique, handle, abi.directory_open_flags(handle))
+
+
+def _sized(size: int) -> Callable[[int, bytes], Reply]:
+    """How a value goes to a caller who has room for `size` bytes, or (0) only asks how long it is."""
+
+    def pack(unique: int, value: bytes) -> Reply:
+        if not size:
+            return abi.write_reply(unique, len(value))
+        if len(value) > size:
+            return abi.error_reply(unique, errno.ERANGE)
+        return abi.data_reply(unique, value)
+
+    return pack
