@@ -28,25 +28,25 @@ endif
 dev: $(STAMP)
 
 apt:
-	@for file in $(APT_FILES); do
-	  if [ -e "$$file" ]; then continue; fi
-	  if [ "$$(id -u)" != 0 ]; then
-	    echo "$$file is missing. As root: apt-get install -y $(APT)" >&2; exit 1
-	  fi
-	  apt-get update -q
-	  DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(APT)
-	  break
+	@for file in $(APT_FILES); do \
+	    if [ -e "$$file" ]; then continue; fi; \
+	    if [ "$$(id -u)" != 0 ]; then \
+	        echo "$$file is missing, and some targets need it. As root: apt-get install -y $(APT)" >&2; break; \
+	    fi; \
+	    apt-get update -q; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(APT); \
+	    break; \
 	done
 
 $(STAMP): pyproject.toml | apt
-	@if [ "$(MANAGED)" = yes ] && [ ! -x $(PYTHON) ]; then $(BASE_PYTHON) -m venv .venv; fi
+	if [ "$(MANAGED)" = yes ] && [ ! -x $(PYTHON) ]; then $(BASE_PYTHON) -m venv .venv; fi
 	$(PYTHON) -m pip install -q --disable-pip-version-check --root-user-action=ignore -e '.[dev]'
 	mkdir -p build && touch $@
 
 # What the type checkers and import-linter read: nacrefs/<folder> as links, because no folder is called nacrefs.
 types:
 	@mkdir -p build/types/nacrefs
-	for folder in client common conf mds oss; do ln -sfn ../../../$$folder build/types/nacrefs/$$folder; done
+	@for folder in client common conf mds oss; do ln -sfn ../../../$$folder build/types/nacrefs/$$folder; done
 
 check: dev types
 	$(PYTHON) -m ruff check .
@@ -73,4 +73,3 @@ demo: dev
 clean:
 	rm -rf build dist .venv *.egg-info .benchmarks .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-.ONESHELL:
