@@ -15,8 +15,12 @@ else
 PYTHON := $(shell command -v $(BASE_PYTHON))
 endif
 BIN := $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('scripts'))" 2>/dev/null || echo $(CURDIR)/.venv/bin)
-# The installation is redone when pyproject.toml changes or another Python environment is in use.
+# The installation is redone when pyproject.toml changes, and when the environment has none or another checkout's.
 STAMP := build/dev$(subst /,-,$(BIN))
+INSTALLED := $(shell cd / && $(PYTHON) -c "import nacrefs.common as c; print(c.__path__[0])" 2>/dev/null)
+ifneq ($(INSTALLED),$(CURDIR)/common)
+.PHONY: $(STAMP)
+endif
 
 APT := fuse3 postgresql acl attr
 APT_FILES := /usr/bin/fusermount3 /usr/lib/postgresql/*/bin/initdb /usr/bin/setfacl /usr/bin/setfattr
