@@ -1,0 +1,1 @@
+"""How databases of earlier schemas become databases of the present one (Alembic)."""
