@@ -1,0 +1,215 @@
+"""How a batch reaches the database and then the cache.
+
+    flush(tx)              event loop: one SQL transaction, everything written, nothing durable
+    tx.mdt.store.commit()  any thread: durable
+    publish(tx)            event loop: the batch is what everybody sees now
+
+or `discard(tx)` at any point before the commit has succeeded.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+
+from nacrefs.common.layout import Layout
+from nacrefs.common.wire import AttrFlag
+from nacrefs.mds.cache import ABSENT
+from nacrefs.mds.engine import Cursor
+from nacrefs.mds.inode import Inode, encode_layout, row_of
+from nacrefs.mds.statements import Statements
+from nacrefs.mds.tx import Tx
+
+
+def flush(tx: Tx) -> None:
+    """Begin a transaction and write the batch's changes; OSError if the engine refuses, after which: `discard`."""
+    store = tx.mdt.store
+    try:
+        store.begin()
+        with store.pipeline():
+            cursor, statements = store.writer, store.statements
+            _flush_names(tx, cursor, statements)
+            _flush_inodes(tx, cursor, statements)
+            _flush_rest(tx, cursor, statements)
+    except (sqlite3.Error, psycopg.Error) as error:
+        raise store.failure(error) from error
+
+
+def publish(tx: Tx) -> None:
+    """The commit has succeeded: the batch becomes the committed state in memory."""
+    mdt, cache = tx.mdt, tx.mdt.cache
+    for fid, inode in tx.inodes.items():
+        if inode is None:
+            cache.drop_inode(fid)
+        else:
+            cache.put_inode(inode)
+    for key, fid in tx.dentries.items():
+        cache.put_dentry(key, fid)
+    for fid, sessions in tx.open_sets.items():
+        if sessions:
+            mdt.opens[fid] = sessions
+        else:
+            mdt.opens.pop(fid, None)
+    for fid, intent in tx.intents.items():
+        if intent is None:
+            mdt.intents.pop(fid, None)
+        else:
+            mdt.intents[fid] = intent
+    mdt.counter_limit = tx.counter_limit
+    mdt.files += len(tx.fresh) - len(tx.destroyed)
+
+
+def discard(tx: Tx, unknown: bool = False) -> None:
+    """The batch does not happen. `unknown`: the commit failed, and may have happened: memory is read anew from SQL."""
+    tx.mdt.store.rollback()
+    if unknown:
+        tx.mdt.reload()
+    elif tx.counters_moved:
+        tx.mdt.next_counter = tx.mdt.counter_limit  # the fids above it were given to nobody
+
+
+def _run(cursor: Cursor, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+    if len(rows) == 1:
+        cursor.execute(statement, rows[0])
+    elif rows:
+        cursor.executemany(statement, rows)
+
+
+def _flush_names(tx: Tx, cursor: Cursor, statements: Statements) -> None:
+    if not tx.dentries:
+        return
+    inserts: list[tuple[int, bytes, int]] = []
+    updates: list[tuple[int, int, bytes]] = []
+    deletes: list[tuple[int, bytes]] = []
+    base = tx.base_dentries
+    for key, fid in tx.dentries.items():
+        before = base[key]
+        if fid == before:
+            continue
+        if before == ABSENT:
+            inserts.append((*key, fid))
+        elif fid == ABSENT:
+            deletes.append(key)
+        else:
+            updates.append((fid, *key))
+    _run(cursor, statements.delete_dentry, deletes)
+    _run(cursor, statements.update_dentry, updates)
+    _run(cursor, statements.insert_dentry, inserts)
+
+
+def _flush_inodes(tx: Tx, cursor: Cursor, statements: Statements) -> None:
+    inodes = tx.inodes
+    if tx.destroyed:
+        bases = [tx.base[fid] for fid in tx.destroyed]
+        _run(cursor, statements.delete_inode, [(fid,) for fid in tx.destroyed])
+        _run(cursor, statements.delete_inline, [(base.attr.fid,) for base in bases if _has_inline_row(base)])
+        _run(
+            cursor,
+            statements.delete_xattrs,
+            [(base.attr.fid,) for base in bases if base.attr.flags & AttrFlag.XATTRS],
+        )
+    fresh = tx.fresh
+    if fresh:
+        _run(cursor, statements.insert_inode, [row_of(inodes[fid]) for fid in sorted(fresh)])  # type: ignore[arg-type]
+    touches: list[tuple[int, ...]] = []
+    updates: list[tuple[Any, ...]] = []
+    for fid, base in tx.base.items():
+        inode = inodes[fid]
+        if inode is None:
+            continue
+        if fid in tx.wide:
+            updates.append(_update_row(inode, base))
+        else:
+            new, old = inode.attr, base.attr
+            touches.append(
+                (
+                    new.nlink - old.nlink,
+                    new.mtime_ns,
+                    new.ctime_ns,
+                    new.change - old.change,
+                    inode.entries - base.entries,
+                    fid,
+                )
+            )
+    _run(cursor, statements.touch_inode, touches)
+    _run(cursor, statements.update_inode, updates)
+    if tx.contents:
+        _run(cursor, statements.put_inline, [item for item in tx.contents.items() if item[1]])
+        _run(
+            cursor,
+            statements.delete_inline,
+            [(fid,) for fid, data in tx.contents.items() if not data and fid not in fresh],
+        )
+    if tx.xattr_writes:
+        writes = [(key, value) for key, value in tx.xattr_writes.items() if inodes[key[0]] is not None]
+        _run(cursor, statements.delete_xattr, [key for key, value in writes if value is None])
+        _run(cursor, statements.put_xattr, [(*key, value) for key, value in writes if value is not None])
+
+
+def _update_row(inode: Inode, base: Inode) -> tuple[Any, ...]:
+    """The parameters of `Statements.update_inode`: counters as increments, all else as it is now."""
+    new, old = inode.attr, base.attr
+    return (
+        new.mode,
+        new.nlink - old.nlink,
+        new.uid,
+        new.gid,
+        new.size,
+        new.blocks,
+        new.atime_ns,
+        new.mtime_ns,
+        new.ctime_ns,
+        new.change - old.change,
+        new.flags,
+        inode.entries - base.entries,
+        inode.parent,
+        encode_layout(inode.layout),
+        encode_layout(inode.spec),
+        inode.data_version - base.data_version,
+        new.fid,
+    )
+
+
+def _has_inline_row(inode: Inode) -> bool:
+    return inode.is_symlink or (inode.is_inline and inode.attr.size > 0)
+
+
+def _flush_rest(tx: Tx, cursor: Cursor, statements: Statements) -> None:
+    mdt = tx.mdt
+    if tx.counters_moved:
+        cursor.execute(statements.set_counters, (tx.counter_limit, mdt.next_session))
+    ended = tx.ended_sessions
+    if tx.sessions:
+        _run(cursor, statements.insert_session, tx.sessions)
+    if ended:
+        gone = [(session,) for session in ended]
+        _run(cursor, statements.delete_session, gone)
+        _run(cursor, statements.delete_opens, gone)
+        _run(cursor, statements.delete_replies, gone)
+    if tx.open_writes:
+        writes = [(session, fid, mode) for (session, fid), mode in tx.open_writes.items() if session not in ended]
+        _run(cursor, statements.delete_open, [write[:2] for write in writes if not write[2]])
+        _run(cursor, statements.put_open, [(session, fid, int(mode)) for session, fid, mode in writes if mode])
+    _run(cursor, statements.trim_replies, list(tx.trims.items()))
+    if tx.replies:
+        rows = [(*key, body) for key, body in tx.replies.items() if key[0] not in ended]
+        _run(cursor, statements.insert_reply, rows)
+    if tx.new_destructions:
+        rows = [(fid, _encoded(layout)) for fid, layout in tx.new_destructions]
+        _run(cursor, statements.insert_destroy, rows)
+    _run(cursor, statements.delete_destroy, [(fid,) for fid in tx.finished])
+    if tx.intents:
+        intents = [intent for intent in tx.intents.values() if intent is not None]
+        _run(cursor, statements.put_intent, [(fid, size, _encoded(layout)) for fid, size, layout in intents])
+        _run(cursor, statements.delete_intent, [(fid,) for fid, intent in tx.intents.items() if intent is None])
+    _run(cursor, statements.put_ost, list(tx.osts.values()))
+    if tx.pools:
+        _run(cursor, statements.delete_pool, [(name,) for name in tx.pools])
+        _run(cursor, statements.insert_pool, [(name, index) for name, osts in tx.pools.items() for index in osts])
+
+
+def _encoded(layout: Layout) -> bytes:
+    data = encode_layout(layout)
+    assert data is not None
+    return data

@@ -1,0 +1,75 @@
+"""One MDT as this process has it: what outlives a transaction."""
+
+import itertools
+
+from nacrefs.common.wire import Mode
+from nacrefs.mds.cache import Cache
+from nacrefs.mds.engine import Store
+from nacrefs.mds.inode import decode_layout
+from nacrefs.mds.records import Destruction, Intent, OstRecord, SessionRecord
+
+
+class Mdt:
+    """The open database with the committed state that is kept in memory.
+
+    `opens` (registered opens, by fid, then session) and `intents` are complete copies of their tables; the cache is a part.
+    Only `Tx.publish` changes them.
+    """
+
+    def __init__(self, store: Store, cache: Cache) -> None:
+        self.store = store
+        self.cache = cache
+        self.opens: dict[int, dict[int, Mode]] = {}
+        self.intents: dict[int, Intent] = {}
+        self.files = 0
+        """Number of inodes."""
+        self.cluster = ""
+        self.number = 0
+        self.next_counter = 0
+        self.counter_limit = 0
+        """Fid counters below this are reserved in SQL for this process."""
+        self.next_session = 0
+        self.reload()
+
+    def reload(self) -> None:
+        """Forget all and read again what SQL says: at the start, and after a commit of which nobody knows the end."""
+        store, statements = self.store, self.store.statements
+        self.cache.clear()
+        row = store.fetchone(statements.mdt)
+        assert row is not None, "a formatted MDT has its row"
+        self.cluster, self.number, counter, self.next_session, _ = row
+        self.next_counter = self.counter_limit = counter
+        self.opens = {}
+        for session, fid, mode in store.fetchall(statements.opens):
+            self.opens.setdefault(fid, {})[session] = Mode(mode)
+        self.intents = {
+            fid: Intent(fid, size, decode_layout(layout)) for fid, size, layout in store.fetchall(statements.intents)
+        }
+        count = store.fetchone(statements.inode_count)
+        self.files = count[0] if count is not None else 0
+
+    def sessions(self) -> list[SessionRecord]:
+        """All sessions, oldest first."""
+        return [SessionRecord(*row) for row in self.store.fetchall(self.store.statements.sessions)]
+
+    def replies(self, session: int) -> list[tuple[int, bytes]]:
+        """The stored replies of a session: (xid, body), lowest xid first."""
+        return [(xid, body) for xid, body in self.store.fetchall(self.store.statements.replies, (session,))]
+
+    def osts(self) -> list[OstRecord]:
+        """All OSTs that ever registered, by index."""
+        return [OstRecord(*row) for row in self.store.fetchall(self.store.statements.osts)]
+
+    def pools(self) -> dict[str, tuple[int, ...]]:
+        """The OST indices of each pool."""
+        rows = self.store.fetchall(self.store.statements.pools)
+        return {name: tuple(index for _, index in group) for name, group in itertools.groupby(rows, lambda row: row[0])}
+
+    def orphans(self) -> list[int]:
+        """The fids that have no name any more and live until nobody has them open."""
+        return [fid for (fid,) in self.store.fetchall(self.store.statements.orphans)]
+
+    def destructions(self, limit: int) -> list[Destruction]:
+        """Up to `limit` files whose objects wait for the reaper."""
+        rows = self.store.fetchall(self.store.statements.destructions, (limit,))
+        return [Destruction(fid, decode_layout(layout)) for fid, layout in rows]

@@ -1,0 +1,41 @@
+"""Rows of the smaller tables as values (columns: `schema.py`)."""
+
+from typing import NamedTuple
+
+from nacrefs.common.layout import Layout
+
+
+class SessionRecord(NamedTuple):
+    """A client's session."""
+
+    id: int
+    client: str
+    host: str
+    root: int
+    created_ns: int
+
+
+class OstRecord(NamedTuple):
+    """An OST as it was last heard of."""
+
+    index: int
+    uuid: str
+    address: str
+    total_bytes: int
+    free_bytes: int
+    objects: int
+
+
+class Intent(NamedTuple):
+    """A file whose objects are to be cut at `size`."""
+
+    fid: int
+    size: int
+    layout: Layout
+
+
+class Destruction(NamedTuple):
+    """A file that is gone, whose objects are to be destroyed."""
+
+    fid: int
+    layout: Layout

@@ -1,0 +1,199 @@
+"""The tables of one MDT, which are the truth about its part of the tree.
+
+Everything that is not derivable lives here; caches and leases are memory. All integers are 64-bit and signed, so fids
+(`common.fid`) fit as long as the MDT number is below 32768. Names, targets, layouts and bodies are bytes; they are compared
+and sorted bytewise by every engine. Changes to this file need a migration (`mds/migrations/versions`); a test compares.
+`mds/check.py` verifies the invariants that are written here.
+"""
+
+from typing import Final
+
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, text
+
+SCHEMA_VERSION: Final = "0001"
+"""Alembic revision of the tables below: the newest file in `migrations/versions`."""
+
+Int64: Final = BigInteger().with_variant(Integer(), "sqlite")
+"""SQLite makes only an `INTEGER` primary key the row's own number; its integers have 64 bits anyway."""
+
+metadata: Final = MetaData()
+
+
+mdt: Final = Table(
+    "mdt",
+    metadata,
+    # Always 1: there is one row.
+    Column("id", Int64, primary_key=True, autoincrement=False),
+    # The cluster's name for itself, made by `format`; peers of another cluster are refused.
+    Column("cluster", Text, nullable=False),
+    # Upper 16 bits of every fid made here (0..32767).
+    Column("number", Int64, nullable=False),
+    # Fid counters from here on were never given out. Taken in ranges: after a crash the rest of a range is skipped.
+    Column("next_counter", Int64, nullable=False),
+    # Session numbers from here on were never given out.
+    Column("next_session", Int64, nullable=False),
+    # Grows when a server takes the MDT over. Every transaction checks it, so that a server that was replaced cannot commit.
+    Column("epoch", Int64, nullable=False),
+)
+
+inode: Final = Table(
+    "inode",
+    metadata,
+    # The first columns are the fields of `wire.Attr`, in its order, so that a row becomes an Attr as it is.
+    # The file id, `st_ino`; never used again for another file.
+    Column("fid", Int64, primary_key=True, autoincrement=False),
+    # Type and permissions as in `st_mode`. The type never changes.
+    Column("mode", Int64, nullable=False),
+    # Number of dentries for a file. For a directory: 2 + its subdirectories. 0: an orphan, gone once nobody has it open.
+    Column("nlink", Int64, nullable=False),
+    Column("uid", Int64, nullable=False),
+    Column("gid", Int64, nullable=False),
+    # Device number of a character or block device, 0 otherwise.
+    Column("rdev", Int64, nullable=False),
+    # Bytes. Last reported size of a file, target length of a symlink, 4096 for a directory.
+    Column("size", Int64, nullable=False),
+    # Allocated space in units of 512 bytes, as last reported.
+    Column("blocks", Int64, nullable=False),
+    # Times in nanoseconds since 1970.
+    Column("atime_ns", Int64, nullable=False),
+    Column("mtime_ns", Int64, nullable=False),
+    Column("ctime_ns", Int64, nullable=False),
+    # When it was made; never changes.
+    Column("btime_ns", Int64, nullable=False),
+    # Grows with every change of this row, its names or its xattrs; never falls.
+    Column("change", Int64, nullable=False),
+    # `wire.AttrFlag`: XATTRS exactly if there are xattr rows; INLINE exactly if a regular file has no objects (its
+    # contents are the inline row, or nothing); DEFAULT_LAYOUT exactly if `spec` is set.
+    Column("flags", Int64, nullable=False),
+    # Number of names in a directory, 0 for others. Zero is what rmdir asks for.
+    Column("entries", Int64, nullable=False),
+    # The directory that holds this directory (the root: itself); 0 for others. `..`, and the check against loops.
+    Column("parent", Int64, nullable=False),
+    # msgpack of `common.layout.Layout`: where a regular file's bytes are, or will be once they leave the MDT; else NULL.
+    Column("layout", LargeBinary),
+    # msgpack of `common.layout.LayoutSpec`: a directory's own default for new files; NULL: the MDT's.
+    Column("spec", LargeBinary),
+    # Project for quotas; 0: none. Handed down to new inodes.
+    Column("project", Int64, nullable=False),
+    # Grows with every reported change of a file's contents.
+    Column("data_version", Int64, nullable=False),
+)
+# Finds orphans after a restart; holds nothing else, so it costs nothing.
+Index(
+    "inode_orphan",
+    inode.c.fid,
+    sqlite_where=text("nlink = 0"),
+    postgresql_where=text("nlink = 0"),
+)
+
+dentry: Final = Table(
+    "dentry",
+    metadata,
+    # The directory. Lookup and listing are one search in the primary key.
+    Column("parent", Int64, primary_key=True, autoincrement=False),
+    # 1..255 bytes without `/` and NUL, neither `.` nor `..`.
+    Column("name", LargeBinary, primary_key=True),
+    # What the name stands for; that inode exists.
+    Column("fid", Int64, nullable=False),
+    sqlite_with_rowid=False,
+)
+# From an inode to its names: paths for people, checks, later policies.
+Index("dentry_fid", dentry.c.fid)
+
+inline: Final = Table(
+    "inline",
+    metadata,
+    # A regular file with INLINE whose contents are not empty, or a symlink.
+    Column("fid", Int64, primary_key=True, autoincrement=False),
+    # Contents or target. May be shorter than a file's `size`: the rest is a hole. Never longer.
+    Column("data", LargeBinary, nullable=False),
+)
+
+xattr: Final = Table(
+    "xattr",
+    metadata,
+    Column("fid", Int64, primary_key=True, autoincrement=False),
+    # With its prefix: `user.`, `trusted.`, `security.`, `system.posix_acl_`.
+    Column("name", LargeBinary, primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+session: Final = Table(
+    "session",
+    metadata,
+    # A client's session; never used again.
+    Column("id", Int64, primary_key=True, autoincrement=False),
+    # The client process's own id, kept over reconnects.
+    Column("client", Text, nullable=False),
+    # Where it runs, for people.
+    Column("host", Text, nullable=False),
+    # Fid of the directory it mounted.
+    Column("root", Int64, nullable=False),
+    Column("created_ns", Int64, nullable=False),
+)
+
+open_: Final = Table(
+    "open",
+    metadata,
+    # A registered open: this session has this file open without a lease that covers it.
+    Column("session", Int64, primary_key=True, autoincrement=False),
+    Column("fid", Int64, primary_key=True, autoincrement=False),
+    # `wire.Mode`, never CLOSED.
+    Column("mode", Int64, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+reply: Final = Table(
+    "reply",
+    metadata,
+    # The answer to a request that changed something, written with the change; sent again when the request is.
+    Column("session", Int64, primary_key=True, autoincrement=False),
+    Column("xid", Int64, primary_key=True, autoincrement=False),
+    # The encoded reply, without leases.
+    Column("body", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+ost: Final = Table(
+    "ost",
+    metadata,
+    # Its number in layouts; never used again for another OST.
+    Column("index", Int64, primary_key=True, autoincrement=False),
+    # Made by `nacre oss format`; how an OST is recognised wherever it appears.
+    Column("uuid", Text, nullable=False, unique=True),
+    # Last known URLs, best first, separated by commas.
+    Column("address", Text, nullable=False),
+    # Last reported space and objects, until the first heartbeat after a restart.
+    Column("total_bytes", Int64, nullable=False),
+    Column("free_bytes", Int64, nullable=False),
+    Column("objects", Int64, nullable=False),
+)
+
+pool: Final = Table(
+    "pool",
+    metadata,
+    # A pool is the set of its rows; without rows there is no such pool.
+    Column("name", Text, primary_key=True),
+    Column("ost", Int64, primary_key=True, autoincrement=False),
+    sqlite_with_rowid=False,
+)
+
+destroy: Final = Table(
+    "destroy",
+    metadata,
+    # A file that is gone, whose objects the reaper has yet to destroy. The row goes when every OST has confirmed.
+    Column("fid", Int64, primary_key=True, autoincrement=False),
+    # msgpack of the `Layout` that names its objects.
+    Column("layout", LargeBinary, nullable=False),
+)
+
+intent: Final = Table(
+    "intent",
+    metadata,
+    # A file whose objects are to be cut at `size`; it is busy until every OST has confirmed, then the row goes.
+    Column("fid", Int64, primary_key=True, autoincrement=False),
+    Column("size", Int64, nullable=False),
+    # msgpack of the `Layout` that names its objects.
+    Column("layout", LargeBinary, nullable=False),
+)
