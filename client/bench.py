@@ -277,10 +277,13 @@ def shared_directory(processes: int, every_mount: bool = False) -> Scenario:
 
 
 def large_directory(processes: int, few: bool = False) -> Scenario:
-    """Fill one directory with empty files, list it with attributes, empty it. `few`: with as many as other rows."""
+    """Fill one directory with empty files, list it with attributes, empty it.
+
+    `few`: with 4 times as many as other rows have files, for filesystems on which a large one takes minutes to fill.
+    """
 
     def scenario(target: Target, sizes: Sizes) -> Generator[Row, None, None]:
-        each = max(1, (sizes.files if few else sizes.entries) // processes)
+        each = max(1, (4 * sizes.files if few else sizes.entries) // processes)
         entries = each * processes
         with _work_directory(target) as root:
             paths = [_names(root, worker, each) for worker in range(processes)]

@@ -162,7 +162,10 @@ def main() -> int:
     arguments = _arguments()
     if arguments.inside is None:
         return _supervise(arguments)
-    _benchmark(arguments, arguments.inside)
+    try:
+        _benchmark(arguments, arguments.inside)
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -240,8 +240,11 @@ class Nacre(_Mounted):
     name = "nacrefs"
 
     def start_servers(self) -> None:
-        self.network.run("nacre", "dev", "up", "--dir", self.directory / "cluster")
-        self._url = str(json.loads(self.network.run("nacre", "dev", "status", "--dir", self._cluster, "--json"))["url"])
+        self.network.run("nacre", "dev", "up", "--dir", self._cluster)
+        status = json.loads(self.network.run("nacre", "dev", "status", "--dir", self._cluster, "--json"))
+        if "url" not in status:
+            raise SystemExit("`nacre dev status --json` does not say under `url` what to mount")
+        self._url = str(status["url"])
 
     @property
     def _cluster(self) -> Path:
