@@ -17,13 +17,23 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nacrefs.client.bench_loops import (
+    RANDOM_BLOCK_BYTES,
+    create_files,
+    list_directory,
+    random_blocks,
+    read_files,
+    read_stream,
+    stat_files,
+    touch_files,
+    unlink_files,
+    write_stream,
+)
 from nacrefs.client.bench_report import Row
-from nacrefs.client.bench_workers import Prepare, Run, run_together
+from nacrefs.client.bench_workers import Prepare, run_together
 
 SMALL_FILE_BYTES = 3900
 """mdtest-hard's file size, as used by IO500."""
-
-_RANDOM_BLOCK_BYTES = 4096
 
 
 def drop_kernel_caches() -> None:
@@ -148,77 +158,6 @@ def _work_directory(target: Target) -> Generator[Path, None, None]:
         shutil.rmtree(directory)
 
 
-# Small files
-
-
-def _create(paths: Sequence[str], content: bytes) -> Run:
-    def run() -> int:
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
-        for path in paths:
-            descriptor = os.open(path, flags, 0o644)
-            os.write(descriptor, content)
-            os.close(descriptor)
-        return len(paths) * len(content)
-
-    return run
-
-
-def _touch(paths: Sequence[str]) -> Run:
-    def run() -> int:
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
-        for path in paths:
-            os.close(os.open(path, flags, 0o644))
-        return 0
-
-    return run
-
-
-def _stat(paths: Sequence[str]) -> Run:
-    def run() -> int:
-        for path in paths:
-            os.stat(path)
-        return 0
-
-    return run
-
-
-def _open_read_close(paths: Sequence[str], size: int) -> Run:
-    def run() -> int:
-        total = 0
-        for path in paths:
-            descriptor = os.open(path, os.O_RDONLY)
-            total += len(os.read(descriptor, 65536))
-            os.close(descriptor)
-        if total != len(paths) * size:
-            raise OSError(errno.EIO, f"read {total} bytes of the {len(paths) * size} that were written", paths[0])
-        return total
-
-    return run
-
-
-def _unlink(paths: Sequence[str]) -> Run:
-    def run() -> int:
-        for path in paths:
-            os.unlink(path)
-        return 0
-
-    return run
-
-
-def _list(directory: str, entries: int) -> Run:
-    def run() -> int:
-        count = 0
-        with os.scandir(directory) as listing:
-            for entry in listing:
-                entry.stat(follow_symlinks=False)
-                count += 1
-        if count != entries:
-            raise OSError(errno.EIO, f"listed {count} entries of the {entries} that were made", directory)
-        return 0
-
-    return run
-
-
 def _names(root: Path, worker: int, count: int) -> list[str]:
     return [f"{root}/{worker:02d}.{number:06d}" for number in range(count)]
 
@@ -239,14 +178,14 @@ def small_files(processes: int) -> Scenario:
             def row(name: str, prepare: Prepare) -> Row:
                 return _measure(target, name, processes, each * processes, prepare)
 
-            yield row("create 3.9 KB", lambda worker: _create(paths[worker], content))
+            yield row("create 3.9 KB", lambda worker: create_files(paths[worker], content))
             target.cold()
-            yield row("stat, cold", lambda worker: _stat(paths[worker]))
-            yield row("stat, warm", lambda worker: _stat(paths[worker]))
+            yield row("stat, cold", lambda worker: stat_files(paths[worker]))
+            yield row("stat, warm", lambda worker: stat_files(paths[worker]))
             target.cold()
-            yield row("open-read-close, cold", lambda worker: _open_read_close(paths[worker], len(content)))
-            yield row("open-read-close, warm", lambda worker: _open_read_close(paths[worker], len(content)))
-            yield row("unlink", lambda worker: _unlink(paths[worker]))
+            yield row("open-read-close, cold", lambda worker: read_files(paths[worker], len(content)))
+            yield row("open-read-close, warm", lambda worker: read_files(paths[worker], len(content)))
+            yield row("unlink", lambda worker: unlink_files(paths[worker]))
 
     return scenario
 
@@ -270,8 +209,8 @@ def shared_directory(processes: int, every_mount: bool = False) -> Scenario:
             def row(name: str, prepare: Prepare) -> Row:
                 return _measure(target, f"{name}, {where}", processes, each * processes, prepare)
 
-            yield row("create 3.9 KB", lambda worker: _create(paths[worker], content))
-            yield row("unlink", lambda worker: _unlink(paths[worker]))
+            yield row("create 3.9 KB", lambda worker: create_files(paths[worker], content))
+            yield row("unlink", lambda worker: unlink_files(paths[worker]))
 
     return scenario
 
@@ -288,65 +227,14 @@ def large_directory(processes: int, few: bool = False) -> Scenario:
         with _work_directory(target) as root:
             paths = [_names(root, worker, each) for worker in range(processes)]
             label = f"{entries:,} entries"
-            yield _measure(target, f"fill, {label}", processes, entries, lambda worker: _touch(paths[worker]))
+            yield _measure(target, f"fill, {label}", processes, entries, lambda worker: touch_files(paths[worker]))
             target.cold()
             for state in "cold", "warm":
                 name = f"list with attributes, {label}, {state}"
-                yield _measure(target, name, 1, entries, lambda _: _list(str(root), entries))
-            yield _measure(target, f"empty, {label}", processes, entries, lambda worker: _unlink(paths[worker]))
+                yield _measure(target, name, 1, entries, lambda _: list_directory(str(root), entries))
+            yield _measure(target, f"empty, {label}", processes, entries, lambda worker: unlink_files(paths[worker]))
 
     return scenario
-
-
-# Bulk data
-
-
-def _write(path: str, size: int, block: memoryview, sync: bool) -> Run:
-    def run() -> int:
-        descriptor = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
-        remaining = size
-        while remaining:
-            remaining -= os.write(descriptor, block[:remaining])
-        if sync:
-            os.fsync(descriptor)
-        os.close(descriptor)
-        return size
-
-    return run
-
-
-def _read(path: str, size: int, block_bytes: int) -> Run:
-    buffers = [bytearray(block_bytes)]
-
-    def run() -> int:
-        descriptor = os.open(path, os.O_RDONLY)
-        total = 0
-        while got := os.readv(descriptor, buffers):
-            total += got
-        os.close(descriptor)
-        if total != size:
-            raise OSError(errno.EIO, f"read {total} bytes of the {size} that were written", path)
-        return total
-
-    return run
-
-
-def _random(path: str, offsets: Sequence[int], block: bytes | None) -> Run:
-    """Writes of `block` followed by one fsync; reads if there is none."""
-
-    def run() -> int:
-        descriptor = os.open(path, os.O_RDWR)
-        if block is None:
-            for offset in offsets:
-                os.pread(descriptor, _RANDOM_BLOCK_BYTES, offset)
-        else:
-            for offset in offsets:
-                os.pwrite(descriptor, block, offset)
-            os.fsync(descriptor)
-        os.close(descriptor)
-        return len(offsets) * _RANDOM_BLOCK_BYTES
-
-    return run
 
 
 def _size_name(size: int) -> str:
@@ -367,13 +255,13 @@ def sequential(block_bytes: int, streams: int) -> Scenario:
             def row(name: str, prepare: Prepare) -> Row:
                 return _measure(target, name, streams, total // block_bytes, prepare, "MiB/s")
 
-            yield row(f"write {label} + fsync", lambda stream: _write(paths[stream], each, block, True))
+            yield row(f"write {label} + fsync", lambda stream: write_stream(paths[stream], each, block, True))
             target.cold()
-            yield row(f"read {label}, cold", lambda stream: _read(paths[stream], each, block_bytes))
-            yield row(f"read {label}, warm", lambda stream: _read(paths[stream], each, block_bytes))
+            yield row(f"read {label}, cold", lambda stream: read_stream(paths[stream], each, block_bytes))
+            yield row(f"read {label}, warm", lambda stream: read_stream(paths[stream], each, block_bytes))
             for path in paths:
                 os.unlink(path)
-            yield row(f"write {label}, no fsync", lambda stream: _write(paths[stream], each, block, False))
+            yield row(f"write {label}, no fsync", lambda stream: write_stream(paths[stream], each, block, False))
 
     return scenario
 
@@ -383,23 +271,23 @@ def random_access(processes: int) -> Scenario:
 
     def scenario(target: Target, sizes: Sizes) -> Generator[Row, None, None]:
         each = max(1, sizes.random_operations // processes)
-        file_bytes = each * 8 * _RANDOM_BLOCK_BYTES
+        file_bytes = each * 8 * RANDOM_BLOCK_BYTES
         order = random.Random(each)
         offsets = [
-            [block * _RANDOM_BLOCK_BYTES for block in order.sample(range(each * 8), each)] for _ in range(processes)
+            [block * RANDOM_BLOCK_BYTES for block in order.sample(range(each * 8), each)] for _ in range(processes)
         ]
-        block = os.urandom(_RANDOM_BLOCK_BYTES)
+        block = os.urandom(RANDOM_BLOCK_BYTES)
         fill = memoryview(os.urandom(1 << 20))
         with _work_directory(target) as root:
             paths = [f"{root}/{worker}" for worker in range(processes)]
-            run_together(processes, lambda worker: _write(paths[worker], file_bytes, fill, True))
+            run_together(processes, lambda worker: write_stream(paths[worker], file_bytes, fill, True))
 
             def row(name: str, prepare: Prepare) -> Row:
                 return _measure(target, name, processes, each * processes, prepare)
 
             target.cold()
-            yield row("random read 4 KiB, cold", lambda worker: _random(paths[worker], offsets[worker], None))
-            yield row("random write 4 KiB + fsync", lambda worker: _random(paths[worker], offsets[worker], block))
+            yield row("random read 4 KiB, cold", lambda worker: random_blocks(paths[worker], offsets[worker], None))
+            yield row("random write 4 KiB + fsync", lambda worker: random_blocks(paths[worker], offsets[worker], block))
 
     return scenario
 
