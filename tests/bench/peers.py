@@ -20,7 +20,7 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from nacrefs.client.bench import Sizes, Target, compare, scenarios
+from nacrefs.client.bench import SCENARIOS, Sizes, Target, compare, scenarios
 from nacrefs.client.bench_report import Report, Row, describe_machine, medians, ratios_of, render, render_costs
 from tests.bench.systems import Gluster, Local, Moose, Mount, Nacre, System, target_of
 
@@ -34,7 +34,9 @@ ROWS = (
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure nacrefs, GlusterFS, MooseFS and the local disk side by side.")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/peers.json"), help="and .txt")
-    parser.add_argument("--rows", nargs="+", metavar="ROW", default=ROWS, help=" ".join(ROWS))
+    parser.add_argument(
+        "--rows", nargs="+", choices=list(SCENARIOS), default=ROWS, metavar="ROW", help=" ".join(SCENARIOS)
+    )
     parser.add_argument("--scale", type=float, default=0.25, help="1 = 4,000 files and 1 GiB per row")
     parser.add_argument("--repetitions", type=int, default=3, help="the table shows the median")
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="a directory on the disk to be measured")
@@ -55,7 +57,6 @@ def _supervise(arguments: argparse.Namespace) -> int:
         raise SystemExit("the peers' servers and mounts need root: run this with sudo")
     if "nacrefs" not in arguments.skip and not arguments.nacre and not shutil.which("nacre"):
         raise SystemExit("the command nacre is not there: run `make dev`, or leave nacrefs out with --skip-nacre")
-    scenarios(arguments.rows)  # an unknown row is said now
     _install(arguments)
     # A closed terminal or `kill` ends this script like Ctrl-C does, with its cleaning up.
     for number in signal.SIGTERM, signal.SIGHUP:
