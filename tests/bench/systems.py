@@ -240,22 +240,15 @@ class Nacre(_Mounted):
     name = "nacrefs"
 
     def start_servers(self) -> None:
-        self.network.run("nacre", "dev", "up", "--dir", self._cluster)
-        status = json.loads(self.network.run("nacre", "dev", "status", "--dir", self._cluster, "--json"))
+        cluster = self.directory / "cluster"
+        self.network.run("nacre", "dev", "up", "--dir", cluster)
+        status = json.loads(self.network.run("nacre", "dev", "status", "--dir", cluster, "--json"))
         if "url" not in status:
             raise SystemExit("`nacre dev status --json` does not say under `url` what to mount")
         self._url = str(status["url"])
 
-    @property
-    def _cluster(self) -> Path:
-        return self.directory / "cluster"
-
     def mount(self, mount: Path) -> None:
         self.network.run("nacre", "mount", self._url, mount)
-
-    def stop(self) -> None:
-        self.network.run("nacre", "dev", "down", "--dir", self._cluster, "--purge")
-        super().stop()
 
 
 class Mount:
