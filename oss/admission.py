@@ -1,0 +1,106 @@
+"""Who may do what to which object: fields, capability, fence and generation, before any byte is touched.
+
+Errors, each with words: EINVAL a field that cannot be · EACCES a capability that is forged or for something else ·
+EKEYEXPIRED one whose time is over · ESHUTDOWN the session was fenced by the MDS (it must not write any more, whatever
+it holds) · ESTALE an older layout generation than the object has seen (`gate`).
+"""
+
+import asyncio
+import errno
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from nacrefs.common.auth import check_capability
+from nacrefs.common.wire import BULK_BYTES_MAX, EXTENTS_MAX, Capability, Right
+
+OFFSET_MAX: Final = (1 << 63) - 1
+FID_MAX: Final = (1 << 64) - 1
+NUMBER_MAX: Final = (1 << 32) - 1
+_SEEN_MAX: Final = 8192
+
+
+def invalid(text: str) -> OSError:
+    """The error for a field that cannot be."""
+    return OSError(errno.EINVAL, text)
+
+
+def check_object(fid: int, number: int) -> None:
+    """EINVAL unless this can be an object."""
+    if not 0 < fid <= FID_MAX:
+        raise invalid(f"fid {fid} is not in 1..2^64-1")
+    if not 0 <= number <= NUMBER_MAX:
+        raise invalid(f"object number {number} is not in 0..2^32-1")
+
+
+def check_extents(extents: Sequence[tuple[int, int]], total_max: int = BULK_BYTES_MAX) -> int:
+    """How long the extents `(offset, length)` are together; EINVAL, naming the extent, unless they can be."""
+    if len(extents) > EXTENTS_MAX:
+        raise invalid(f"extents: {len(extents)} of them, at most {EXTENTS_MAX} are allowed")
+    total = 0
+    for offset, length in extents:
+        if offset < 0 or length < 0 or offset + length > OFFSET_MAX:
+            raise invalid(f"extents: ({offset}, {length}) does not lie within 0..2^63-1")
+        total += length
+    if total > total_max:
+        raise invalid(f"extents: {total} bytes together, at most {total_max} are allowed")
+    return total
+
+
+def _fenced(session: int) -> OSError:
+    return OSError(errno.ESHUTDOWN, f"session {session} was fenced: the MDS has ended it and given its leases away")
+
+
+class Admission:
+    """Capabilities and fences. Sound capabilities are remembered, so that the next I/O under one costs no hash."""
+
+    def __init__(self, key: bytes, now_s: Callable[[], float]) -> None:
+        self._key = key
+        self._now_s = now_s
+        self._seen: dict[bytes, tuple[int, int, int, int, int]] = {}
+        self._in_service: dict[int, int] = {}
+        self._ended: dict[int, asyncio.Event] = {}
+        self.fenced: set[int] = set()
+
+    def check(self, capability: Capability, fid: int, generation: int, session: int, right: Right) -> None:
+        """OSError unless `session` may do this to `fid` now. `right` may be several, of which one is enough."""
+        if session in self.fenced:
+            raise _fenced(session)
+        facts = (fid, generation, session, capability.rights, capability.expires_s)
+        now_s = self._now_s()
+        if self._seen.get(capability.mac) == facts and capability.rights & right and now_s <= capability.expires_s:
+            return
+        check_capability(
+            self._key, capability, fid=fid, generation=generation, session=session, right=right, now_s=now_s
+        )
+        if len(self._seen) >= _SEEN_MAX:
+            self._seen.clear()
+        self._seen[capability.mac] = facts
+
+    def enter(self, session: int) -> None:
+        """I/O of a session begins that takes more than this step of the event loop; ESHUTDOWN if it is fenced by now."""
+        if session in self.fenced:
+            raise _fenced(session)
+        self._in_service[session] = self._in_service.get(session, 0) + 1
+
+    def leave(self, session: int) -> None:
+        """Such I/O has ended."""
+        left = self._in_service[session] - 1
+        if left:
+            self._in_service[session] = left
+            return
+        del self._in_service[session]
+        if (ended := self._ended.pop(session, None)) is not None:
+            ended.set()
+
+    async def fence(self, sessions: Iterable[int]) -> None:
+        """Refuse sessions from now on; returns when nothing of theirs is in service."""
+        self.fenced.update(sessions)
+        for session in sessions:
+            if session in self._in_service:
+                await self._ended.setdefault(session, asyncio.Event()).wait()
+
+
+def check_size(size: int) -> None:
+    """EINVAL unless an object can be cut there."""
+    if not 0 <= size <= OFFSET_MAX:
+        raise invalid(f"size {size} is not in 0..2^63-1")

@@ -1,0 +1,196 @@
+"""`Write`, `Punch`, `Truncate`, `Sync`: requests that change an object or make its changes durable.
+
+A write to an object that is dirty already, whose partly written blocks are in the page cache, is one step of the
+event loop. Otherwise a coroutine waits for what is missing and then takes the same step.
+"""
+
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, Final
+
+from nacrefs.common.answer import Answer
+from nacrefs.common.wire import Punch, Right, Sync, Truncate, Write, Written
+from nacrefs.oss import blockio
+from nacrefs.oss.admission import check_extents, check_size, invalid
+from nacrefs.oss.durability import unpin
+from nacrefs.oss.gate import Call, Gate, check_generation
+from nacrefs.oss.incoming import segments
+from nacrefs.oss.object import DIRTY, Cold, Segment, StoredObject
+from nacrefs.oss.replies import ClientReplies, Replies
+from nacrefs.oss.target import Target
+
+_TRIES: Final = 4
+"""So often bytes are fetched in a thread before a step waits for the disk itself."""
+_NOTHING: Final = Written(0, 0, 0)
+
+Step = Callable[[StoredObject, bool], Cold | None]
+"""A change of an object, in one step of the event loop; with True it waits for the disk rather than be `Cold`."""
+
+
+class Changes:
+    """Handlers of requests that change."""
+
+    def __init__(self, gate: Gate, threads: blockio.IoThreads) -> None:
+        self._gate = gate
+        self._threads = threads
+        self._replies = Replies()
+
+    def write(self, request: Write, call: Call) -> Answer[Written]:
+        """Store bytes whose sums are right."""
+        total = check_extents(request.extents)
+        target = self._gate.admit(request, call, Right.WRITE)
+        replies, known = self._once(call)
+        if known is not None:
+            return known
+        bulk = call.pull()
+        if len(bulk) != total:
+            raise invalid(f"extents: {total} bytes together, but {len(bulk)} bytes came")
+        batches = segments(request, bulk, target.where)
+        if (
+            len(batches) == 1
+            and not request.sync
+            and self._gate.admitted.is_set()
+            and not target.durability.overfull
+            and target.space.has_room(total)
+        ):
+            stored = target.find(request.fid, request.number, create=True)
+            if stored is not None and stored.state is DIRTY:
+                check_generation(target, stored, request.generation)
+                if stored.write_now(batches[0], target.scratch) is None:
+                    target.durability.changed(stored, total)
+                    return replies.keep(call.xid, _written(stored))
+        return self._gate.counted(call, replies.serve, call.xid, self._write_later, request, target, batches, total)
+
+    async def _write_later(self, request: Write, target: Target, batches: list[list[Segment]], total: int) -> Written:
+        await self._gate.admitted.wait()
+        await target.durability.relief()
+        stored = await target.usable(request.fid, request.number)
+        if not target.space.has_room(total) and not (stored is not None and stored.is_allocated(request.extents)):
+            raise target.space.full()
+        key = (request.fid, request.number)
+        for batch in batches:
+            step = partial(_store, batch, target.scratch)
+            stored = await self.change(target, key, step, generation=request.generation, create=True)
+            if stored is not None:
+                target.durability.changed(stored, sum(len(segment.data) for segment in batch))
+        if stored is None:
+            return _NOTHING
+        if request.sync:
+            await _pinned(stored, target.durability.sync(stored))
+        return _written(stored)
+
+    def punch(self, request: Punch, call: Call) -> Answer[Written]:
+        """Make holes."""
+        check_extents(request.extents, total_max=1 << 75)
+        target = self._gate.admit(request, call, Right.WRITE)
+        replies, known = self._once(call)
+        if known is not None:
+            return known
+        step = partial(_punch, request.extents, target.scratch)
+        return self._gate.counted(call, replies.serve, call.xid, self._alter, request, target, step)
+
+    def truncate(self, request: Truncate, call: Call) -> Answer[Written]:
+        """Cut an object."""
+        check_size(request.size)
+        target = self._gate.admit(request, call, Right.WRITE)
+        replies, known = self._once(call)
+        if known is not None:
+            return known
+        step = partial(_truncate, request.size, target.scratch)
+        return self._gate.counted(call, replies.serve, call.xid, self._alter, request, target, step)
+
+    async def _alter(self, request: Punch | Truncate, target: Target, step: Step) -> Written:
+        await self._gate.admitted.wait()
+        stored = await self.change(target, (request.fid, request.number), step, generation=request.generation)
+        if stored is None:
+            return _NOTHING
+        target.durability.changed(stored, 0)
+        return _written(stored)
+
+    def sync(self, request: Sync, call: Call) -> Answer[Written]:
+        """Make an object durable."""
+        target = self._gate.admit(request, call, Right.READ | Right.WRITE)
+        return self._gate.counted(call, self._sync, target, request)
+
+    async def _sync(self, target: Target, request: Sync) -> Written:
+        await self._gate.admitted.wait()
+        stored = await target.usable(request.fid, request.number)
+        if stored is None:
+            return _NOTHING
+        check_generation(target, stored, request.generation)
+        await _pinned(stored, target.durability.sync(stored))
+        return _written(stored)
+
+    async def truncate_durably(self, target: Target, key: tuple[int, int], size: int) -> None:
+        """Cut an object on behalf of the MDS."""
+        stored = await self.change(target, key, partial(_truncate, size, target.scratch))
+        if stored is not None:
+            target.durability.changed(stored, 0)
+            await _pinned(stored, target.durability.sync(stored))
+
+    async def change(
+        self,
+        target: Target,
+        key: tuple[int, int],
+        step: Step,
+        *,
+        generation: int | None = None,
+        create: bool = False,
+    ) -> StoredObject | None:
+        """Carry out one change of an object, waiting for whatever it needs; None if there is none to be changed. The
+        caller reports the change to `Durability` in the same step."""
+        attempt = 0
+        while True:
+            stored = await target.usable(*key, create=create)
+            if stored is None:
+                return None
+            if generation is not None:
+                check_generation(target, stored, generation)
+            stored.pins += 1
+            try:
+                await target.durability.prepare(stored)
+                if stored.state is not DIRTY:
+                    continue  # it is to be re-hashed
+                cold = step(stored, attempt >= _TRIES)
+                if cold is None:
+                    return stored
+                attempt += 1
+                await self._threads.run(blockio.warm, stored.fd, cold.ranges)
+            finally:
+                unpin(stored)
+
+    def _once(self, call: Call) -> tuple[ClientReplies, Answer[Written] | None]:
+        """The client's kept answers, and the answer to this very request if it has been, or is being, served."""
+        replies: ClientReplies | None = call.peer.state
+        if replies is None:
+            replies = call.peer.state = self._replies.of(call.peer.name)
+        replies.trim(call.oldest)
+        if not call.resent:
+            return replies, None
+        return replies, replies.again(call.xid)
+
+
+def _store(batch: Sequence[Segment], scratch: memoryview, stored: StoredObject, blocking: bool) -> Cold | None:
+    return stored.write_now(batch, scratch, blocking)
+
+
+def _punch(
+    extents: Sequence[tuple[int, int]], scratch: memoryview, stored: StoredObject, blocking: bool
+) -> Cold | None:
+    return stored.punch_now(extents, scratch, blocking)
+
+
+def _truncate(size: int, scratch: memoryview, stored: StoredObject, blocking: bool) -> Cold | None:
+    return stored.truncate_now(size, scratch, blocking)
+
+
+def _written(stored: StoredObject) -> Written:
+    return Written(stored.size, stored.allocated_bytes, stored.version)
+
+
+async def _pinned(stored: StoredObject, work: Coroutine[Any, Any, None]) -> None:
+    stored.pins += 1
+    try:
+        await work
+    finally:
+        unpin(stored)

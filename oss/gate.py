@@ -1,0 +1,114 @@
+"""What every handler of an OSS does before and around its work: find the target, check the request, count it.
+
+`Call` is what handlers use of `common.rpc.Call`.
+"""
+
+import asyncio
+import errno
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from nacrefs.common.fid import format_fid
+from nacrefs.common.wire import Capability, ObjectId, Right
+from nacrefs.oss.admission import Admission, check_object
+from nacrefs.oss.object import StoredObject
+from nacrefs.oss.target import Target
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Peer(Protocol):
+    """Who asks: `name` is kept over reconnects, `session` is what capabilities must be for."""
+
+    name: str
+    session: int
+    state: Any
+
+
+class Call(Protocol):
+    """One request in service."""
+
+    xid: int
+    oldest: int
+    resent: bool
+
+    @property
+    def peer(self) -> Peer: ...
+    def pull(self) -> memoryview: ...
+    def push(self, buffers: Sequence[memoryview], release: Callable[[], None] | None = None) -> None: ...
+
+
+class Io(Protocol):
+    """What all clients' requests say about the object that they are for."""
+
+    @property
+    def ost(self) -> int: ...
+    @property
+    def fid(self) -> int: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def capability(self) -> Capability: ...
+
+
+class Gate:
+    """The targets of this server by OST index, and who may use them."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.admission = admission
+        self.targets: dict[int, Target] = {}
+        self.admitted = asyncio.Event()
+        """Set once the MDS has said which sessions are fenced: no I/O before that."""
+
+    def admit(self, request: Io, call: Call, right: Right) -> Target:
+        """The target of a request that its sender may make; OSError otherwise (`admission`, ENXIO)."""
+        target = self.targets.get(request.ost)
+        if target is None:
+            raise self._unknown(request.ost)
+        check_object(request.fid, request.number)
+        self.admission.check(request.capability, request.fid, request.generation, call.peer.session, right)
+        return target
+
+    def find(self, objects: Sequence[ObjectId]) -> list[tuple[Target, tuple[int, int]]]:
+        """Target and key `(fid, number)` of objects; ENXIO if an OST is not served here."""
+        found: list[tuple[Target, tuple[int, int]]] = []
+        for item in objects:
+            target = self.targets.get(item.ost)
+            if target is None:
+                raise self._unknown(item.ost)
+            check_object(item.fid, item.number)
+            found.append((target, (item.fid, item.number)))
+        return found
+
+    def _unknown(self, ost: int) -> OSError:
+        here = ", ".join(str(index) for index in sorted(self.targets)) or "none"
+        return OSError(errno.ENXIO, f"OST {ost} is not served here (here: {here}); ask the MDS where it is")
+
+    async def counted(
+        self, call: Call, work: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """The result of work that takes more than one step; a fence waits for it."""
+        session = call.peer.session
+        self.admission.enter(session)
+        try:
+            return await work(*args, **kwargs)
+        finally:
+            self.admission.leave(session)
+
+
+def check_generation(target: Target, stored: StoredObject, generation: int) -> None:
+    """ESTALE if the object has been used under a newer layout; remembers a newer one."""
+    if generation == stored.generation:
+        return
+    if generation < stored.generation:
+        raise OSError(
+            errno.ESTALE,
+            f"{target.where}: layout generation {generation} of {format_fid(stored.fid)} is outdated, "
+            f"{stored.generation} has been seen; ask the MDS again",
+        )
+    stored.generation = generation
+    stored.record_stale = True
+    target.durability.changed(stored, 0)

@@ -1,0 +1,55 @@
+"""The bytes of a `Write`, checked against their sums before anything else is done with them."""
+
+import errno
+from typing import Final
+
+from nacrefs.common.checksum import SUM_BYTES, block_sums, first_mismatch
+from nacrefs.common.fid import format_fid
+from nacrefs.common.layout import BLOCK_BYTES, block_count
+from nacrefs.common.wire import Write
+from nacrefs.oss.admission import invalid
+from nacrefs.oss.object import Segment
+
+_MASK: Final = BLOCK_BYTES - 1
+
+
+def segments(request: Write, bulk: memoryview, where: str) -> list[list[Segment]]:
+    """The extents with their bytes, verified; neighbours joined, in batches that ascend without overlap.
+
+    EBADMSG, naming OST (`where`), object and offset, if bytes and sums do not match; EINVAL if there are too few or too
+    many sums.
+    """
+    batches: list[list[Segment]] = []
+    at = sums_at = 0
+    sums = request.sums
+    end = -1
+    for offset, length in request.extents:
+        if not length:
+            continue
+        data = bulk[at : at + length]
+        wanted = block_count(offset, offset + length) * SUM_BYTES
+        part = sums[sums_at : sums_at + wanted]
+        if len(part) != wanted:
+            raise invalid(f"sums: {len(sums)} bytes are too few for these extents")
+        wrong = first_mismatch(data, offset, part)
+        if wrong is not None:
+            raise OSError(
+                errno.EBADMSG,
+                f"checksum mismatch on the way to {where}, object {format_fid(request.fid)}.{request.number}, offset "
+                f"{wrong}: the bytes were damaged between client and server",
+            )
+        if offset == end:  # the bytes lie one after the other in `bulk`, too
+            last = batches[-1][-1]
+            joined = bulk[at - len(last.data) : at + length]
+            joined_sums = last.sums + part if not offset & _MASK else block_sums(joined, last.offset)
+            batches[-1][-1] = Segment(last.offset, joined, joined_sums)
+        elif offset > end and batches:
+            batches[-1].append(Segment(offset, data, part))
+        else:
+            batches.append([Segment(offset, data, part)])
+        end = offset + length
+        at += length
+        sums_at += wanted
+    if sums_at != len(sums):
+        raise invalid(f"sums: {len(sums)} bytes, these extents need {sums_at}")
+    return batches

@@ -1,0 +1,93 @@
+"""What an OSS answers: requests of clients to its listener, orders of the MDS over the connection that it made.
+
+A handler answers at once, in the step of the event loop in which the request arrived, if nothing must be waited for.
+Otherwise it returns a coroutine. Steps are atomic; coroutines pin the object that they use and are counted, so that
+`Destroy` and `Fence` can wait for them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nacrefs.common.buffers import BufferPool
+from nacrefs.common.wire import (
+    Destroy,
+    Done,
+    Fence,
+    Glimpse,
+    Glimpsed,
+    ObjectStat,
+    Punch,
+    Read,
+    Right,
+    StatObject,
+    Sync,
+    Truncate,
+    TruncateObjects,
+    Write,
+)
+from nacrefs.oss import blockio
+from nacrefs.oss.admission import check_size
+from nacrefs.oss.changes import Changes
+from nacrefs.oss.gate import Call, Gate
+from nacrefs.oss.reads import Reads
+from nacrefs.oss.target import Target
+
+Handlers = Mapping[type[Any], Callable[[Any, Any], Any]]
+
+
+class Service:
+    """All handlers of one OSS."""
+
+    def __init__(self, gate: Gate, threads: blockio.IoThreads, pool: BufferPool) -> None:
+        self.gate = gate
+        self._reads = Reads(gate, threads, pool)
+        self._changes = Changes(gate, threads)
+
+    def for_clients(self) -> Handlers:
+        """Handlers of requests that clients send."""
+        return {
+            Read: self._reads.read,
+            Write: self._changes.write,
+            Punch: self._changes.punch,
+            Truncate: self._changes.truncate,
+            StatObject: self.stat,
+            Sync: self._changes.sync,
+        }
+
+    def for_mds(self) -> Handlers:
+        """Handlers of requests that the MDS sends."""
+        return {
+            Destroy: self.destroy,
+            Glimpse: self.glimpse,
+            TruncateObjects: self.truncate_objects,
+            Fence: self.fence,
+        }
+
+    def stat(self, request: StatObject, call: Call) -> ObjectStat:
+        """Size and allocation of an object."""
+        return self.gate.admit(request, call, Right.READ | Right.WRITE).stat(request.fid, request.number)
+
+    async def destroy(self, request: Destroy, call: Call) -> Done:
+        """Destroy objects."""
+        by_target: dict[Target, list[tuple[int, int]]] = {}
+        for target, key in self.gate.find(request.objects):
+            by_target.setdefault(target, []).append(key)
+        for target, keys in by_target.items():
+            await target.destroy(keys)
+        return Done()
+
+    def glimpse(self, request: Glimpse, call: Call) -> Glimpsed:
+        """Sizes of objects as they are now."""
+        return Glimpsed(tuple(target.stat(*key) for target, key in self.gate.find(request.objects)))
+
+    async def truncate_objects(self, request: TruncateObjects, call: Call) -> Done:
+        """Cut objects durably."""
+        check_size(request.size)
+        for target, key in self.gate.find(request.objects):
+            await self._changes.truncate_durably(target, key, request.size)
+        return Done()
+
+    async def fence(self, request: Fence, call: Call) -> Done:
+        """Refuse sessions; answered when their I/O has ended."""
+        await self.gate.admission.fence(request.sessions)
+        return Done()

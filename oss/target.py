@@ -1,0 +1,462 @@
+"""One OST: one directory on one file system.
+
+    ost.toml            what this directory is
+    objects/XX/YY/F.N   object N of fid F (16 hexadecimal digits), a sparse file; XX, YY are bits 16-23 and 8-15 of the
+                        fid, so that 256 fids that were made one after the other share a directory; the process that
+                        serves the OST has objects/ locked (flock)
+    index/              LMDB (`nacrefs.oss.index`)
+
+`Target` keeps a bounded number of objects open, decides which may be used as they are and which must be re-hashed
+first, and destroys them. What makes them durable is `Durability`.
+"""
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+import time
+import tomllib
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from nacrefs.common.wire import ObjectStat, TargetInfo
+from nacrefs.oss import blockio
+from nacrefs.oss.durability import Durability, unpin
+from nacrefs.oss.index import Change, Index
+from nacrefs.oss.object import CLEAN, CLEANING, DEAD, DIRTY, SUSPECT, StoredObject, rehash
+from nacrefs.oss.space import Space
+
+_log = logging.getLogger(__name__)
+FORMAT: Final = 1
+"""Version of what is in an OST's directory (docs/on-disk.md)."""
+_LABEL: Final = "ost.toml"
+_SCAN_RECORDS: Final = 2000
+_ABSENT: Final = ObjectStat(0, 0, 0, 0)
+
+
+class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `ost.toml` says. `index` is -1 until the MDS has given one."""
+
+    format: int
+    cluster: str
+    uuid: str
+    index: int = -1
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one OST may use. `flush_s`: how long an object stays dirty if nobody syncs it."""
+
+    reserve_bytes: int = 64 << 20
+    reserve_percent: float = 1.0
+    open_objects: int = 4096
+    dirty_bytes: int = 512 << 20
+    flush_s: float = 5.0
+
+
+def _write_label(root: str, label: Label) -> None:
+    text = (
+        "# A nacrefs OST. `nacre oss format` wrote this file, `nacre oss serve` keeps it. Do not edit.\n"
+        f'format = {label.format}\ncluster = "{label.cluster}"\nuuid = "{label.uuid}"\nindex = {label.index}\n'
+    )
+    path = os.path.join(root, _LABEL)
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(path + ".new", path)
+    blockio.sync_directory(root)
+
+
+def read_label(root: str) -> Label:
+    """What an OST's directory says it is; OSError with one line that says what to do if it is none of ours."""
+    path = os.path.join(root, _LABEL)
+    try:
+        with open(path, "rb") as file:
+            fields = tomllib.load(file)
+    except FileNotFoundError:
+        raise OSError(
+            errno.ENOENT, f"not an OST: there is no {_LABEL} (make one with `nacre oss format {root}`)", root
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise OSError(errno.EINVAL, f"{_LABEL} is damaged: {error}", path) from error
+    version = fields.get("format")
+    if isinstance(version, int) and version > FORMAT:
+        raise OSError(
+            errno.EPROTONOSUPPORT,
+            f"this OST has format {version}, this program knows up to {FORMAT}: install a newer nacrefs",
+            root,
+        )
+    try:
+        return msgspec.convert(fields, Label)
+    except msgspec.ValidationError as error:
+        raise OSError(errno.EINVAL, f"{_LABEL} is damaged: {error}", path) from error
+
+
+def format_target(root: str, cluster: str, *, index: int = -1) -> Label:
+    """Make an empty OST of a cluster in `root` (made if need be). EEXIST if there is one, ENOTEMPTY if there is
+    anything else."""
+    os.makedirs(root, mode=0o700, exist_ok=True)
+    names = sorted(os.listdir(root))
+    if _LABEL in names:
+        label = read_label(root)
+        raise OSError(
+            errno.EEXIST, f"already an OST (uuid {label.uuid}, cluster {label.cluster}); remove it by hand first", root
+        )
+    if names and names != ["lost+found"]:
+        raise OSError(errno.ENOTEMPTY, f"not empty ({names[0]} …); an OST needs a directory of its own", root)
+    os.mkdir(os.path.join(root, "objects"), mode=0o700)
+    os.mkdir(os.path.join(root, "index"), mode=0o700)
+    label = Label(FORMAT, cluster, str(uuid.uuid4()), index)
+    _write_label(root, label)
+    return label
+
+
+class Target:
+    """An OST in service of this process. Make it with `Target.open`, in the event loop that it is to live in."""
+
+    def __init__(self, root: str, label: Label, lock: int, limits: Limits, threads: blockio.IoThreads) -> None:
+        self.root = root
+        self.label = label
+        self.scratch = memoryview(bytearray(64 * 1024))
+        """a block's worth of memory for one step of the event loop"""
+        self._lock = lock
+        self._limits = limits
+        self._threads = threads
+        self._objects_root = os.path.join(root, "objects")
+        total = os.statvfs(root).f_blocks * os.statvfs(root).f_frsize
+        # 1/8192 of the bytes are sums; the map is address space, not memory, so be generous.
+        self.index = Index(os.path.join(root, "index"), max(1 << 30, total // 256), self.where)
+        self.space = Space(root, limits.reserve_bytes, limits.reserve_percent, self.where)
+        self._table: OrderedDict[tuple[int, int], StoredObject] = OrderedDict()
+        self._unclean = self.index.meta(b"clean") == b"0"
+        self.index.set_now(b"clean", b"0")
+        self.durability = Durability(
+            self.index,
+            threads,
+            self._objects_root,
+            dirty_bytes_max=limits.dirty_bytes,
+            dirty_objects_max=max(16, limits.open_objects // 2),
+            flush_s=limits.flush_s,
+        )
+        self.recovery: asyncio.Task[None] | None = None
+        if self._unclean:
+            _log.warning("%s was not stopped cleanly: objects that were being changed are re-hashed", self.where)
+            self.recovery = asyncio.get_running_loop().create_task(self._recover(), name="ost-recovery")
+
+    @classmethod
+    def open(cls, root: str, cluster: str, limits: Limits, threads: blockio.IoThreads) -> "Target":
+        """Take an OST into service. OSError, one line that says what to do: not formatted, of another cluster, of a
+        newer format, in use by another process."""
+        label = read_label(root)
+        if label.cluster != cluster:
+            raise OSError(
+                errno.EXDEV,
+                f"this OST belongs to cluster {label.cluster!r}, not to {cluster!r}: wrong directory?",
+                root,
+            )
+        lock = os.open(os.path.join(root, "objects"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return cls(root, label, lock, limits, threads)
+        except BlockingIOError:
+            os.close(lock)
+            raise OSError(
+                errno.EBUSY, "this OST is in use by another process: stop that one (`fuser` on objects/ names it)", root
+            ) from None
+        except BaseException:
+            os.close(lock)
+            raise
+
+    @property
+    def where(self) -> str:
+        """The OST as error texts call it."""
+        return f"OST {self.label.index}" if self.label.index >= 0 else f"OST in {self.root}"
+
+    def set_index(self, index: int) -> None:
+        """Remember, durably, the index that the MDS gave this OST."""
+        if index != self.label.index:
+            self.label = msgspec.structs.replace(self.label, index=index)
+            _write_label(self.root, self.label)
+            self.index.where = self.where
+            self.space.where = self.where
+
+    def info(self) -> TargetInfo:
+        """The OST as its server reports it."""
+        total, free = self.space.totals()
+        return TargetInfo(self.label.uuid, self.label.index, total, free, self.index.count())
+
+    # ---------------------------------------------------------------------------------------------------------- objects
+
+    def find(self, fid: int, number: int, *, create: bool = False) -> StoredObject | None:
+        """The object, opened if need be; None if it does not exist (unless `create`). It may be DEAD or SUSPECT
+        (see `usable`). EBADMSG if the index and the files disagree."""
+        key = (fid, number)
+        stored = self._table.get(key)
+        if stored is None:
+            stored = self._open(fid, number, create)
+            if stored is not None:
+                self._table[key] = stored
+                if len(self._table) > self._limits.open_objects:
+                    self._close_some()
+            return stored
+        self._table.move_to_end(key)
+        return stored
+
+    async def usable(self, fid: int, number: int, *, create: bool = False) -> StoredObject | None:
+        """As `find`, but waits until the object has been destroyed or re-hashed if that is under way or due."""
+        while (stored := self.find(fid, number, create=create)) is not None:
+            if stored.state >= CLEANING:
+                return stored
+            if stored.state is SUSPECT and stored.turning is None:
+                stored.turning = asyncio.get_running_loop().create_future()
+                self.durability.spawn(self._rehash(stored))
+            if stored.turning is not None:
+                await asyncio.shield(stored.turning)
+        return None
+
+    def stat(self, fid: int, number: int) -> ObjectStat:
+        """Size and allocation, also of an object that is to be re-hashed; zeros if it does not exist."""
+        stored = self._table.get((fid, number))
+        if stored is not None and stored.state >= CLEANING:
+            allocated_bytes = os.fstat(stored.fd).st_blocks * 512
+            return ObjectStat(stored.size, allocated_bytes, stored.version, stored.mtime_ns)
+        if stored is not None and stored.state is DEAD:
+            return _ABSENT
+        record = self.index.record(fid, number)
+        try:
+            stat = os.stat(StoredObject(self.index, fid, number, self._directory(fid)).path)
+        except FileNotFoundError:
+            if record is not None:
+                raise self._lost(StoredObject(self.index, fid, number, self._directory(fid))) from None
+            return _ABSENT
+        if record is None:
+            return ObjectStat(stat.st_size, stat.st_blocks * 512, 0, stat.st_mtime_ns)
+        size = stat.st_size if record.dirty else record.size
+        return ObjectStat(size, stat.st_blocks * 512, record.version, record.mtime_ns)
+
+    async def destroy(self, keys: Sequence[tuple[int, int]]) -> None:
+        """Destroy objects `(fid, number)`, durably; those that do not exist are destroyed already."""
+        doomed: list[StoredObject] = []
+        try:
+            for fid, number in keys:
+                if (stored := await self._doom(fid, number)) is not None:
+                    doomed.append(stored)
+            # The record goes first: a file without a record is a leftover, a record without a file is a loss.
+            await self.index.commit([Change(stored.fid, stored.number, None, destroy=True) for stored in doomed])
+            for directory in await self._threads.run(_unlink, [(stored.path, stored.directory) for stored in doomed]):
+                self.durability.entered(directory)
+                await self.durability.sync_directories(directory)
+            for stored in doomed:
+                self.durability.forget(stored)
+        finally:
+            for stored in doomed:
+                del self._table[(stored.fid, stored.number)]
+                os.close(stored.fd)
+                if stored.turning is not None:
+                    stored.turning.set_result(None)
+
+    async def _doom(self, fid: int, number: int) -> StoredObject | None:
+        """Make an object DEAD once nobody uses it; None if it does not exist or somebody else destroys it."""
+        while True:
+            try:
+                stored = self.find(fid, number)
+            except OSError as error:
+                if error.errno != errno.EBADMSG:
+                    raise
+                await self.index.commit([Change(fid, number, None, destroy=True)])  # damaged: then it is gone, too
+                continue
+            if stored is None:
+                return None
+            busy = stored.turning or stored.flushing
+            if busy is not None:
+                await asyncio.wait((busy,))
+            elif stored.state is DEAD:
+                return None
+            elif stored.pins:
+                if stored.idle is None:
+                    stored.idle = asyncio.get_running_loop().create_future()
+                await asyncio.shield(stored.idle)
+            else:
+                stored.state = DEAD
+                stored.turning = asyncio.get_running_loop().create_future()
+                return stored
+
+    # -------------------------------------------------------------------------------------------------------- internals
+
+    def _directory(self, fid: int) -> str:
+        return f"{self._objects_root}/{fid >> 16 & 255:02x}/{fid >> 8 & 255:02x}"
+
+    def _lost(self, stored: StoredObject) -> OSError:
+        return OSError(errno.EBADMSG, f"{stored.name}: its file is missing although the index knows it", stored.path)
+
+    def _open(self, fid: int, number: int, create: bool) -> StoredObject | None:
+        stored = StoredObject(self.index, fid, number, self._directory(fid))
+        record = self.index.record(fid, number)
+        if create and record is None and self._create(stored):
+            return stored
+        try:
+            stored.fd = os.open(stored.path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if record is not None:
+                raise self._lost(stored) from None
+            return None
+        if record is None:
+            return stored
+        stored.size, stored.version = record.size, record.version
+        stored.mtime_ns, stored.generation = record.mtime_ns, record.generation
+        stored.allocated_bytes = record.allocated_bytes
+        if not record.dirty:
+            size = os.fstat(stored.fd).st_size
+            if size != stored.size:
+                os.close(stored.fd)
+                raise stored.too_short(size)
+            stored.state = CLEAN
+            stored.durable_version = stored.version
+        return stored
+
+    def _create(self, stored: StoredObject) -> bool:
+        """Make the file of a new object; False if there is one (then nothing is known about it)."""
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL
+        try:
+            stored.fd = os.open(stored.path, flags, 0o600)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            parent = os.path.dirname(stored.directory)
+            for path in (parent, stored.directory):
+                try:
+                    os.mkdir(path, 0o700)
+                except FileExistsError:
+                    continue
+                self.durability.entered(os.path.dirname(path))
+            stored.fd = os.open(stored.path, flags, 0o600)
+        stored.state = DIRTY
+        stored.version = stored.durable_version = time.time_ns()  # above those of any earlier object of this name
+        stored.mtime_ns = stored.version
+        self.durability.entered(stored.directory)
+        self.durability.changed(stored, 0)
+        return True
+
+    def _close_some(self) -> None:
+        """Close objects that were not used for long and about which nothing is to be written."""
+        for _ in range(8):
+            key, stored = next(iter(self._table.items()))
+            if stored.pins or stored.turning is not None or self.durability.is_dirty(stored) or stored.state is DEAD:
+                self._table.move_to_end(key)
+                continue
+            del self._table[key]
+            os.close(stored.fd)
+            if len(self._table) <= self._limits.open_objects:
+                return
+
+    async def _rehash(self, stored: StoredObject) -> None:
+        turning = stored.turning
+        assert turning is not None
+        stored.pins += 1
+        try:
+            size, pages = await self._threads.run(rehash, stored.fd)
+            stale = self.index.pages(stored.fid, stored.number, 0, 1 << 63)
+        except OSError as error:
+            failed = OSError(error.errno, f"{stored.name}: cannot be re-hashed: {error.strerror}", stored.path)
+            _log.error("%s", failed)
+            turning.set_exception(failed)
+            turning.exception()
+        else:
+            stored.pages = pages
+            for number in stale:
+                pages.setdefault(number, bytearray())
+            stored.fresh = set(pages)
+            stat = os.fstat(stored.fd)
+            stored.size, stored.mtime_ns = size, stat.st_mtime_ns
+            stored.allocated_bytes = stat.st_blocks * 512
+            stored.version = max(stored.version + 1, time.time_ns())
+            stored.state = DIRTY
+            self.durability.entered(stored.directory)  # whether its name is durable is not known either
+            self.durability.changed(stored, 0)
+            turning.set_result(None)
+        finally:
+            stored.turning = None
+            unpin(stored)
+
+    async def _recover(self) -> None:
+        """Re-hash, in the background, what an unclean stop left in doubt."""
+        count = 0
+        after: tuple[int, int] | None = (0, 0)
+        try:
+            while after is not None:
+                dirty, after = await self._threads.run(self.index.scan, after, _SCAN_RECORDS)
+                for fid, number in dirty:
+                    count += await self._recover_one(fid, number)
+            for directory in await self._threads.run(_directories, self._objects_root):
+                for fid, number in await self._threads.run(self._unknown, directory):
+                    count += await self._recover_one(fid, number)
+        except OSError as error:
+            _log.error("%s: cannot look for objects in doubt: %s; the next start tries again", self.where, error)
+            return
+        self._unclean = False
+        _log.info("%s: %d objects re-hashed after an unclean stop", self.where, count)
+
+    async def _recover_one(self, fid: int, number: int) -> int:
+        await self.durability.relief()
+        try:
+            await self.usable(fid, number)
+        except OSError as error:
+            _log.error("%s", error)
+            return 0
+        return 1
+
+    def _unknown(self, directory: str) -> list[tuple[int, int]]:
+        return [key for key in _object_files(directory) if self.index.record(*key) is None]
+
+    async def close(self) -> None:
+        """Make everything clean and leave service. No request may be in service any more."""
+        if self.recovery is not None:
+            self.recovery.cancel()
+            await asyncio.gather(self.recovery, return_exceptions=True)
+        clean = await self.durability.flush_all()
+        await self.durability.close()
+        for stored in self._table.values():
+            if stored.fd >= 0:
+                os.close(stored.fd)
+        self._table.clear()
+        if clean and not self._unclean:
+            self.index.set_now(b"clean", b"1")
+        self.index.close()
+        os.close(self._lock)
+
+
+def _unlink(paths: Sequence[tuple[str, str]]) -> list[str]:
+    """Remove files `(path, directory)`; returns the directories, each once."""
+    for path, _ in paths:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            continue
+    return list({directory for _, directory in paths})
+
+
+def _directories(root: str) -> list[str]:
+    """The object directories below `objects/`."""
+    return [
+        inner.path
+        for outer in sorted(os.scandir(root), key=lambda entry: entry.name)
+        if outer.is_dir()
+        for inner in os.scandir(outer.path)
+        if inner.is_dir()
+    ]
+
+
+def _object_files(directory: str) -> Iterator[tuple[int, int]]:
+    """The objects `(fid, number)` whose files are in a directory; other files are ignored."""
+    for name in os.listdir(directory):
+        fid, dot, number = name.partition(".")
+        try:
+            if dot and len(fid) == 16:
+                yield int(fid, 16), int(number)
+        except ValueError:
+            continue
