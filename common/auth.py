@@ -1,0 +1,155 @@
+"""Who may talk to a server, and who may do I/O on a file.
+
+Connections open with a mutual HMAC-SHA256 challenge over a shared key, so that the key itself never travels. Keys stand
+in a keyring, a TOML file of mode 0600:
+
+    cluster = "2c1f…"                # id of the cluster that the keys are for
+    [keys.client]
+    role = "client"                  # or "server"
+    secret = "64 hexadecimal digits"
+
+Capabilities are keyed BLAKE2b-128 over what they allow, under a key derived from the cluster's server key; an OST
+checks them without asking anybody.
+"""
+
+import errno
+import hashlib
+import hmac
+import os
+import secrets
+import stat
+import struct
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from nacrefs.common.config import ConfigError, load_config
+from nacrefs.common.wire import Capability, Right, Role
+
+NONCE_BYTES: Final = 32
+SECRET_BYTES: Final = 32
+_CAPABILITY: Final = struct.Struct("<QIQBQ")
+
+
+class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One shared key, in hexadecimal, and what it lets its holder be."""
+
+    role: Literal["client", "server"]
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"Key(role={self.role!r}, secret=…)"
+
+    @property
+    def secret_bytes(self) -> bytes:
+        """The key itself."""
+        return bytes.fromhex(self.secret)
+
+
+class Keyring(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The keys that a process has, by name."""
+
+    cluster: str
+    keys: dict[str, Key]
+
+    def credentials(self, role: Role) -> "Credentials":
+        """The first key for this role; OSError (EACCES) if the keyring has none."""
+        for name, key in self.keys.items():
+            if key.role == role.name.lower():
+                return Credentials(self.cluster, name, key.secret_bytes)
+        raise OSError(errno.EACCES, f"the keyring has no key with role {role.name.lower()!r}")
+
+    def capability_key(self) -> bytes:
+        """The key that signs capabilities; only servers' keyrings have it."""
+        secret = self.credentials(Role.SERVER).secret
+        return hmac.digest(secret, b"nacre capability", "sha256")
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """What a connecting process proves itself with."""
+
+    cluster: str
+    key: str
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return f"Credentials(cluster={self.cluster!r}, key={self.key!r}, secret=…)"
+
+
+def new_keyring(cluster: str) -> Keyring:
+    """A keyring with one fresh key per role."""
+    roles: tuple[Literal["client", "server"], ...] = ("server", "client")
+    return Keyring(cluster, {role: Key(role, secrets.token_hex(SECRET_BYTES)) for role in roles})
+
+
+def load_keyring(path: Path) -> Keyring:
+    """Read a keyring; ConfigError naming the file if it is missing, malformed or readable by others."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ConfigError(f"keyring {path}: {error.strerror}") from None
+    if stat.S_IMODE(mode) & 0o077:
+        raise ConfigError(
+            f"keyring {path} can be read by others (mode {stat.S_IMODE(mode):04o}); run: chmod 600 {path}"
+        )
+    keyring = load_config(path, Keyring)
+    for name, key in keyring.keys.items():
+        try:
+            short = len(key.secret_bytes) < SECRET_BYTES
+        except ValueError:
+            raise ConfigError(f"keyring {path}: keys.{name}.secret is not hexadecimal") from None
+        if short:
+            raise ConfigError(f"keyring {path}: keys.{name}.secret is shorter than {SECRET_BYTES} bytes")
+    return keyring
+
+
+def save_keyring(path: Path, keyring: Keyring) -> None:
+    """Write a keyring with mode 0600; FileExistsError if the file is there already."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(_keyring_toml(keyring).encode())
+
+
+def _keyring_toml(keyring: Keyring) -> str:
+    lines = ["# nacrefs keyring: whoever can read this file can join the cluster", f'cluster = "{keyring.cluster}"']
+    for name, key in keyring.keys.items():
+        lines += ["", f"[keys.{name}]", f'role = "{key.role}"', f'secret = "{key.secret}"']
+    return "\n".join(lines) + "\n"
+
+
+def proof(secret: bytes, side: bytes, cluster: str, key: str, client: str, nonces: bytes) -> bytes:
+    """What one side of a connection shows the other: HMAC-SHA256 over both nonces and all that was claimed."""
+    claims = b"\0".join((b"nacre hello", side, cluster.encode(), key.encode(), client.encode()))
+    return hmac.digest(secret, claims + b"\0" + nonces, "sha256")
+
+
+def same(a: bytes, b: bytes) -> bool:
+    """Constant-time equality."""
+    return hmac.compare_digest(a, b)
+
+
+def _capability_mac(key: bytes, fid: int, generation: int, session: int, rights: int, expires_s: int) -> bytes:
+    message = _CAPABILITY.pack(fid, generation, session, rights, expires_s)
+    return hashlib.blake2b(message, key=key, digest_size=16).digest()
+
+
+def sign_capability(key: bytes, fid: int, generation: int, session: int, rights: Right, expires_s: int) -> Capability:
+    """A capability that lets `session` do I/O on `fid` in layout generation `generation` until `expires_s`."""
+    return Capability(int(rights), expires_s, _capability_mac(key, fid, generation, session, int(rights), expires_s))
+
+
+def check_capability(
+    key: bytes, capability: Capability, *, fid: int, generation: int, session: int, right: Right, now_s: float
+) -> None:
+    """Whether a capability allows this; OSError EACCES if it is forged, for something else or lacks the right, EKEYEXPIRED
+    if its time is over."""
+    rights, expires_s = capability.rights, capability.expires_s
+    if not 0 <= rights <= 255 or not 0 <= expires_s < 1 << 64 or not 0 <= generation < 1 << 32:
+        raise OSError(errno.EACCES, "capability has fields out of range")
+    mac = _capability_mac(key, fid, generation, session, rights, expires_s)
+    if not hmac.compare_digest(mac, capability.mac):
+        raise OSError(errno.EACCES, "capability is not the MDS's for this file, layout generation and session")
+    if not rights & right:
+        raise OSError(errno.EACCES, f"capability does not allow {right.name}")
+    if now_s > expires_s:
+        raise OSError(errno.EKEYEXPIRED, "capability has expired")

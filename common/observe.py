@@ -1,0 +1,173 @@
+"""What a process tells about itself: counters per request kind, logging, and `/metrics` and `/health` over HTTP."""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+_BUCKETS: Final = 24
+"""Latency buckets: bucket n counts what took less than 2^n µs (about; 1024 ns are taken as a µs)."""
+
+
+class Tally:
+    """One kind of request: how many, how many failed, and how long they took."""
+
+    __slots__ = ("buckets", "count", "failed", "nanoseconds")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.failed = 0
+        self.nanoseconds = 0
+        self.buckets = [0] * _BUCKETS
+
+    def percentile_us(self, fraction: float) -> float:
+        """An upper bound of this percentile, in µs (a power of two)."""
+        wanted, seen = fraction * self.count, 0
+        for power, count in enumerate(self.buckets):
+            seen += count
+            if seen >= wanted and seen:
+                return float(1 << power)
+        return 0.0
+
+
+class Meter:
+    """Counters of one process. `record` is on the path of every request and costs well below a microsecond."""
+
+    def __init__(self) -> None:
+        self.tallies: dict[str, Tally] = {}
+        self.counters: dict[str, int] = {}
+        self.started_s = time.time()
+        self._by_kind: dict[type, Tally] = {}
+
+    def record(self, kind: type, nanoseconds: int, failed: bool = False) -> None:
+        """One request of this kind took this long."""
+        tally = self._by_kind.get(kind)
+        if tally is None:
+            tally = self._by_kind[kind] = self.tallies.setdefault(kind.__name__, Tally())
+        tally.count += 1
+        tally.nanoseconds += nanoseconds
+        power = (nanoseconds >> 10).bit_length()
+        tally.buckets[power if power < _BUCKETS else -1] += 1
+        if failed:
+            tally.failed += 1
+
+    def add(self, counter: str, amount: int = 1) -> None:
+        """Count something that is not a request."""
+        self.counters[counter] = self.counters.get(counter, 0) + amount
+
+    def report(self) -> dict[str, Any]:
+        """Everything, as plain data: requests by kind, other counters, CPU seconds, resident memory."""
+        return {
+            "uptime_s": round(time.time() - self.started_s, 3),
+            "cpu_s": round(time.process_time(), 6),
+            "rss_bytes": resident_bytes(),
+            "requests": {
+                name: {
+                    "count": tally.count,
+                    "failed": tally.failed,
+                    "mean_us": round(tally.nanoseconds / 1000 / tally.count, 1) if tally.count else 0.0,
+                    "p50_us": tally.percentile_us(0.5),
+                    "p99_us": tally.percentile_us(0.99),
+                }
+                for name, tally in sorted(self.tallies.items())
+            },
+            "counters": dict(sorted(self.counters.items())),
+        }
+
+
+def resident_bytes() -> int:
+    """This process's resident memory."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class _MeterCollector(Collector):
+    """A meter in Prometheus's terms."""
+
+    def __init__(self, meter: Meter, gauges: Callable[[], dict[str, float]]) -> None:
+        self._meter = meter
+        self._gauges = gauges
+
+    def collect(self) -> Iterable[Metric]:
+        latency = HistogramMetricFamily("nacre_request_seconds", "Time in service, by request kind", labels=["kind"])
+        failed = CounterMetricFamily("nacre_request_failures", "Requests answered with an error", labels=["kind"])
+        for name, tally in self._meter.tallies.items():
+            buckets: list[tuple[str, float]] = []
+            seen = 0
+            for power, count in enumerate(tally.buckets[:-1]):
+                seen += count
+                buckets.append((str((1 << power) / 1e6), seen))
+            buckets.append(("+Inf", tally.count))
+            latency.add_metric([name], buckets, tally.nanoseconds / 1e9)
+            failed.add_metric([name], tally.failed)
+        yield latency
+        yield failed
+        for name, value in self._meter.counters.items():
+            yield CounterMetricFamily(f"nacre_{name}", name.replace("_", " "), value=value)
+        yield CounterMetricFamily("nacre_cpu_seconds", "CPU time of the process", value=time.process_time())
+        yield GaugeMetricFamily("nacre_resident_bytes", "Resident memory", value=resident_bytes())
+        for name, level in self._gauges().items():
+            yield GaugeMetricFamily(f"nacre_{name}", name.replace("_", " "), value=level)
+
+
+class Observatory:
+    """The HTTP side of a server: `/metrics` for Prometheus, `/health` for whoever must know whether it works.
+
+    `health` returns the reasons why the process is not healthy (none: 200, else 503).
+    """
+
+    def __init__(
+        self, meter: Meter, health: Callable[[], list[str]], gauges: Callable[[], dict[str, float]] = dict
+    ) -> None:
+        registry = CollectorRegistry()
+        registry.register(_MeterCollector(meter, gauges))
+        self._registry = registry
+        self._health = health
+        self._runner: web.AppRunner | None = None
+        self.app = web.Application()
+        self.app.router.add_get("/metrics", self._serve_metrics)
+        self.app.router.add_get("/health", self._serve_health)
+
+    async def start(self, host: str, port: int) -> str:
+        """Serve; the URL. OSError naming the address if it is taken."""
+        self._runner = web.AppRunner(self.app, access_log=None, handle_signals=False)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host, port, shutdown_timeout=1.0).start()
+        except OSError as error:
+            await self.stop()
+            raise OSError(error.errno, f"cannot serve metrics at http://{host}:{port}: {error.strerror}") from None
+        address: tuple[str, int] = self._runner.addresses[0][:2]
+        return f"http://{address[0]}:{address[1]}"
+
+    async def stop(self) -> None:
+        """Stop serving."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _serve_metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._registry), content_type="text/plain")
+
+    async def _serve_health(self, request: web.Request) -> web.Response:
+        problems = self._health()
+        body = json.dumps({"healthy": not problems, "problems": problems})
+        return web.Response(text=body, content_type="application/json", status=503 if problems else 200)
+
+
+def start_logging(level: str, file: str | None = None) -> None:
+    """Log to `file`, or to standard error, one line per event."""
+    handler = logging.FileHandler(file) if file else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s[%(process)d] %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.getLogger("asyncio").setLevel("WARNING")

@@ -1,0 +1,98 @@
+"""What every transport offers: a link that carries frames and bulk in both directions, in order.
+
+The seam is made so that RDMA fits under it. `Link.send` with `bulk` *offers* those bytes: TCP puts them behind the frame,
+RDMA lets the receiver READ them. `Link.send` with `offer` names the buffers into which the reply's bulk may be put: TCP
+ignores it and asks the receiver's `sink` when the reply arrives, RDMA sends their keys and the server WRITEs into them.
+Nothing above a link knows which of the two happened.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from nacrefs.common.framing import Frame, Kind
+
+Done = Callable[[], None]
+
+
+class Receiver(Protocol):
+    """Who gets what arrives on a link. All methods are called on the event loop and must not block."""
+
+    def sink(self, frame: Frame) -> Sequence[memoryview] | None:
+        """Buffers for the bulk of `frame`, `frame.bulk_bytes` together; None to stop reading until `Link.resume`."""
+        ...
+
+    def frame(self, frame: Frame) -> None:
+        """A whole frame; `frame.body` is valid during the call only."""
+        ...
+
+    def closed(self, link: "Link", error: OSError) -> None:
+        """The link is gone, for this reason. Called exactly once, also after `Link.close`."""
+        ...
+
+
+class Link(Protocol):
+    """A connection that carries frames."""
+
+    peername: str
+    """Whom it leads to, for logs."""
+
+    def start(self, receiver: Receiver) -> None:
+        """Deliver to `receiver` from now on (it may be called again to hand the link over)."""
+        ...
+
+    def send(
+        self,
+        kind: Kind,
+        xid: int,
+        oldest: int,
+        body: bytes,
+        bulk: Sequence[memoryview] = (),
+        done: Done | None = None,
+        offer: Sequence[memoryview] | None = None,
+    ) -> None:
+        """Queue a frame. `bulk` must stay unchanged until `done` is called (which also happens if the link closes)."""
+        ...
+
+    def pause(self) -> None:
+        """Receive nothing until `resume`."""
+        ...
+
+    def resume(self) -> None:
+        """Receive again, and ask the sink again if it had no room."""
+        ...
+
+    def withdraw(self, xid: int) -> None:
+        """The buffers for the reply to `xid` are wanted back: from now on nothing is put into them."""
+        ...
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Bytes queued and not yet taken by the transport."""
+        ...
+
+    def close(self, reason: str = "closed") -> None:
+        """Drop the link now."""
+        ...
+
+
+class Listener(Protocol):
+    """Accepts links at an address."""
+
+    address: str
+    """The URL to connect to, with the real port."""
+
+    def close(self) -> None:
+        """Accept no more."""
+        ...
+
+
+Accept = Callable[[Link], None]
+
+
+def scratch(size: int) -> list[memoryview]:
+    """Buffers for `size` bytes that nobody wants (the same memory, again and again)."""
+    whole, rest = divmod(size, len(_SCRATCH))
+    return [_SCRATCH] * whole + ([_SCRATCH[:rest]] if rest else [])
+
+
+_SCRATCH = memoryview(bytearray(256 * 1024))
