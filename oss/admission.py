@@ -77,7 +77,7 @@ class Admission:
         self._seen[capability.mac] = facts
 
     def enter(self, session: int) -> None:
-        """I/O of a session begins that takes more than this step of the event loop; ESHUTDOWN if it is fenced by now."""
+        """I/O of a session begins that takes more than this step of the event loop; ESHUTDOWN if it is fenced."""
         if session in self.fenced:
             raise _fenced(session)
         self._in_service[session] = self._in_service.get(session, 0) + 1

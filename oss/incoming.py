@@ -41,8 +41,9 @@ def segments(request: Write, bulk: memoryview, where: str) -> list[list[Segment]
         if offset == end:  # the bytes lie one after the other in `bulk`, too
             last = batches[-1][-1]
             joined = bulk[at - len(last.data) : at + length]
-            joined_sums = last.sums + part if not offset & _MASK else block_sums(joined, last.offset)
-            batches[-1][-1] = Segment(last.offset, joined, joined_sums)
+            # Where they meet within a block, its sum is neither's; it is made once all that belongs to it is there.
+            known = last.sums and not offset & _MASK
+            batches[-1][-1] = Segment(last.offset, joined, last.sums + part if known else b"")
         elif offset > end and batches:
             batches[-1].append(Segment(offset, data, part))
         else:
@@ -52,4 +53,7 @@ def segments(request: Write, bulk: memoryview, where: str) -> list[list[Segment]
         sums_at += wanted
     if sums_at != len(sums):
         raise invalid(f"sums: {len(sums)} bytes, these extents need {sums_at}")
-    return batches
+    return [
+        [part if part.sums else part._replace(sums=block_sums(part.data, part.offset)) for part in batch]
+        for batch in batches
+    ]

@@ -2,8 +2,8 @@
 
 The sum of block `b` covers the object's bytes in `[b * 64 KiB, min((b + 1) * 64 KiB, size))`, so the sums of blocks
 that a write covers are the client's own, and a read of whole blocks returns stored sums without hashing a byte; the
-object's last, short block included. Blocks that were never written have the sum of 64 KiB of zeros, which is what they read as.
-A block that is read or written in part is read and verified as a whole first.
+object's last, short block included. Blocks that were never written have the sum of 64 KiB of zeros, which is what they
+read as. A block that is read or written in part is read and verified as a whole first.
 
 Methods named `…_now` never wait for the disk (they are steps of the event loop: what they see and change cannot be
 changed by another request meanwhile; this is what orders overlapping writes, there are no locks). They return
@@ -268,8 +268,8 @@ class StoredObject:
     def take(
         self, extents: Sequence[tuple[int, int]], run: Run, buffer: memoryview, lengths: list[int], sums: list[bytes]
     ) -> list[memoryview]:
-        """The bytes of a run's extents, as parts of `buffer`, which holds the run. Verifies blocks that are asked for in
-        part. Fills in `lengths`, appends to `sums`. EBADMSG if a block is not what was written."""
+        """The bytes of a run's extents, as parts of `buffer`, which holds the run. Verifies blocks that are asked for
+        in part. Fills in `lengths`, appends to `sums`. EBADMSG if a block is not what was written."""
         views: list[memoryview] = []
         size = self.size
         origin = run.start
