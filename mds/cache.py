@@ -1,7 +1,7 @@
 """Committed state in memory: inodes and names that were used lately, bounded in bytes.
 
-Only what is committed enters. The least recently used goes first. Sizes are estimates (measured on CPython 3.11, with the
-dictionaries' share), good enough to keep the process within its setting.
+Only what is committed enters. The least recently used goes first. Sizes are estimates (measured on CPython 3.11, with
+the dictionaries' share), good enough to keep the process within its setting.
 """
 
 from collections import OrderedDict

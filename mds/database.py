@@ -47,8 +47,8 @@ def format_mdt(url: str, cluster: str, number: int, now_ns: int) -> None:
 def open_store(url: str) -> Store:
     """Open an MDT's database as its owner, bringing an older schema up to date.
 
-    Raises ValueError for a bad URL; OSError: ENOENT if it is not formatted, EBUSY (NotTheOwner) if another server has it,
-    EPROTONOSUPPORT if its schema is newer than this program, EIO if it cannot be read.
+    Raises ValueError for a bad URL; OSError: ENOENT if it is not formatted, EBUSY (NotTheOwner) if another server has
+    it, EPROTONOSUPPORT if its schema is newer than this program, EIO if it cannot be read.
     """
     target = parse_url(url)
     if target.get_backend_name() == "sqlite" and not Path(str(target.database)).exists():

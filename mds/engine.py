@@ -1,7 +1,7 @@
 """The SQL engine under one MDT: SQLite in a file, or PostgreSQL.
 
-A `Store` has two driver connections. The *writer* carries transactions: executed on the event loop's thread,
-committed on another, never both at once. The *reader* sees committed state only and may be used while a commit is in flight.
+A `Store` has two driver connections. The *writer* carries transactions: executed on the event loop's thread, committed
+on another, never both at once. The *reader* sees committed state only and may be used while a commit is in flight.
 An MDT has one owner: a second server is refused by a lock (SQLite: a lock file; PostgreSQL: an advisory lock), and one
 that was replaced while it slept by the epoch, which every transaction checks.
 """
@@ -85,7 +85,9 @@ class Store:
     def _open_sqlite(self) -> None:
         path = Path(str(self.url.database))
         if not path.parent.is_dir():
-            raise FileNotFoundError(errno.ENOENT, f"there is no directory {path.parent} for the MDT database", str(path))
+            raise FileNotFoundError(
+                errno.ENOENT, f"there is no directory {path.parent} for the MDT database", str(path)
+            )
         self._lock = _lock_file(path)
         self._writer = _sqlite(path)
         self._writer.execute("PRAGMA journal_mode = WAL")

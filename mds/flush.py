@@ -196,8 +196,8 @@ def _flush_rest(tx: Tx, cursor: Cursor, statements: Statements) -> None:
         rows = [(*key, body) for key, body in tx.replies.items() if key[0] not in ended]
         _run(cursor, statements.insert_reply, rows)
     if tx.new_destructions:
-        rows = [(fid, _encoded(layout)) for fid, layout in tx.new_destructions]
-        _run(cursor, statements.insert_destroy, rows)
+        gone_files = [(fid, _encoded(layout)) for fid, layout in tx.new_destructions]
+        _run(cursor, statements.insert_destroy, gone_files)
     _run(cursor, statements.delete_destroy, [(fid,) for fid in tx.finished])
     if tx.intents:
         intents = [intent for intent in tx.intents.values() if intent is not None]

@@ -12,8 +12,8 @@ from nacrefs.mds.records import Destruction, Intent, OstRecord, SessionRecord
 class Mdt:
     """The open database with the committed state that is kept in memory.
 
-    `opens` (registered opens, by fid, then session) and `intents` are complete copies of their tables; the cache is a part.
-    Only `Tx.publish` changes them.
+    `opens` (registered opens, by fid, then session) and `intents` are complete copies of their tables; the cache is a
+    part. Only `flush.publish` changes them.
     """
 
     def __init__(self, store: Store, cache: Cache) -> None:

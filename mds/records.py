@@ -18,7 +18,8 @@ class SessionRecord(NamedTuple):
 class OstRecord(NamedTuple):
     """An OST as it was last heard of."""
 
-    index: int
+    number: int
+    """Its index in layouts."""
     uuid: str
     address: str
     total_bytes: int

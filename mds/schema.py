@@ -1,9 +1,9 @@
 """The tables of one MDT, which are the truth about its part of the tree.
 
 Everything that is not derivable lives here; caches and leases are memory. All integers are 64-bit and signed, so fids
-(`common.fid`) fit as long as the MDT number is below 32768. Names, targets, layouts and bodies are bytes; they are compared
-and sorted bytewise by every engine. Changes to this file need a migration (`mds/migrations/versions`); a test compares.
-`mds/check.py` verifies the invariants that are written here.
+(`common.fid`) fit as long as the MDT number is below 32768. Names, targets, layouts and bodies are bytes; they are
+compared and sorted bytewise by every engine. Changes to this file need a migration (`mds/migrations/versions`); a test
+compares. `mds/check.py` verifies the invariants that are written here.
 """
 
 from typing import Final
@@ -32,7 +32,7 @@ mdt: Final = Table(
     Column("next_counter", Int64, nullable=False),
     # Session numbers from here on were never given out.
     Column("next_session", Int64, nullable=False),
-    # Grows when a server takes the MDT over. Every transaction checks it, so that a server that was replaced cannot commit.
+    # Grows when a server takes the MDT over. Every transaction checks it: a server that was replaced cannot commit.
     Column("epoch", Int64, nullable=False),
 )
 
@@ -44,7 +44,7 @@ inode: Final = Table(
     Column("fid", Int64, primary_key=True, autoincrement=False),
     # Type and permissions as in `st_mode`. The type never changes.
     Column("mode", Int64, nullable=False),
-    # Number of dentries for a file. For a directory: 2 + its subdirectories. 0: an orphan, gone once nobody has it open.
+    # Number of dentries for a file; 0: an orphan, gone once nobody has it open. For a directory: 2 + subdirectories.
     Column("nlink", Int64, nullable=False),
     Column("uid", Int64, nullable=False),
     Column("gid", Int64, nullable=False),
@@ -69,7 +69,8 @@ inode: Final = Table(
     Column("entries", Int64, nullable=False),
     # The directory that holds this directory (the root: itself); 0 for others. `..`, and the check against loops.
     Column("parent", Int64, nullable=False),
-    # msgpack of `common.layout.Layout`: where a regular file's bytes are, or will be once they leave the MDT; else NULL.
+    # msgpack of `common.layout.Layout`: where a regular file's bytes are, or will be once they leave the MDT.
+    # NULL for all other types.
     Column("layout", LargeBinary),
     # msgpack of `common.layout.LayoutSpec`: a directory's own default for new files; NULL: the MDT's.
     Column("spec", LargeBinary),

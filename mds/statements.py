@@ -1,8 +1,8 @@
 """Every SQL statement that an MDT runs, built with SQLAlchemy Core and compiled once.
 
-SQLAlchemy's own execution costs 60-90 µs per statement here, the driver's 4-9 µs; so the text is made at start-up and run
-through the driver's cursor with a tuple of parameters. `Statements` is the list: each attribute is SQL text in the
-dialect of one engine, its comment the order of its parameters, which is verified when it is compiled.
+SQLAlchemy's own execution costs 60-90 µs per statement here, the driver's 4-9 µs; so the text is made at start-up and
+run through the driver's cursor with a tuple of parameters. `Statements` is the list: each attribute is SQL text in the
+dialect of one engine; its parameters stand in the order given beside it, which is verified when it is compiled.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ INODE_COLUMNS: Final = tuple(column.name for column in inode.columns)
 
 
 def dialect_of(backend: str) -> Dialect:
-    """The SQLAlchemy dialect of a backend (`sqlite` or `postgresql`), with positional parameters as its driver wants."""
+    """The SQLAlchemy dialect of a backend (`sqlite` or `postgresql`), with positional parameters for its driver."""
     if backend == "sqlite":
-        return sqlite.dialect(paramstyle="qmark")  # type: ignore[no-untyped-call,no-any-return]
-    return psycopg.dialect(paramstyle="format")  # type: ignore[no-untyped-call,no-any-return]
+        return sqlite.dialect(paramstyle="qmark")
+    return psycopg.dialect(paramstyle="format")  # type: ignore[no-untyped-call]
 
 
 class Statements:
@@ -193,9 +193,7 @@ class Statements:
         """Insert a row, or give the one with the same keys these values."""
         statement = self._upsert(table)
         fresh = {name: statement.excluded[name] for name in values.split()}
-        return self._text(
-            statement.on_conflict_do_update(index_elements=keys.split(), set_=fresh), f"{keys} {values}"
-        )
+        return self._text(statement.on_conflict_do_update(index_elements=keys.split(), set_=fresh), f"{keys} {values}")
 
 
 def _equal(table: Table, names: Sequence[str]) -> list[ColumnElement[bool]]:

@@ -1,8 +1,8 @@
 """The unit of work of one batch: a private view in which steps see each other's changes before anybody else does.
 
-Reads go to the overlay (this batch's changes), then to the cache, then to SQL through the reader's connection. Writes
-go to the overlay only. `flush` (`mds/flush.py`) turns it into statements, the commit makes them durable, `publish` moves the
-overlay into the cache. Between `flush` and `publish` nobody may use the transaction.
+Reads go to the overlay (this batch's changes), then to the cache, then to SQL through the reader's connection.
+Writes go to the overlay only. `flush` (`mds/flush.py`) turns it into statements, the commit makes them durable,
+`publish` moves the overlay into the cache. Between `flush` and `publish` nobody may use the transaction.
 
 A step that fails before its first write leaves no trace by construction; `writes` counts, so that the journal can tell.
 """
@@ -148,7 +148,7 @@ class Tx:
             return _NO_XATTRS
         fid = inode.attr.fid
         store = self.mdt.store
-        xattrs: dict[bytes, bytes] = dict(store.fetchall(store.statements.xattrs, (fid,)))  # type: ignore[arg-type]
+        xattrs: dict[bytes, bytes] = dict(store.fetchall(store.statements.xattrs, (fid,)))
         self._remember(fid, None, xattrs)
         return xattrs
 
@@ -366,7 +366,7 @@ class Tx:
         self.open_writes[session, fid] = mode
 
     def add_intent(self, fid: int, size: int, layout: Layout) -> None:
-        """The objects of a file are to be cut at `size`; with an earlier intent that is not done, at the smaller one."""
+        """The objects of a file are to be cut at `size`, or at an earlier intent's size if that is smaller."""
         self._wrote()
         earlier = self.intents.get(fid, self.mdt.intents.get(fid))
         intent = Intent(fid, size if earlier is None else min(size, earlier.size), layout)
@@ -421,7 +421,7 @@ class Tx:
     def put_ost(self, record: OstRecord) -> None:
         """Add an OST, or renew what is known of it."""
         self._wrote()
-        self.osts[record.index] = record
+        self.osts[record.number] = record
 
     def set_pool(self, name: str, osts: tuple[int, ...]) -> None:
         """Give a pool exactly these OSTs; none removes it."""

@@ -92,8 +92,6 @@ def upgrade() -> None:
         _text("address"),
         *(_integer(name) for name in ("total_bytes", "free_bytes", "objects")),
     )
-    op.create_table(
-        "pool", _text("name", primary_key=True), _integer("ost", primary_key=True), sqlite_with_rowid=False
-    )
+    op.create_table("pool", _text("name", primary_key=True), _integer("ost", primary_key=True), sqlite_with_rowid=False)
     op.create_table("destroy", _integer("fid", primary_key=True), _blob("layout"))
     op.create_table("intent", _integer("fid", primary_key=True), _integer("size"), _blob("layout"))

@@ -1,0 +1,91 @@
+"""Changing attributes: chmod, chown, times, truncation."""
+
+import errno
+import stat
+
+from msgspec.structs import replace
+
+from nacrefs.common.wire import Mode, Node, Set, SetAttr, Want
+from nacrefs.mds.inode import Inode
+from nacrefs.mds.namespace.nodes import need_file, node
+from nacrefs.mds.step import Step
+
+CAPABILITIES = b"security.capability"
+
+
+def set_attr(step: Step, request: SetAttr) -> Node:
+    """Change attributes. A truncation whose objects have to be cut leaves an intent in `tx.new_intents`."""
+    tx, fid, valid = step.tx, request.fid, request.valid
+    inode = tx.need(fid)
+    if valid & Set.SIZE:
+        _check_size(step, request)
+    step.leases.alone(fid)
+    step.leases.changed(fid)
+    if valid & Set.SIZE:
+        truncate(step, fid, request.size)
+    if valid & Set.KILL_PRIVILEGES and CAPABILITIES in tx.xattrs(inode):
+        tx.set_xattr(fid, CAPABILITIES, None)
+    edited = tx.edit(fid)
+    attr = edited.attr
+    mode = attr.mode
+    if valid & Set.MODE:
+        mode = stat.S_IFMT(mode) | request.mode & 0o7777
+    if valid & Set.KILL_PRIVILEGES and inode.is_regular:
+        mode &= ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            mode &= ~stat.S_ISGID
+    edited.attr = replace(
+        attr,
+        mode=mode,
+        uid=request.uid if valid & Set.UID else attr.uid,
+        gid=request.gid if valid & Set.GID else attr.gid,
+        atime_ns=request.atime_ns if valid & Set.ATIME else attr.atime_ns,
+        mtime_ns=request.mtime_ns if valid & Set.MTIME else attr.mtime_ns,
+        ctime_ns=request.ctime_ns if valid & Set.CTIME else step.now_ns,
+        change=attr.change + 1,
+    )
+    return node(step, edited, Want.LEASE)
+
+
+def _check_size(step: Step, request: SetAttr) -> Inode:
+    inode = step.tx.need(request.fid)
+    if inode.is_symlink:
+        raise OSError(errno.EINVAL, "a symbolic link has no contents to cut")
+    if request.size < 0:
+        raise OSError(errno.EINVAL, f"{request.size} cannot be a file's size")
+    if request.size >= 1 << 63:
+        raise OSError(errno.EFBIG, f"{request.size} bytes are more than a file can have")
+    return need_file(step, request.fid)
+
+
+def truncate(step: Step, fid: int, size: int) -> None:
+    """Make a regular file `size` bytes long; what is added is a hole. Nobody else may cache the file (`Leases.alone`).
+
+    Inline contents are cut in place; they stay inline however long the hole behind them becomes. Objects that may reach
+    beyond `size` are to be cut by the caller: an intent says so.
+    """
+    tx = step.tx
+    step.leases.changed(fid)
+    edited = tx.edit(fid)
+    attr = edited.attr
+    blocks = min(attr.blocks, blocks_of(size))
+    if edited.is_inline:
+        data = tx.data(edited)
+        if len(data) > size:
+            tx.set_data(fid, data[:size])
+    elif edited.layout is not None and (size < attr.size or _is_written(step, fid)):
+        tx.add_intent(fid, size, edited.layout)
+    edited.data_version += 1
+    edited.attr = replace(
+        attr, size=size, blocks=blocks, mtime_ns=step.now_ns, ctime_ns=step.now_ns, change=attr.change + 1
+    )
+
+
+def _is_written(step: Step, fid: int) -> bool:
+    """Whether somebody writes the file's objects without having reported its size yet."""
+    return any(mode & Mode.WRITE for mode in step.tx.opens(fid).values())
+
+
+def blocks_of(size: int) -> int:
+    """The 512-byte units that contents of `size` bytes take."""
+    return (size + 511) // 512

@@ -1,0 +1,191 @@
+"""New names: files, nodes, directories, symbolic links, hard links."""
+
+import errno
+import stat
+from typing import Final
+
+from nacrefs.common.wire import (
+    TARGET_BYTES_MAX,
+    AttrFlag,
+    Create,
+    Entry,
+    Lease,
+    Link,
+    Mkdir,
+    Mknod,
+    Mode,
+    Node,
+    Symlink,
+    Want,
+)
+from nacrefs.mds.inode import DIRECTORY_BLOCKS, DIRECTORY_BYTES, LINK_MAX, Inode
+from nacrefs.mds.namespace.attributes import blocks_of
+from nacrefs.mds.namespace.files import open_inode, register
+from nacrefs.mds.namespace.layouts import new_layout
+from nacrefs.mds.namespace.names import check_name
+from nacrefs.mds.namespace.nodes import FOR_OPEN, entry, node, refuse_type
+from nacrefs.mds.step import Step
+
+INLINE: Final = int(AttrFlag.INLINE)
+_NODE_TYPES: Final = frozenset({stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK})
+
+
+def create(step: Step, request: Create) -> Entry:
+    """Make a regular file and open it, or open the one that is there."""
+    tx = step.tx
+    parent = _parent(step, request.parent, request.name)
+    existing = tx.lookup(request.parent, request.name)
+    if existing is not None:
+        return _open_existing(step, request, existing)
+    data = request.data
+    size = 0 if data is None else len(data)
+    if size > step.inline_bytes:
+        raise OSError(errno.EFBIG, f"contents of {size} bytes are above the inline limit of {step.inline_bytes}")
+    layout = new_layout(step, parent, request.layout)
+    inode = tx.new_inode(
+        stat.S_IFREG | request.mode & 0o7777,
+        request.uid,
+        _group(parent, request.gid),
+        step.now_ns,
+        size=size,
+        blocks=blocks_of(size),
+        flags=INLINE,
+        layout=layout,
+        project=parent.project,
+        data=data,
+    )
+    lease = Lease.WRITE if request.open_mode & Mode.WRITE else Lease.READ
+    want = FOR_OPEN & ~Want.DATA if request.open_mode else Want.LEASE
+    child = node(step, inode, want, lease)
+    if request.open_mode:
+        register(step, inode, request.open_mode, child.lease)
+    return _named(step, request.parent, request.name, child, 0)
+
+
+def _open_existing(step: Step, request: Create, inode: Inode) -> Entry:
+    if request.exclusive:
+        raise _exists(request.name)
+    if not inode.is_regular:
+        if inode.is_directory or inode.is_symlink:
+            refuse_type(inode)
+        step.leases.truth(inode.attr.fid)
+        return entry(step, request.parent, node(step, inode, Want.LEASE))
+    if request.data is not None:
+        raise OSError(errno.EINVAL, "contents come only with a new file: ask for an exclusive create")
+    return entry(step, request.parent, open_inode(step, inode, request.open_mode, request.truncate))
+
+
+def mknod(step: Step, request: Mknod) -> Entry:
+    """Make a file, FIFO, socket or device node without opening it."""
+    parent = _vacant(step, request.parent, request.name)
+    kind = stat.S_IFMT(request.mode)
+    if kind not in _NODE_TYPES:
+        raise OSError(errno.EINVAL, f"mknod cannot make an inode of type {kind:#o}")
+    regular = kind == stat.S_IFREG
+    layout = new_layout(step, parent) if regular else None
+    inode = step.tx.new_inode(
+        kind | request.mode & 0o7777,
+        request.uid,
+        _group(parent, request.gid),
+        step.now_ns,
+        rdev=request.rdev if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
+        flags=INLINE if regular else 0,
+        layout=layout,
+        project=parent.project,
+    )
+    return _named(step, request.parent, request.name, node(step, inode, Want.LEASE), 0)
+
+
+def mkdir(step: Step, request: Mkdir) -> Entry:
+    """Make a directory, which takes over its parent's default layout."""
+    parent = _vacant(step, request.parent, request.name)
+    if parent.attr.nlink >= LINK_MAX:
+        raise OSError(errno.EMLINK, f"the directory has {parent.attr.nlink} links already")
+    inode = step.tx.new_inode(
+        stat.S_IFDIR | request.mode & 0o1777 | parent.attr.mode & stat.S_ISGID,
+        request.uid,
+        _group(parent, request.gid),
+        step.now_ns,
+        nlink=2,
+        size=DIRECTORY_BYTES,
+        blocks=DIRECTORY_BLOCKS,
+        flags=0 if parent.spec is None else int(AttrFlag.DEFAULT_LAYOUT),
+        parent=request.parent,
+        spec=parent.spec,
+        project=parent.project,
+    )
+    return _named(step, request.parent, request.name, node(step, inode, Want.LEASE), 1)
+
+
+def symlink(step: Step, request: Symlink) -> Entry:
+    """Make a symbolic link."""
+    parent = _vacant(step, request.parent, request.name)
+    target = request.target
+    if not target or b"\0" in target:
+        raise OSError(errno.ENOENT if not target else errno.EINVAL, f"{target!r} cannot be a symbolic link's target")
+    if len(target) > TARGET_BYTES_MAX:
+        raise OSError(errno.ENAMETOOLONG, f"target of {len(target)} bytes is longer than {TARGET_BYTES_MAX}")
+    inode = step.tx.new_inode(
+        stat.S_IFLNK | 0o777,
+        request.uid,
+        _group(parent, request.gid),
+        step.now_ns,
+        size=len(target),
+        project=parent.project,
+        data=target,
+    )
+    return _named(step, request.parent, request.name, node(step, inode, Want.LEASE), 0)
+
+
+def link(step: Step, request: Link) -> Entry:
+    """Give an inode another name."""
+    tx, fid = step.tx, request.fid
+    inode = tx.need(fid)
+    _vacant(step, request.parent, request.name)
+    if inode.is_directory:
+        raise OSError(errno.EPERM, "a directory cannot have a second name")
+    if not inode.attr.nlink:
+        raise OSError(errno.ENOENT, "the file has been removed")
+    if inode.attr.nlink >= LINK_MAX:
+        raise OSError(errno.EMLINK, f"the file has {inode.attr.nlink} names already")
+    step.leases.alone(fid)
+    step.leases.changed(fid)
+    tx.set_dentry(request.parent, request.name, fid)
+    tx.relink(fid, 1, step.now_ns)
+    step.leases.changed(request.parent, request.name)
+    tx.touch(request.parent, 0, 1, step.now_ns)
+    return entry(step, request.parent, node(step, tx.need(fid), Want.LEASE))
+
+
+def _parent(step: Step, parent: int, name: bytes) -> Inode:
+    """The directory that is to have a new name, which can be one."""
+    inode = step.tx.need_directory(parent)
+    check_name(name)
+    step.leases.truth(parent)
+    return inode
+
+
+def _vacant(step: Step, parent: int, name: bytes) -> Inode:
+    """The directory, in which the name stands for nothing yet; OSError (EEXIST) otherwise."""
+    inode = _parent(step, parent, name)
+    if step.tx.lookup(parent, name) is not None:
+        raise _exists(name)
+    return inode
+
+
+def _exists(name: bytes) -> OSError:
+    return FileExistsError(errno.EEXIST, "the name exists", name)
+
+
+def _group(parent: Inode, gid: int) -> int:
+    """The group of a new inode: a setgid directory hands down its own."""
+    return parent.attr.gid if parent.attr.mode & stat.S_ISGID else gid
+
+
+def _named(step: Step, parent: int, name: bytes, child: Node, subdirectories: int) -> Entry:
+    """Enter the new inode in its directory: the last writes of the step."""
+    tx = step.tx
+    step.leases.changed(parent, name)
+    tx.set_dentry(parent, name, child.attr.fid)
+    attr = tx.touch(parent, subdirectories, 1, step.now_ns)
+    return Entry(child, attr, step.leases.grant(parent, Lease.READ))

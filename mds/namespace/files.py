@@ -1,0 +1,159 @@
+"""Open files: opening, what their writers report, closing, and the end of files without names."""
+
+import errno
+
+from msgspec.structs import replace
+
+from nacrefs.common.wire import AttrFlag, Commit, Lease, Mode, Node, Open
+from nacrefs.mds.inode import Inode
+from nacrefs.mds.namespace.attributes import blocks_of, truncate
+from nacrefs.mds.namespace.nodes import FOR_OPEN, need_file, node, sharing
+from nacrefs.mds.step import Blocked, Step
+
+INLINE = AttrFlag.INLINE
+
+
+def open_file(step: Step, request: Open) -> Node:
+    """Open a regular file."""
+    inode = need_file(step, request.fid)
+    if not request.mode:
+        raise OSError(errno.EINVAL, "open for reading, writing or both")
+    return open_inode(step, inode, request.mode, request.truncate)
+
+
+def open_inode(step: Step, inode: Inode, mode: Mode, cut: bool) -> Node:
+    """Open a regular file, cutting it to nothing before if `cut`.
+
+    Who opens for writing first makes all others give back their leases, for among them may be readers whose opens
+    nobody knows yet; then the registered opens say whether it is shared.
+    """
+    tx, leases = step.tx, step.leases
+    fid = inode.attr.fid
+    if mode & Mode.WRITE or cut:
+        leases.alone(fid, spill=bool(mode & Mode.WRITE))
+        if leases.others(fid):
+            raise Blocked(fid, Lease.NONE)
+    else:
+        leases.truth(fid)
+    if cut:
+        truncate(step, fid, 0)
+        inode = tx.need(fid)
+    if not mode:
+        return node(step, inode, FOR_OPEN)
+    mode |= tx.opens(fid).get(step.session, Mode.CLOSED)
+    lease = Lease.WRITE if mode & Mode.WRITE else Lease.READ
+    if _would_share(step, inode, mode):
+        leases.downgrade(fid, Lease.NONE)
+        lease = Lease.NONE
+    else:
+        lease = leases.grant(fid, lease)
+    register(step, inode, mode, lease)
+    return node(step, inode, FOR_OPEN, lease)
+
+
+def _would_share(step: Step, inode: Inode, mode: Mode) -> bool:
+    """Whether opening the file like this makes it shared, or it is."""
+    if inode.is_inline:
+        return False
+    others = Mode.CLOSED
+    for session, other in step.tx.opens(inode.attr.fid).items():
+        if session != step.session:
+            others |= other
+    return bool(others) and bool((others | mode) & Mode.WRITE)
+
+
+def register(step: Step, inode: Inode, mode: Mode, lease: Lease) -> None:
+    """Register how the requester has a file open, unless its lease covers that.
+
+    A file without a name is always registered: its registered opens are what keeps it.
+    """
+    needed = Lease.WRITE if mode & Mode.WRITE else Lease.READ
+    covered = lease >= needed and inode.attr.nlink > 0
+    step.tx.set_open(step.session, inode.attr.fid, Mode.CLOSED if covered else mode)
+
+
+def commit(step: Step, request: Commit) -> Node:
+    """Take what a session reports about an open file: contents, size, times, and how it still has it open."""
+    tx, leases, fid = step.tx, step.leases, request.fid
+    inode = need_file(step, fid)
+    held = leases.held(fid)
+    if request.dirty:
+        leases.alone(fid)
+        _check_report(step, request, inode, held)
+        leases.changed(fid)
+        _take_report(step, request, inode, held)
+    elif request.atime_ns > inode.attr.atime_ns:
+        edited = tx.edit(fid)
+        edited.attr = replace(edited.attr, atime_ns=request.atime_ns)
+    inode = tx.need(fid)
+    lease = min(held, request.lease)
+    if lease and _would_share(step, inode, request.mode):
+        lease = Lease.NONE
+    leases.downgrade(fid, lease)
+    register(step, inode, request.mode, lease)
+    if settle_orphan(step, fid):
+        return Node(inode.attr)
+    return Node(inode.attr, lease, shared=sharing(step, inode)[1])
+
+
+def _check_report(step: Step, request: Commit, inode: Inode, held: Lease) -> None:
+    registered = step.tx.opens(request.fid).get(step.session, Mode.CLOSED)
+    if held < Lease.WRITE and (inode.is_inline or not registered & Mode.WRITE):
+        raise OSError(errno.ESTALE, "this session has lost its right to write the file")
+    if not 0 <= request.size < 1 << 63:
+        raise OSError(errno.EFBIG, f"{request.size} cannot be a file's size")
+    if request.blocks < 0:
+        raise OSError(errno.EINVAL, f"{request.blocks} cannot be a number of blocks")
+    data = request.data
+    if data is None:
+        return
+    if not inode.is_inline:
+        raise OSError(errno.EINVAL, "the file's contents are on OSTs and cannot come with a commit")
+    if len(data) > step.inline_bytes:
+        raise OSError(errno.EFBIG, f"contents of {len(data)} bytes are above the inline limit of {step.inline_bytes}")
+    if len(data) > request.size:
+        raise OSError(errno.EINVAL, f"contents of {len(data)} bytes for a file of {request.size}")
+
+
+def _take_report(step: Step, request: Commit, inode: Inode, held: Lease) -> None:
+    """Write size, times and contents. Only who holds the WRITE lease knows the size; others know a lower bound."""
+    tx, fid = step.tx, request.fid
+    edited = tx.edit(fid)
+    attr = edited.attr
+    size, mtime_ns, blocks, flags = request.size, request.mtime_ns, request.blocks, attr.flags
+    if inode.is_inline:
+        data = request.data
+        if data is None and size:
+            flags &= ~INLINE
+        if tx.data(inode) != (data or b""):
+            tx.set_data(fid, data or b"")
+        if flags & INLINE:
+            blocks = blocks_of(len(data or b""))
+    elif held < Lease.WRITE:
+        size, mtime_ns, blocks = max(size, attr.size), max(mtime_ns, attr.mtime_ns), max(blocks, attr.blocks)
+    edited.data_version += 1
+    edited.attr = replace(
+        attr,
+        size=size,
+        blocks=blocks,
+        atime_ns=max(request.atime_ns, attr.atime_ns),
+        mtime_ns=mtime_ns,
+        ctime_ns=step.now_ns,
+        change=attr.change + 1,
+        flags=int(flags),
+    )
+
+
+def settle_orphan(step: Step, fid: int) -> bool:
+    """Destroy a file that has neither a name nor, for all that is known, anybody who has it open; whether it did.
+
+    To be called whenever a registered open or another session's lease of it has ended.
+    """
+    tx, leases = step.tx, step.leases
+    inode = tx.inode(fid)
+    if inode is None or inode.attr.nlink or tx.opens(fid) or leases.others(fid):
+        return False
+    leases.changed(fid)
+    tx.destroy(fid)
+    leases.downgrade(fid, Lease.NONE)
+    return True

@@ -1,0 +1,35 @@
+"""Finding inodes: by name, by fid, a directory's own directory."""
+
+from nacrefs.common.wire import Entry, GetAttr, GetParent, Lookup, Node, Want
+from nacrefs.mds.namespace.names import check_name
+from nacrefs.mds.namespace.nodes import entry, node
+from nacrefs.mds.step import Step
+
+
+def lookup(step: Step, request: Lookup) -> Entry:
+    """The inode under a name; an entry without node if the name stands for nothing."""
+    parent, leases = request.parent, step.leases
+    step.tx.need_directory(parent)
+    check_name(request.name)
+    leases.truth(parent)
+    inode = step.tx.lookup(parent, request.name)
+    if inode is None:
+        return entry(step, parent, None)
+    leases.truth(inode.attr.fid)
+    return entry(step, parent, node(step, inode, request.want))
+
+
+def get_attr(step: Step, request: GetAttr) -> Node:
+    """An inode by fid."""
+    inode = step.tx.need(request.fid)
+    step.leases.truth(request.fid)
+    return node(step, inode, request.want)
+
+
+def get_parent(step: Step, request: GetParent) -> Node:
+    """The directory that holds a directory; the root is its own."""
+    inode = step.tx.need_directory(request.fid)
+    step.leases.truth(request.fid)
+    parent = step.tx.need(inode.parent)
+    step.leases.truth(inode.parent)
+    return node(step, parent, Want.LEASE)

@@ -1,0 +1,80 @@
+"""Inodes as replies show them, with the lease that goes along."""
+
+import errno
+from typing import Final
+
+from nacrefs.common.wire import Entry, Lease, Mode, Node, Right, Want
+from nacrefs.mds.inode import Inode
+from nacrefs.mds.step import Step
+
+BOTH: Final = Right.READ | Right.WRITE
+FOR_OPEN: Final = Want.LEASE | Want.LAYOUT | Want.DATA
+
+
+def sharing(step: Step, inode: Inode) -> tuple[Lease, bool]:
+    """The most that the registered opens let the requester cache of a file, and whether it is shared for it.
+
+    It is shared, so that nobody may cache it, if another session has it open for writing, or another has it open at all
+    and the requester writes. Inline files are never shared: who writes them needs the WRITE lease.
+    """
+    opens = step.tx.opens(inode.attr.fid)
+    if not opens or inode.is_inline:
+        return Lease.WRITE, False
+    session = step.session
+    mine = opens.get(session, Mode.CLOSED)
+    others = Mode.CLOSED
+    for other, mode in opens.items():
+        if other != session:
+            others |= mode
+    if not others:
+        return Lease.WRITE, False
+    if (others | mine) & Mode.WRITE:
+        return Lease.NONE, True
+    return Lease.READ, False
+
+
+def node(step: Step, inode: Inode, want: Want, lease: Lease = Lease.READ) -> Node:
+    """The inode as the requester wants it; with Want.LEASE it gets `lease`, as far as the rules allow."""
+    attr = inode.attr
+    fid = attr.fid
+    most, shared = sharing(step, inode)
+    if shared:
+        step.leases.downgrade(fid, Lease.NONE)
+        got = Lease.NONE
+    elif want & Want.LEASE:
+        got = step.leases.grant(fid, lease if lease <= most else most)
+    else:
+        got = step.leases.held(fid)
+    layout = capability = data = None
+    if inode.layout is not None:
+        if want & Want.LAYOUT:
+            layout = inode.layout
+            capability = step.capability(fid, layout.generation, step.session, BOTH)
+        if want & Want.DATA and inode.is_inline:
+            data = step.tx.data(inode)
+    elif inode.is_symlink:
+        data = step.tx.data(inode)
+    return Node(attr, got, layout, capability, data, shared)
+
+
+def entry(step: Step, parent: int, child: Node | None) -> Entry:
+    """The answer about a name: what it stands for, the directory, and a lease on that."""
+    attr = step.tx.need(parent).attr
+    return Entry(child, attr, step.leases.grant(parent, Lease.READ))
+
+
+def need_file(step: Step, fid: int) -> Inode:
+    """The regular file; OSError: ESTALE, EISDIR, ELOOP, or EINVAL for another type."""
+    inode = step.tx.need(fid)
+    if not inode.is_regular:
+        refuse_type(inode)
+    return inode
+
+
+def refuse_type(inode: Inode) -> None:
+    """Raise what opening this inode, which is not a regular file, gives."""
+    if inode.is_directory:
+        raise OSError(errno.EISDIR, "is a directory")
+    if inode.is_symlink:
+        raise OSError(errno.ELOOP, "is a symbolic link")
+    raise OSError(errno.EINVAL, "is not a regular file")

@@ -1,0 +1,138 @@
+"""Extended attributes: those that are stored, and those that the server computes (`nacre.*`)."""
+
+import errno
+from typing import Final
+
+from msgspec.structs import replace
+
+from nacrefs.common.fid import format_fid
+from nacrefs.common.layout import LayoutSpec
+from nacrefs.common.layoutspec import format_layout, format_spec, parse_spec
+from nacrefs.common.wire import (
+    NAME_BYTES_MAX,
+    XATTR_BYTES_MAX,
+    GetXattr,
+    GetXattrs,
+    Node,
+    RemoveXattr,
+    SetXattr,
+    Want,
+    XattrFlag,
+    Xattrs,
+    XattrValue,
+)
+from nacrefs.mds.inode import Inode
+from nacrefs.mds.namespace.layouts import apply_spec, effective_spec
+from nacrefs.mds.namespace.nodes import node
+from nacrefs.mds.step import Step
+from nacrefs.mds.tx import Tx
+
+LAYOUT: Final = b"nacre.layout"
+FID: Final = b"nacre.fid"
+PATH: Final = b"nacre.path"
+INODE_XATTRS_BYTES_MAX: Final = 1 << 20
+"""Most bytes of all names and values of one inode, so that they fit in one reply."""
+_STORED: Final = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")
+
+
+def get_xattrs(step: Step, request: GetXattrs) -> Xattrs:
+    """All stored attributes, in name order."""
+    inode = step.tx.need(request.fid)
+    step.leases.truth(request.fid)
+    return Xattrs(tuple(sorted(step.tx.xattrs(inode).items())))
+
+
+def get_xattr(step: Step, request: GetXattr) -> XattrValue:
+    """One attribute, computed or stored; OSError (ENODATA) if the inode does not have it."""
+    tx, name = step.tx, request.name
+    inode = tx.need(request.fid)
+    step.leases.truth(request.fid)
+    if name == FID:
+        return XattrValue(format_fid(request.fid).encode())
+    if name == PATH:
+        return XattrValue(path_of(tx, request.fid))
+    if name == LAYOUT:
+        return XattrValue(_layout_text(inode).encode())
+    value = tx.xattrs(inode).get(name)
+    if value is None:
+        raise _no_data(name)
+    return XattrValue(value)
+
+
+def _layout_text(inode: Inode) -> str:
+    if inode.layout is not None:
+        return format_layout(inode.layout)
+    if inode.is_directory:
+        return format_spec(effective_spec(inode))
+    raise _no_data(LAYOUT)
+
+
+def path_of(tx: Tx, fid: int) -> bytes:
+    """A path from the root to an inode, the first in order if it has several names; OSError (ENOENT) for an orphan."""
+    parts: list[bytes] = []
+    while True:
+        inode = tx.need(fid)
+        if inode.is_directory and inode.parent == fid:
+            return b"/" + b"/".join(reversed(parts))
+        names = tx.names(fid)
+        if not names:
+            raise OSError(errno.ENOENT, "the file has been removed")
+        fid, name = min(names)
+        parts.append(name)
+
+
+def set_xattr(step: Step, request: SetXattr) -> Node:
+    """Set an attribute; `nacre.layout` sets a layout."""
+    tx, fid, name, value, flags = step.tx, request.fid, request.name, request.value, request.flags
+    inode = tx.need(fid)
+    if name == LAYOUT:
+        apply_spec(step, fid, parse_spec(value))
+        return node(step, tx.need(fid), Want.LEASE)
+    _check_stored(name)
+    if len(value) > XATTR_BYTES_MAX:
+        raise OSError(errno.E2BIG, f"value of {len(value)} bytes is longer than {XATTR_BYTES_MAX}")
+    xattrs = tx.xattrs(inode)
+    if flags & XattrFlag.CREATE and name in xattrs:
+        raise FileExistsError(errno.EEXIST, "the attribute exists", name)
+    if flags & XattrFlag.REPLACE and name not in xattrs:
+        raise _no_data(name)
+    total = sum(len(key) + len(old) for key, old in xattrs.items() if key != name) + len(name) + len(value)
+    if total > INODE_XATTRS_BYTES_MAX:
+        raise OSError(errno.ENOSPC, f"extended attributes of one file are bounded to {INODE_XATTRS_BYTES_MAX} bytes")
+    return _change(step, fid, name, value)
+
+
+def remove_xattr(step: Step, request: RemoveXattr) -> Node:
+    """Remove an attribute; `nacre.layout` of a directory: it inherits again."""
+    tx, fid, name = step.tx, request.fid, request.name
+    inode = tx.need(fid)
+    if name == LAYOUT:
+        if inode.spec is None:
+            raise _no_data(name)
+        apply_spec(step, fid, LayoutSpec())
+        return node(step, tx.need(fid), Want.LEASE)
+    _check_stored(name)
+    if name not in tx.xattrs(inode):
+        raise _no_data(name)
+    return _change(step, fid, name, None)
+
+
+def _change(step: Step, fid: int, name: bytes, value: bytes | None) -> Node:
+    step.leases.alone(fid)
+    step.leases.changed(fid)
+    step.tx.set_xattr(fid, name, value)
+    edited = step.tx.edit(fid)
+    edited.attr = replace(edited.attr, ctime_ns=step.now_ns, change=edited.attr.change + 1)
+    return node(step, edited, Want.LEASE)
+
+
+def _check_stored(name: bytes) -> None:
+    """OSError unless this names an attribute that can be stored."""
+    if len(name) > NAME_BYTES_MAX:
+        raise OSError(errno.ERANGE, f"attribute name of {len(name)} bytes is longer than {NAME_BYTES_MAX}")
+    if not name.startswith(_STORED) or b"\0" in name or name in _STORED[:3]:
+        raise OSError(errno.EOPNOTSUPP, f"attribute {name!r} cannot be set (user., trusted., security., POSIX ACLs)")
+
+
+def _no_data(name: bytes) -> OSError:
+    return OSError(errno.ENODATA, "no such attribute", name)

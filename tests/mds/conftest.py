@@ -1,0 +1,38 @@
+"""Every test of the MDT runs on SQLite and on PostgreSQL."""
+
+import uuid
+from collections.abc import Generator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.mds.world import World
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def mdt_url(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[str]:
+    """The URL of an empty database (on PostgreSQL: of an empty schema in one)."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/mdt.db"
+        return
+    server: str = request.getfixturevalue("postgres_url")
+    schema = f"mdt_{uuid.uuid4().hex}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}".encode())
+    try:
+        yield f"{server}{'&' if '?' in server else '?'}options=-csearch_path%3D{schema}"
+    finally:
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(f"DROP SCHEMA {schema} CASCADE".encode())
+
+
+@pytest.fixture
+def world(mdt_url: str) -> Generator[World]:
+    """An MDT with an empty root and two sessions, 1 and 2."""
+    made = World(mdt_url)
+    try:
+        assert [made.session(), made.session()] == [1, 2]
+        yield made
+    finally:
+        made.close()
