@@ -10,7 +10,8 @@ class LeaseBook:
     """Who holds what, for a test: all sessions' leases, recalls answered by the test itself."""
 
     def __init__(self) -> None:
-        self.held: dict[tuple[int, int], Lease] = {}
+        self.held: dict[int, dict[int, Lease]] = {}
+        """Lease by fid, then session."""
         self.changes: list[tuple[int, bytes | None]] = []
 
     def of(self, session: int) -> "SessionLeases":
@@ -19,14 +20,14 @@ class LeaseBook:
 
     def holders(self, fid: int) -> dict[int, Lease]:
         """The lease of each session that has one on a fid."""
-        return {session: lease for (session, held), lease in self.held.items() if held == fid}
+        return self.held.get(fid, {})
 
     def set(self, session: int, fid: int, lease: Lease) -> None:
         """What a session holds from now on."""
         if lease:
-            self.held[session, fid] = lease
+            self.held.setdefault(fid, {})[session] = lease
         else:
-            self.held.pop((session, fid), None)
+            self.held.get(fid, {}).pop(session, None)
 
 
 class SessionLeases:
@@ -60,7 +61,7 @@ class SessionLeases:
         return self.held(fid)
 
     def held(self, fid: int) -> Lease:
-        return self.book.held.get((self.session, fid), Lease.NONE)
+        return self.book.holders(fid).get(self.session, Lease.NONE)
 
     def downgrade(self, fid: int, lease: Lease) -> None:
         self.book.set(self.session, fid, min(lease, self.held(fid)))
