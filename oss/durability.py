@@ -87,6 +87,15 @@ class Durability:
         return stored in self._dirty
 
     @property
+    def dirty_bytes(self) -> int:
+        """About how many bytes were written that are not on the disk for certain."""
+        return self._dirty_bytes
+
+    def failures(self) -> list[str]:
+        """The objects whose bytes the disk has refused."""
+        return [stored.name for stored in self._dirty if stored.failure is not None]
+
+    @property
     def overfull(self) -> bool:
         """Whether writers must wait in `relief`."""
         return self._dirty_bytes > self._dirty_bytes_max or len(self._dirty) > self._dirty_objects_max

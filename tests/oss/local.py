@@ -94,9 +94,7 @@ class LocalOss:
         bulk = b"".join(data for _, data in pieces)
         return Write(0, fid, number, 0, self.capability(fid), extents, sums, sync), bulk
 
-    async def write(
-        self, *pieces: tuple[int, bytes], fid: int = FID, number: int = 0, sync: bool = False
-    ) -> Written:
+    async def write(self, *pieces: tuple[int, bytes], fid: int = FID, number: int = 0, sync: bool = False) -> Written:
         request, bulk = self.write_request(pieces, fid, number, sync=sync)
         written: Written = await self.ask(request, LocalCall(self.peer, bulk))
         return written

@@ -15,7 +15,9 @@ from tests.oss.local import LocalCall, LocalOss, local_oss
 SPAN = 5 * BLOCK_BYTES
 NEAR = st.sampled_from([0, 1, 100, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 2 * BLOCK_BYTES, 3 * BLOCK_BYTES - 7])
 OFFSETS = NEAR | st.integers(0, SPAN)
-EXTENTS = st.lists(st.tuples(OFFSETS, st.sampled_from([0, 1, 17, 4096, BLOCK_BYTES, BLOCK_BYTES + 5]) | OFFSETS), max_size=5)
+EXTENTS = st.lists(
+    st.tuples(OFFSETS, st.sampled_from([0, 1, 17, 4096, BLOCK_BYTES, BLOCK_BYTES + 5]) | OFFSETS), max_size=5
+)
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("write"), EXTENTS),

@@ -1,0 +1,185 @@
+"""An object storage server: its OSTs, its listeners, and its connection to the MDS, from start to clean stop."""
+
+import asyncio
+import errno
+import logging
+import resource
+import time
+from pathlib import Path
+from typing import Final
+
+from nacrefs.common.auth import Keyring, load_keyring
+from nacrefs.common.buffers import BufferPool
+from nacrefs.common.observe import Meter, Observatory
+from nacrefs.common.remote import Remote, Server
+from nacrefs.common.rpc import Peer
+from nacrefs.common.wire import Heartbeat, Register, Role, TargetInfo
+from nacrefs.oss.admission import Admission
+from nacrefs.oss.blockio import IoThreads
+from nacrefs.oss.config import OssConfig
+from nacrefs.oss.gate import Gate
+from nacrefs.oss.service import Service
+from nacrefs.oss.target import Limits, Target
+
+log = logging.getLogger("nacre.oss")
+_OTHER_FILES: Final = 1024
+"""Descriptors for everything but object files."""
+
+
+class OssServer:
+    """One OSS in the running event loop. `start`, then `stop`, once each; `registered` is set while the MDS knows it."""
+
+    def __init__(self, config: OssConfig, keyring: Keyring | None = None) -> None:
+        config.check()
+        self.config = config
+        self.keyring = keyring or load_keyring(Path(config.keyring))
+        self.meter = Meter()
+        self.targets: list[Target] = []
+        self.addresses: tuple[str, ...] = ()
+        self.registered = asyncio.Event()
+        self.metrics_url = ""
+        self._credentials = self.keyring.credentials(Role.SERVER)
+        self._pool = BufferPool(config.buffer_bytes)
+        self._threads = IoThreads(config.threads)
+        self._gate = Gate(Admission(self.keyring.capability_key(), time.time))
+        self._service = Service(self._gate, self._threads, self._pool)
+        self._server = Server(
+            self._service.for_clients(), self.keyring, config.host_name(), self.meter, BufferPool(config.buffer_bytes)
+        )
+        self._server.on_peer = _name_session
+        self._observatory = Observatory(self.meter, self.problems, self._gauges)
+        self._mds: Remote | None = None
+        self._heartbeats: asyncio.Task[None] | None = None
+        self._heartbeat_s = 1.0
+
+    async def start(self) -> None:
+        """Open the OSTs, listen, and begin to register with the MDS (in the background, for as long as it takes). OSError,
+        one line that says what to do, if something is wrong here; then nothing is left behind."""
+        try:
+            _allow_files(len(self.config.osts) * self.config.ost.open_objects + _OTHER_FILES)
+            self._open_targets()
+            await self._listen()
+            self._mds = Remote(
+                self.config.mds, self._credentials, self.config.host_name(), self._service.for_mds(), self.meter
+            )
+            self._mds.greet = self._register
+            self._mds.on_lost = lambda error: self.registered.clear()
+            self._mds.open_later()
+            self._heartbeats = asyncio.get_running_loop().create_task(self._send_heartbeats(), name="oss-heartbeats")
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Serve nobody any more, make everything durable, and mark the OSTs as stopped cleanly."""
+        await self._server.close()
+        await self._observatory.stop()
+        if self._heartbeats is not None:
+            self._heartbeats.cancel()
+            await asyncio.gather(self._heartbeats, return_exceptions=True)
+        if self._mds is not None:
+            await self._mds.aclose()
+        self.registered.clear()
+        await asyncio.gather(*(target.close() for target in self.targets))
+        self.targets.clear()
+        self._threads.close()
+
+    def problems(self) -> list[str]:
+        """Why this server is not healthy; empty if it is."""
+        found = [] if self.registered.is_set() else [f"not registered with the MDS at {self.config.mds}"]
+        for target in self.targets:
+            if not target.space.totals()[1]:
+                found.append(f"{target.where} is full")
+            found.extend(f"{name}: its bytes could not be written to the disk" for name in target.durability.failures())
+        return found
+
+    # ----------------------------------------------------------------------------------------------------------- start
+
+    def _open_targets(self) -> None:
+        ost = self.config.ost
+        limits = Limits(ost.reserve_bytes, ost.reserve_percent, ost.open_objects, ost.dirty_bytes, ost.flush_after)
+        for root in self.config.osts:
+            target = Target.open(root, self.keyring.cluster, limits, self._threads)
+            self.targets.append(target)
+            if target.label.index >= 0:
+                self._gate.targets[target.label.index] = target
+
+    async def _listen(self) -> None:
+        listening = [await self._server.listen(address) for address in self.config.listen]
+        self.addresses = self.config.advertise or tuple(
+            address.replace("//0.0.0.0:", f"//{self.config.host_name()}:").replace(
+                "//[::]:", f"//{self.config.host_name()}:"
+            )
+            for address in listening
+        )
+        if self.config.metrics:
+            host, _, port = self.config.metrics.rpartition(":")
+            self.metrics_url = await self._observatory.start(host or "127.0.0.1", int(port))
+
+    # ------------------------------------------------------------------------------------------------------------- MDS
+
+    def _infos(self) -> tuple[TargetInfo, ...]:
+        return tuple(target.info() for target in self.targets)
+
+    async def _register(self) -> None:
+        """Offer the OSTs on a new connection to the MDS."""
+        mds = self._mds
+        assert mds is not None
+        answer = await mds.ask_now(Register(",".join(self.addresses), self._infos()))
+        if len(answer.indices) != len(self.targets) or len(set(answer.indices)) != len(self.targets):
+            raise OSError(errno.EPROTO, f"the MDS answered {len(self.targets)} OSTs with indices {answer.indices}")
+        for target, index in zip(self.targets, answer.indices, strict=True):
+            target.set_index(index)
+        self._gate.targets = {target.label.index: target for target in self.targets}
+        await self._gate.admission.fence(answer.fenced)
+        self._gate.admission.fenced.intersection_update(answer.fenced)
+        self._heartbeat_s = answer.heartbeat_s
+        self._gate.admitted.set()
+        self.registered.set()
+        log.info("serving %s at %s", ", ".join(target.where for target in self.targets), ",".join(self.addresses))
+
+    async def _send_heartbeats(self) -> None:
+        mds = self._mds
+        assert mds is not None
+        while True:
+            await self.registered.wait()
+            await asyncio.sleep(self._heartbeat_s)
+            if not self.registered.is_set():
+                continue
+            try:
+                await mds.call(Heartbeat(self._infos()), deadline_s=max(5.0, 3 * self._heartbeat_s))
+            except OSError as error:
+                log.warning("the MDS did not take a heartbeat (%s), registering again", error.strerror or error)
+                if mds.link is not None:
+                    mds.link.close("no heartbeat")
+
+    def _gauges(self) -> dict[str, float]:
+        levels: dict[str, float] = {"clients": len(self._server.peers), "buffer_bytes": self._pool.used_bytes}
+        for target in self.targets:
+            total, free = target.space.totals()
+            prefix = f"ost{target.label.index}_"
+            levels[prefix + "total_bytes"] = total
+            levels[prefix + "free_bytes"] = free
+            levels[prefix + "objects"] = target.index.count()
+            levels[prefix + "dirty_bytes"] = target.durability.dirty_bytes
+        return levels
+
+
+def _name_session(peer: Peer) -> None:
+    """A client calls itself `SESSION.ID`; its capabilities must be for that session."""
+    number = peer.name.partition(".")[0]
+    peer.session = int(number) if number.isascii() and number.isdigit() and len(number) < 20 else 0
+
+
+def _allow_files(wanted: int) -> None:
+    """Raise the limit of open files to what is wanted, or say that it is too low."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= wanted or soft == resource.RLIM_INFINITY:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise OSError(
+            errno.EMFILE,
+            f"this process may open {hard} files and the configuration needs {wanted}: lower ost.open_objects, or raise "
+            f"the limit (LimitNOFILE= in the systemd unit, `ulimit -n`)",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
