@@ -1,4 +1,7 @@
-"""What a process tells about itself: counters per request kind, logging, and `/metrics` and `/health` over HTTP."""
+"""What a process tells about itself: counters per request kind, logging, and `/metrics` and `/health` over HTTP.
+
+aiohttp and the Prometheus client take 0.2 s to import, so that happens only in a process that serves HTTP.
+"""
 
 import json
 import logging
@@ -6,12 +9,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
 
-from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+if TYPE_CHECKING:
+    from aiohttp import web
+    from prometheus_client.core import Metric
 
 _BUCKETS: Final = 24
 """Latency buckets: bucket n counts what took less than 2^n µs (about; 1024 ns are taken as a µs)."""
@@ -89,14 +92,16 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-class _MeterCollector(Collector):
+class _MeterCollector:
     """A meter in Prometheus's terms."""
 
     def __init__(self, meter: Meter, gauges: Callable[[], dict[str, float]]) -> None:
         self._meter = meter
         self._gauges = gauges
 
-    def collect(self) -> Iterable[Metric]:
+    def collect(self) -> "Iterable[Metric]":
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
         latency = HistogramMetricFamily("nacre_request_seconds", "Time in service, by request kind", labels=["kind"])
         failed = CounterMetricFamily("nacre_request_failures", "Requests answered with an error", labels=["kind"])
         for name, tally in self._meter.tallies.items():
@@ -127,17 +132,24 @@ class Observatory:
     def __init__(
         self, meter: Meter, health: Callable[[], list[str]], gauges: Callable[[], dict[str, float]] = dict
     ) -> None:
-        registry = CollectorRegistry()
-        registry.register(_MeterCollector(meter, gauges))
-        self._registry = registry
+        self._collector = _MeterCollector(meter, gauges)
         self._health = health
         self._runner: web.AppRunner | None = None
-        self.app = web.Application()
-        self.app.router.add_get("/metrics", self._serve_metrics)
-        self.app.router.add_get("/health", self._serve_health)
+
+    @cached_property
+    def app(self) -> "web.Application":
+        """The application, to which other routes can be added before it is started."""
+        from aiohttp import web
+
+        app = web.Application()
+        app.router.add_get("/metrics", self._serve_metrics)
+        app.router.add_get("/health", self._serve_health)
+        return app
 
     async def start(self, host: str, port: int) -> str:
         """Serve; the URL. OSError naming the address if it is taken."""
+        from aiohttp import web
+
         self._runner = web.AppRunner(self.app, access_log=None, handle_signals=False)
         await self._runner.setup()
         try:
@@ -154,10 +166,17 @@ class Observatory:
             await self._runner.cleanup()
             self._runner = None
 
-    async def _serve_metrics(self, request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self._registry), content_type="text/plain")
+    async def _serve_metrics(self, request: "web.Request") -> "web.Response":
+        from aiohttp import web
+        from prometheus_client import CollectorRegistry, generate_latest
 
-    async def _serve_health(self, request: web.Request) -> web.Response:
+        registry = CollectorRegistry()
+        registry.register(self._collector)
+        return web.Response(body=generate_latest(registry), content_type="text/plain")
+
+    async def _serve_health(self, request: "web.Request") -> "web.Response":
+        from aiohttp import web
+
         problems = self._health()
         body = json.dumps({"healthy": not problems, "problems": problems})
         return web.Response(text=body, content_type="application/json", status=503 if problems else 200)
