@@ -1,0 +1,432 @@
+"""What the client remembers of inodes, and the one place where replies are applied to it.
+
+An inode's memory is valid exactly while a lease is held (docs/coherence.md). `Cache.absorb` runs when a reply arrives,
+before any later frame is looked at, so grants and recalls take effect in the order in which the MDS decided them.
+
+`Inode.ceiling` closes the gap between giving a lease back and the MDS knowing it: from the moment when the client begins to give
+back (recall, yield, commit with less) until the MDS has answered, a grant in a reply that crosses counts only up to the
+ceiling. The MDS may then think that we hold more than we do, never the other way round.
+"""
+
+import stat
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from nacrefs.common.layout import Layout
+from nacrefs.common.wire import (
+    Attr,
+    AttrFlag,
+    Capability,
+    Commit,
+    Create,
+    Entry,
+    GetAttr,
+    GetParent,
+    GetXattrs,
+    Lease,
+    Link,
+    Listing,
+    Lookup,
+    Mkdir,
+    Mknod,
+    Mode,
+    Node,
+    Open,
+    Readdir,
+    RemoveXattr,
+    Removed,
+    Rename,
+    Renamed,
+    Request,
+    Rmdir,
+    SetAttr,
+    SetXattr,
+    Symlink,
+    Unlink,
+    Xattrs,
+)
+
+if TYPE_CHECKING:
+    from asyncio import Future
+
+    from nacrefs.client.file import File
+
+NONE, READ, WRITE = int(Lease.NONE), int(Lease.READ), int(Lease.WRITE)
+
+
+class Inode:
+    """One inode as the client knows it. `attr`, `data`, `layout`, `xattrs`, `names` count only under a lease.
+
+    `names` maps entries of a directory to fids, 0 for a name that is known to be absent; with `complete` a name that is not
+    in it is absent too. `order` is the sorted list of present names, made when first needed. `file` is there while the
+    file is open or dirty.
+    """
+
+    __slots__ = (
+        "attr",
+        "capability",
+        "ceiling",
+        "complete",
+        "cold",
+        "data",
+        "epoch",
+        "fid",
+        "file",
+        "filled",
+        "gone",
+        "layout",
+        "lease",
+        "lowering",
+        "mutating",
+        "mutation",
+        "names",
+        "order",
+        "parent",
+        "recall",
+        "registered",
+        "served",
+        "shared",
+        "stale",
+        "used",
+        "xattrs",
+    )
+
+    def __init__(self, fid: int) -> None:
+        self.fid = fid
+        self.attr: Attr | None = None
+        self.lease = NONE
+        self.ceiling = WRITE
+        self.lowering = 0
+        """how many givings-back are under way that keep the ceiling down"""
+        self.shared = False
+        self.stale = False
+        """the attributes are not valid although the lease is held"""
+        self.layout: Layout | None = None
+        self.capability: Capability | None = None
+        self.data: bytes | None = None
+        """inline contents, or a symlink's target"""
+        self.xattrs: dict[bytes, bytes] | None = None
+        self.names: dict[bytes, int] | None = None
+        self.order: list[bytes] | None = None
+        self.complete = False
+        self.filled: bytes | None = b""
+        """how far an uninterrupted listing has filled `names`; None: it was interrupted"""
+        self.parent = 0
+        self.epoch = 0
+        """changes when data that was fetched before may not be used any more"""
+        self.used = False
+        """the directory was used since its last recall"""
+        self.cold = False
+        """found by a lookup and not opened since"""
+        self.file: File | None = None
+        self.registered = Mode.CLOSED
+        """the open mode that the MDS knows of, beside what leases allow"""
+        self.recall: Future[None] | None = None
+        """set while a recall is being served"""
+        self.served = 0
+        """reads that were answered while a recall was being served"""
+        self.mutating = 0
+        """changes of this directory's entries that are in service"""
+        self.mutation: Future[None] | None = None
+        """done when the next of them begins"""
+        self.gone = False
+
+    def lower(self, lease: int) -> None:
+        """Begin to give back what is above `lease`: it counts no more, nor do grants above it that cross, until `lowered`."""
+        self.lowering += 1
+        self.ceiling = min(self.ceiling, lease)
+        if self.lease > lease:
+            self.lease = lease
+            if not lease:
+                self.forget()
+
+    def lowered(self) -> None:
+        """The MDS knows."""
+        self.lowering -= 1
+        if not self.lowering:
+            self.ceiling = WRITE
+
+    def begin_mutation(self) -> None:
+        """A change of this directory's entries is in service from now on."""
+        self.mutating += 1
+        if self.mutation is not None and not self.mutation.done():
+            self.mutation.set_result(None)
+
+    def forget(self) -> None:
+        """Drop all that is valid only under a lease."""
+        self.data = None
+        self.xattrs = None
+        self.names = None
+        self.order = None
+        self.complete = False
+        self.filled = None
+        self.stale = False
+        self.epoch += 1
+
+    def forget_names(self, names: Iterable[bytes]) -> None:
+        """Drop single entries of a directory."""
+        self.complete = False
+        self.order = None
+        self.filled = None
+        known = self.names
+        if known is not None:
+            for name in names:
+                known.pop(name, None)
+
+    def set_name(self, name: bytes, fid: int) -> None:
+        """Remember what a name of this directory stands for (0: nothing), if the lease allows to."""
+        if self.lease < READ:
+            return
+        names = self.names
+        if names is None:
+            names = self.names = {}
+        if names.get(name, 0) != fid or not fid:
+            self.order = None
+        names[name] = fid
+
+    @property
+    def pinned(self) -> bool:
+        """It must stay although it was not used for long."""
+        return (
+            self.file is not None
+            or self.recall is not None
+            or self.lowering > 0
+            or self.registered != Mode.CLOSED
+            or self.mutating > 0
+        )
+
+
+class Cache:
+    """All inodes that are remembered, least recently used first. `on_full` is told when there are too many."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.inodes: OrderedDict[int, Inode] = OrderedDict()
+        self.on_full: Callable[[], None] | None = None
+        self._apply: dict[type[Request[Any]], Callable[[Any, Any], None]] = {
+            Lookup: self._lookup,
+            GetAttr: self._node,
+            SetAttr: self._set_attr,
+            Open: self._open,
+            Commit: self._commit,
+            SetXattr: self._changed_xattrs,
+            RemoveXattr: self._changed_xattrs,
+            GetParent: self._node,
+            Create: self._create,
+            Mknod: self._made,
+            Mkdir: self._made,
+            Symlink: self._made,
+            Link: self._made,
+            Unlink: self._removed,
+            Rmdir: self._removed,
+            Rename: self._renamed,
+            Readdir: self._listing,
+            GetXattrs: self._xattrs,
+        }
+
+    # --------------------------------------------------------------------------------------------------------- asking
+
+    def inode(self, fid: int) -> Inode:
+        """The inode, made if it is not known yet."""
+        inode = self.inodes.get(fid)
+        if inode is None:
+            inode = self.inodes[fid] = Inode(fid)
+            if len(self.inodes) > self.limit and self.on_full is not None:
+                self.on_full()
+        return inode
+
+    def drop(self, inode: Inode) -> None:
+        """Remove an inode that is not needed any more."""
+        if self.inodes.get(inode.fid) is inode:
+            del self.inodes[inode.fid]
+        inode.lease = NONE
+        inode.forget()
+
+    def oldest(self, count: int) -> list[Inode]:
+        """Up to `count` inodes that were not used for longest and may go."""
+        found: list[Inode] = []
+        for seen, inode in enumerate(self.inodes.values()):
+            if len(found) == count or seen > 8 * count:
+                break
+            if not inode.pinned:
+                found.append(inode)
+        return found
+
+    # -------------------------------------------------------------------------------------------------------- replies
+
+    def absorb(self, request: Request[Any], reply: Any) -> None:
+        """Apply a reply, at the moment when it arrives."""
+        apply = self._apply.get(type(request))
+        if apply is not None:
+            apply(request, reply)
+
+    def grant(self, fid: int, attr: Attr | None, lease: int) -> Inode:
+        """Apply attributes and a lease from a reply."""
+        inode = self.inode(fid)
+        ceiling = inode.ceiling
+        if lease > ceiling:
+            lease = ceiling
+        if lease > inode.lease:
+            if inode.lease == NONE:
+                inode.forget()  # it may be from before the lease
+            inode.lease = lease
+        if attr is not None:
+            known = inode.attr
+            if known is None or attr.change >= known.change:
+                inode.attr = attr
+                inode.stale = False
+        return inode
+
+    def node(self, node: Node) -> Inode:
+        """Apply what a reply says about an inode."""
+        inode = self.grant(node.attr.fid, node.attr, node.lease)
+        inode.shared = node.shared
+        new, old = node.capability, inode.capability
+        if new is not None and (old is None or not old.rights & ~new.rights or node.layout != inode.layout):
+            inode.capability = new
+        if node.layout is not None:
+            inode.layout = node.layout
+        if node.data is not None and inode.lease:
+            inode.data = node.data
+        elif not node.attr.flags & AttrFlag.INLINE and stat.S_ISREG(node.attr.mode):
+            inode.data = None
+        return inode
+
+    def _node(self, request: Request[Node], reply: Node) -> None:
+        self.node(reply)
+
+    def _set_attr(self, request: SetAttr, reply: Node) -> None:
+        inode = self.node(reply)
+        if request.valid & 8 and reply.data is None and inode.data is not None:  # Set.SIZE
+            inode.data = inode.data[: request.size].ljust(request.size, b"\0")
+
+    def _open(self, request: Open, reply: Node) -> None:
+        inode = self.node(reply)
+        if request.truncate:
+            inode.data = reply.data
+        inode.registered = registered(inode, request.mode)
+
+    def _create(self, request: Create, reply: Entry) -> None:
+        self._made(request, reply)
+        if reply.node is None:
+            return
+        inode = self.inodes[reply.node.attr.fid]
+        if request.data is not None and reply.node.data is None:
+            inode.data = request.data if inode.lease else None
+        elif request.truncate:
+            inode.data = reply.node.data
+        inode.registered = registered(inode, request.open_mode)
+
+    def _commit(self, request: Commit, reply: Node) -> None:
+        inode = self.node(reply)
+        if request.dirty and reply.data is None:
+            inode.data = request.data if inode.lease else None
+        inode.registered = registered(inode, request.mode)
+
+    def _entry(self, parent: int, name: bytes, reply: Entry) -> None:
+        node = reply.node
+        directory = self.grant(parent, reply.parent, reply.parent_lease)
+        if node is None:
+            directory.set_name(name, 0)
+            return
+        inode = self.node(node)
+        directory.set_name(name, inode.fid)
+        if node.attr.mode & 0o170000 == 0o040000:
+            inode.parent = parent
+
+    def _lookup(self, request: Lookup, reply: Entry) -> None:
+        self._entry(request.parent, request.name, reply)
+
+    def _made(self, request: Any, reply: Entry) -> None:
+        self._entry(request.parent, request.name, reply)
+        if type(request) is Mkdir and reply.node is not None:
+            made = self.inodes[reply.node.attr.fid]
+            if made.lease >= READ and made.names is None:  # new, so it is empty
+                made.names = {}
+                made.complete = True
+
+    def _unnamed(self, directory: Inode, name: bytes, removed: Removed) -> None:
+        directory.set_name(name, 0)
+        victim = self.inodes.get(removed.victim.fid)
+        if victim is None:
+            return
+        if not victim.attr or removed.victim.change >= victim.attr.change:
+            victim.attr = removed.victim
+        is_directory = stat.S_ISDIR(removed.victim.mode)
+        if (is_directory or not removed.victim.nlink) and not removed.orphan:
+            victim.gone = True
+            if victim.file is None and not victim.recall:
+                self.drop(victim)
+
+    def _removed(self, request: Unlink | Rmdir, reply: Removed) -> None:
+        directory = self.grant(request.parent, reply.parent, NONE)
+        self._unnamed(directory, request.name, reply)
+
+    def _renamed(self, request: Rename, reply: Renamed) -> None:
+        old = self.grant(request.parent, reply.parent, NONE)
+        new = self.grant(request.new_parent, reply.new_parent, NONE)
+        if reply.removed is not None:
+            self._unnamed(new, request.new_name, reply.removed)
+        moved = self.grant(reply.moved.fid, reply.moved, NONE)
+        other = reply.other
+        if other is not None:
+            self.grant(other.fid, other, NONE).parent = request.parent
+            old.set_name(request.name, other.fid)
+        elif reply.removed is None and reply.moved.nlink > 1 and not stat.S_ISDIR(reply.moved.mode):
+            old.forget_names((request.name,))  # if both names stood for this inode, both are still there
+        else:
+            old.set_name(request.name, 0)
+        new.set_name(request.new_name, moved.fid)
+        moved.parent = request.new_parent
+
+    def _listing(self, request: Readdir, reply: Listing) -> None:
+        directory = self.grant(request.fid, reply.attr, reply.lease)
+        if directory.lease < READ or not request.lease:
+            return
+        if not request.after:
+            directory.filled = b""
+        contiguous = directory.filled == request.after
+        names = directory.names
+        if names is None:
+            names = directory.names = {}
+        for entry in reply.entries:
+            attr = entry.attr
+            names[entry.name] = attr.fid
+            if entry.lease:
+                inode = self.grant(attr.fid, attr, entry.lease)
+                if attr.mode & 0o170000 == 0o040000:
+                    inode.parent = request.fid
+        directory.order = None
+        if len(names) > self.limit:  # too large to be remembered as a whole
+            directory.filled = None
+            return
+        if not contiguous:
+            return
+        directory.filled = reply.entries[-1].name if reply.entries else request.after
+        if reply.end:
+            directory.complete = True
+            directory.filled = None
+
+    def _changed_xattrs(self, request: SetXattr | RemoveXattr, reply: Node) -> None:
+        inode = self.node(reply)
+        if inode.xattrs is not None:
+            if isinstance(request, SetXattr) and not request.name.startswith(b"nacre."):
+                inode.xattrs[request.name] = request.value
+            else:
+                inode.xattrs.pop(request.name, None)
+
+    def _xattrs(self, request: GetXattrs, reply: Xattrs) -> None:
+        inode = self.inodes.get(request.fid)
+        if inode is not None and inode.lease >= READ:
+            inode.xattrs = dict(reply.items)
+
+
+def registered(inode: Inode, mode: Mode) -> Mode:
+    """What the MDS has registered after it heard that we have the file open so: nothing, if our lease covers it."""
+    if mode & Mode.WRITE:
+        return Mode.CLOSED if inode.lease >= WRITE else mode
+    if mode & Mode.READ:
+        return Mode.CLOSED if inode.lease >= READ else mode
+    return Mode.CLOSED
+

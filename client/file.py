@@ -1,0 +1,612 @@
+"""An open or dirty file: its size while we own it, its dirty data, and how that gets to the OSTs and the MDS.
+
+Life of a written byte: `put` keeps it as a dirty extent; a *flight* carries extents to the OSTs (write-behind); `commit` tells the
+MDS the new size and mtime, or, for a small file, the contents themselves. A flight that fails puts its extents back
+under newer ones, so nothing is lost; `error` says why, fails later writes, fsync and close, and goes away when a retry
+succeeds.
+
+Hazards at awaits: an extent may be overwritten while it flies (then a second flight waits for the first, see `_launch`); bytes may
+be written while a commit is under way (`version` tells); a recall may run between any two steps (`commit` holds `lock`,
+and new writes wait while `frozen`).
+"""
+
+import asyncio
+import errno
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from nacrefs.client.cache import NONE, READ, WRITE, Inode
+from nacrefs.client.config import ClientConfig
+from nacrefs.client.extents import Extent, Extents, overlay
+from nacrefs.client.memory import Memory
+from nacrefs.client.objects import Objects
+from nacrefs.client.session import Session
+from nacrefs.common.wire import Attr, AttrFlag, Commit, Lease, Mode, Written
+
+log = logging.getLogger("nacre.client")
+RETRY_MOST_S: Final = 60.0
+
+
+class Store:
+    """What all files share: session, objects, memory, configuration, and which files are dirty."""
+
+    def __init__(self, session: Session, objects: Objects, memory: Memory, config: ClientConfig) -> None:
+        self.session = session
+        self.objects = objects
+        self.memory = memory
+        self.config = config
+        self.dirty: dict[int, File] = {}
+
+    def file(self, inode: Inode) -> "File":
+        """The file of an inode, made if it is neither open nor dirty."""
+        file = inode.file
+        if file is None:
+            file = inode.file = File(self, inode)
+        return file
+
+    async def write_out_all(self) -> None:
+        """Write and commit everything that is dirty (at unmount, and on syncfs); the first error is raised at the end."""
+        failure: OSError | None = None
+        for file in list(self.dirty.values()):
+            try:
+                await file.commit(sync=True)
+            except OSError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+
+class Flight:
+    """Extents that are under way."""
+
+    __slots__ = ("dropped", "extents", "task")
+
+    def __init__(self, extents: Extents) -> None:
+        self.extents = extents
+        self.dropped = False
+        self.task: asyncio.Task[None] | None = None
+
+
+class File:
+    """One file that is open here, or has data that the servers have not."""
+
+    __slots__ = (
+        "_retry",
+        "_retry_s",
+        "_store",
+        "allocated",
+        "committed",
+        "error",
+        "extents",
+        "flights",
+        "frozen",
+        "inline",
+        "inode",
+        "lock",
+        "lost",
+        "mtime_ns",
+        "readers",
+        "size",
+        "thawed",
+        "through",
+        "unsynced",
+        "version",
+        "writers",
+    )
+
+    def __init__(self, store: Store, inode: Inode) -> None:
+        self._store = store
+        self.inode = inode
+        self.readers = 0
+        self.writers = 0
+        self.extents = Extents()
+        self.flights: list[Flight] = []
+        self.size = 0
+        self.mtime_ns = 0
+        self.version = 0
+        """grows with every change of contents, size or mtime made here"""
+        self.committed = 0
+        """the version that the MDS knows"""
+        self.inline = False
+        self.error: OSError | None = None
+        self.lost = False
+        """dirty data is gone because the session was: an error at the next fsync or close"""
+        self.frozen = 0
+        self.thawed: asyncio.Event | None = None
+        self.lock = asyncio.Lock()
+        self.through = False
+        """it is shared: what differs from `committed` is only what is to be reported, nothing is kept here"""
+        self.unsynced: set[int] | None = None
+        """objects written since they were made durable; None: nobody knows, so all"""
+        self.allocated: dict[int, int] = {}
+        self._retry: asyncio.TimerHandle | None = None
+        self._retry_s = store.config.write.retry_s
+
+    # ------------------------------------------------------------------------------------------------------- what it is
+
+    @property
+    def dirty(self) -> bool:
+        """The MDS does not know everything yet."""
+        return self.version != self.committed
+
+    @property
+    def mode(self) -> Mode:
+        """How it is open here."""
+        return (Mode.READ if self.readers else Mode.CLOSED) | (Mode.WRITE if self.writers else Mode.CLOSED)
+
+    def mode_beside(self, lease: int) -> Mode:
+        """What must be registered at the MDS if we keep this lease."""
+        if lease >= WRITE or (lease >= READ and not self.writers):
+            return Mode.CLOSED
+        return self.mode
+
+    @property
+    def size_now(self) -> int:
+        """The size, if a lease is held."""
+        if self.version != self.committed and not self.through:
+            return self.size
+        attr = self.inode.attr
+        return attr.size if attr is not None else 0
+
+    def attr_now(self, attr: Attr) -> Attr:
+        """Attributes as they are with what is dirty."""
+        if self.version == self.committed or self.through:
+            return attr
+        blocks = max(attr.blocks, -(-self.extents.bytes // 512), self._blocks())
+        mtime_ns = self.mtime_ns
+        return Attr(
+            attr.fid, attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev, self.size, blocks, attr.atime_ns, mtime_ns,
+            max(attr.ctime_ns, mtime_ns), attr.btime_ns, attr.change, attr.flags,
+        )  # fmt: skip
+
+    def _blocks(self) -> int:
+        return sum(self.allocated.values()) // 512
+
+    # ---------------------------------------------------------------------------------------------------------- writing
+
+    def own(self, through: bool = False) -> None:
+        """Begin to change it: we have the WRITE lease, or (`through`) it is shared and we report what we did."""
+        if self.version == self.committed or (self.through and not through):
+            attr = self.inode.attr
+            if attr is not None:
+                self.size = attr.size
+                self.mtime_ns = attr.mtime_ns
+                self.inline = bool(attr.flags & AttrFlag.INLINE) or (not attr.size and not attr.blocks)
+            self._store.dirty[self.inode.fid] = self
+        self.through = through
+        if through:
+            self.inline = False
+
+    def put(self, offset: int, data: memoryview) -> None:
+        """New bytes, for which memory has been taken; the WRITE lease is held."""
+        if self.version == self.committed or self.through:
+            self.own()
+        store = self._store
+        extents = self.extents
+        before = extents.bytes
+        extents.put(offset, data)
+        replaced = before + len(data) - extents.bytes
+        if replaced:
+            store.memory.give(replaced)
+        end = offset + len(data)
+        if end > self.size:
+            self.size = end
+        self.touch()
+        if self.inline:
+            if end <= store.session.inline_bytes:
+                return
+            self.leave_inline()
+        write = store.config.write
+        if extents.bytes >= min(write.request_bytes, write.behind_bytes * (1 + len(self.flights))):
+            self._launch()
+
+    def reported(self, end: int) -> None:
+        """Bytes up to `end` were written through; size and mtime are reported at the next commit."""
+        self.own(through=True)
+        self.size = max(self.size, end)
+        self.inode.epoch += 1
+        self.touch()
+
+    def touch(self) -> None:
+        """It has changed now."""
+        self.mtime_ns = self._store.session.clock.now_ns()
+        self.version += 1
+
+    def leave_inline(self) -> None:
+        """From now on its contents belong on OSTs: what lies in the MDT becomes dirty data."""
+        self.inline = False
+        data = self.inode.data
+        if data:
+            view = memoryview(data)[: self.size]
+            before = self.extents.bytes
+            self.extents.put_below(0, view)
+            # At most an inline file: taken although there may be none, since it cannot wait here.
+            self._store.memory.must_take(self.extents.bytes - before)
+
+    def discard(self, size: int) -> None:
+        """Drop dirty bytes from `size` on."""
+        gone = self.extents.cut(size, max(self.extents.end, size))
+        if gone:
+            self._store.memory.give(gone)
+
+    def punch_dirty(self, start: int, end: int) -> None:
+        """Drop dirty bytes of a range."""
+        gone = self.extents.cut(start, end)
+        if gone:
+            self._store.memory.give(gone)
+
+    # ---------------------------------------------------------------------------------------------------------- reading
+
+    def newest(self, start: int, end: int) -> list[Extent]:
+        """Dirty extents that touch `[start, end)`, oldest first; to be laid over what the servers have."""
+        found: list[Extent] = []
+        for flight in self.flights:
+            found.extend(flight.extents.within(start, end))
+        found.extend(self.extents.within(start, end))
+        return found
+
+    def inline_bytes(self) -> bytes:
+        """The whole contents of an inline file, with what is dirty."""
+        data = self.inode.data or b""
+        size = self.size_now
+        extents = self.newest(0, size)
+        if not extents:
+            return data if len(data) == size else data[:size].ljust(size, b"\0")
+        if len(extents) == 1 and not extents[0].start and extents[0].end == size:
+            return bytes(extents[0].view)
+        contents = bytearray(data[:size].ljust(size, b"\0"))
+        overlay(extents, 0, memoryview(contents))
+        return bytes(contents)
+
+    # ------------------------------------------------------------------------------------------------------ write-behind
+
+    def _launch(self, everything: bool = False) -> None:
+        """Send dirty extents, as far as flights may be under way and none of them carries older bytes of the same place."""
+        store = self._store
+        write = store.config.write
+        layout = self.inode.layout
+        most = write.request_bytes * (layout.stripe_count if layout is not None else 1)
+        most = min(most, max(write.request_bytes, store.memory.limit_bytes // 8))
+        while self.extents and (everything or len(self.flights) < write.in_flight):
+            if not everything and self.extents.bytes < write.behind_bytes and not store.memory.short:
+                return
+            if len(self.flights) >= 4 * write.in_flight:
+                return
+            taken = self.extents.take(most)
+            clash = next((n for n, extent in enumerate(taken) if self._flying(extent)), len(taken))
+            for extent in taken[clash:]:
+                self.extents.put_below(extent.start, extent.view)
+            if not clash:
+                return
+            flight = Flight(Extents())
+            for extent in taken[:clash]:
+                extent.room = None  # what is appended from now on is not part of the flight
+                flight.extents.append(extent)
+            self.flights.append(flight)
+            flight.task = store.session.spawn(self._fly(flight))
+            if clash < len(taken):
+                return
+
+    def _flying(self, extent: Extent) -> bool:
+        return any(flight.extents.within(extent.start, extent.end) for flight in self.flights)
+
+    async def _fly(self, flight: Flight) -> None:
+        store = self._store
+        landed = False
+        try:
+            if not store.session.live:
+                await store.session.wait_live()
+            written = await store.objects.write(self.inode, list(flight.extents))
+            landed = True
+            self.wrote(written)
+            if self.error is not None and not self.inode.gone:
+                self.error = None
+                self._retry_s = store.config.write.retry_s
+        except OSError as error:
+            self._failed(error)
+        finally:
+            self.flights.remove(flight)
+            size = flight.extents.bytes
+            if landed or flight.dropped:
+                store.memory.give(size)
+            else:
+                before = self.extents.bytes
+                for extent in flight.extents:
+                    self.extents.put_below(extent.start, extent.view)
+                store.memory.give(size - (self.extents.bytes - before))
+        if landed and self.extents:
+            self._launch(everything=store.memory.short)
+
+    def wrote(self, written: dict[int, Written]) -> None:
+        """These objects have been written."""
+        for number, answer in written.items():
+            if self.unsynced is not None:
+                self.unsynced.add(number)
+            self.allocated[number] = answer.allocated_bytes
+
+    def press(self) -> None:
+        """Memory is short: send what is dirty."""
+        if not self.inline and self.extents and self.error is None:
+            self._launch(everything=True)
+
+    async def land(self) -> None:
+        """Wait until nothing is under way."""
+        while self.flights:
+            await asyncio.wait([flight.task for flight in self.flights if flight.task is not None])
+
+    async def write_out(self) -> None:
+        """Send all that is dirty now and wait for it; OSError if it did not get there."""
+        for _ in range(2):  # the second time for extents that had to wait for older bytes of the same place
+            while self.extents:
+                before = len(self.flights)
+                self._launch(everything=True)
+                if not self.extents or len(self.flights) < 4 * self._store.config.write.in_flight:
+                    if len(self.flights) == before:
+                        break
+                    continue
+                await self.land()
+                if self.error is not None:
+                    raise self.take_error()
+            await self.land()
+            if self.error is not None:
+                raise self.take_error()
+
+    # ------------------------------------------------------------------------------------------------------------ errors
+
+    def _failed(self, error: OSError) -> None:
+        if self.inode.gone:
+            return
+        log.warning("writing inode %#x failed: %s", self.inode.fid, error.strerror or error)
+        self.error = error
+        if self._retry is None and not self.lost:
+            loop = asyncio.get_running_loop()
+            self._retry = loop.call_later(self._retry_s, self._try_again)
+            self._retry_s = min(2 * self._retry_s, RETRY_MOST_S)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        if self.dirty and not self.inode.gone:
+            self._store.session.spawn(self.commit_quietly(READ))
+
+    def take_error(self) -> OSError:
+        """The error to raise: a new object each time."""
+        error = self.error
+        if error is None:
+            return OSError(errno.EIO, "data that was not written yet was lost with the session")
+        return OSError(error.errno or errno.EIO, error.strerror or str(error))
+
+    def check(self) -> None:
+        """Raise what went wrong behind the caller's back. Data lost with a session is reported once."""
+        if self.error is not None:
+            raise self.take_error()
+        if self.lost:
+            self.lost = False
+            raise self.take_error()
+
+    def abandon(self, lost: bool) -> None:
+        """Drop all that is dirty: the session is lost, or the inode is gone."""
+        if lost and self.dirty:
+            self.lost = True
+            log.error("inode %#x: data that was not written yet is lost with the session", self.inode.fid)
+        gone = self.extents.clear()
+        if gone:
+            self._store.memory.give(gone)
+        for flight in self.flights:
+            flight.dropped = True
+        self.committed = self.version
+        self.error = None
+        self.stop_retry()
+        self._store.dirty.pop(self.inode.fid, None)
+
+    def stop_retry(self) -> None:
+        """Forget about a planned retry."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    # ------------------------------------------------------------------------------------------------------------ commit
+
+    async def commit(
+        self, lease: int = WRITE, sync: bool = False, spill: bool = False, recalled: bool = False
+    ) -> None:
+        """Bring everything that is dirty now to the servers, and keep at most `lease`.
+
+        With `sync` it is durable afterwards. With `spill` contents leave the MDT. `recalled`: the MDS will hear of the lease
+        in the answer to its recall, so nothing is sent if nothing is dirty. OSError if it did not work; what was dirty is
+        dirty still then, and will be tried again.
+        """
+        async with self.lock:
+            inode = self.inode
+            if spill and (self.inline or self._has_inline_contents()):
+                self.own()
+                self.leave_inline()
+                self.touch()
+            if not self.inline or not self.dirty:
+                if self.extents or self.flights:
+                    await self.write_out()
+                if sync and not self._is_inline():
+                    await self._sync_objects()
+            keep = min(lease, inode.lease)
+            mode = self.mode_beside(keep)
+            if not self.dirty and keep == inode.lease and mode == inode.registered:
+                self._settle()
+                return
+            if recalled and not self.dirty:
+                inode.lease = keep
+                if not keep:
+                    inode.forget()
+                self._settle()
+                return
+            await self._report(keep, mode)
+            self._settle()
+
+    def _has_inline_contents(self) -> bool:
+        attr = self.inode.attr
+        return attr is not None and bool(attr.flags & AttrFlag.INLINE) and attr.size > 0 and not self.dirty
+
+    def _is_inline(self) -> bool:
+        """Its contents lie in the MDT, or it has none."""
+        attr = self.inode.attr
+        if self.dirty:
+            return self.inline
+        return attr is not None and (bool(attr.flags & AttrFlag.INLINE) or (not attr.size and not attr.blocks))
+
+    def _touched(self) -> set[int]:
+        """Objects that may have bytes that are not durable."""
+        if self.unsynced is not None:
+            return self.unsynced
+        layout = self.inode.layout
+        if layout is None:
+            return set()
+        stripes = min(layout.stripe_count, -(-max(self.size_now, self.size) // layout.stripe_bytes))
+        return {number for stripe in range(stripes) for number in layout.objects_of(stripe)}
+
+    async def _sync_objects(self) -> None:
+        numbers = tuple(self._touched())
+        before, self.unsynced = self.unsynced, set()
+        if numbers:
+            try:
+                await self._store.objects.sync(self.inode, numbers)
+            except OSError as error:
+                self.unsynced = None if before is None else before | (self.unsynced or set())
+                self._failed(error)
+                raise
+        if not self.dirty:
+            self.error = None
+
+    async def _report(self, keep: int, mode: Mode) -> None:
+        """Send a Commit."""
+        inode, store = self.inode, self._store
+        if not store.session.live:
+            await store.session.wait_live()
+            keep = min(keep, inode.lease)
+            mode = self.mode_beside(keep)
+        version, dirty = self.version, self.dirty
+        data: bytes | None = None
+        flight: Flight | None = None
+        if dirty and self.inline:
+            data = self.inline_bytes()
+            flight = Flight(self.extents)
+            self.extents = Extents()
+            self.flights.append(flight)
+        blocks = self._blocks()
+        if inode.attr is not None and not self.inline:
+            blocks = max(blocks, inode.attr.blocks)
+        request = (
+            Commit(inode.fid, Lease(keep), mode, True, self.size, self.mtime_ns, blocks, data)
+            if dirty
+            else Commit(inode.fid, Lease(keep), mode)
+        )
+        before = inode.lease
+        inode.lower(keep)
+        done = False
+        try:
+            await store.session.mds.call(request)
+            done = True
+        except OSError as error:
+            if dirty:
+                self._failed(error)
+            raise
+        finally:
+            inode.lowered()
+            if not done and not inode.lowering and inode.lease == keep >= READ and store.session.live:
+                inode.lease = before
+            if flight is not None:
+                self._landed_inline(flight, done)
+        self.committed = max(self.committed, version)
+        if self.error is not None:
+            self.error = None
+            self._retry_s = store.config.write.retry_s
+
+    def _landed_inline(self, flight: Flight, done: bool) -> None:
+        self.flights.remove(flight)
+        size = flight.extents.bytes
+        if not done and not flight.dropped:
+            before = self.extents.bytes
+            for extent in flight.extents:
+                self.extents.put_below(extent.start, extent.view)
+            size -= self.extents.bytes - before
+        self._store.memory.give(size)
+
+    def _settle(self) -> None:
+        """Nothing is dirty any more, perhaps."""
+        if not self.dirty:
+            self.stop_retry()
+            self._store.dirty.pop(self.inode.fid, None)
+
+    def let_go(self) -> None:
+        """End its life if it is neither open nor dirty."""
+        inode = self.inode
+        if not self.readers and not self.writers and not self.dirty and not self.flights and not self.lock.locked():
+            self.stop_retry()
+            if inode.file is self:
+                inode.file = None
+            if inode.gone or (not inode.lease and inode.recall is None and inode.registered == Mode.CLOSED):
+                self._store.session.cache.drop(inode)
+
+    async def commit_quietly(self, lease: int) -> None:
+        """Commit in the background, after a close: errors stay with the file and are tried again."""
+        try:
+            await self.commit(self.lease_to_keep(lease))
+        except OSError as error:
+            if error.errno == errno.ESTALE or self.inode.gone:
+                self.abandon(lost=False)
+            else:
+                log.debug("inode %#x is still dirty: %s", self.inode.fid, error.strerror)
+        self.let_go()
+
+    def lease_to_keep(self, lease: int) -> int:
+        """All of it while somebody has it open for writing."""
+        return WRITE if self.writers and lease != NONE else lease
+
+    # --------------------------------------------------------------------------------------------------------- truncation
+
+    @asynccontextmanager
+    async def cutting(self, size: int) -> AsyncIterator[None]:
+        """Around a request that sets the size: dirty bytes beyond it are gone and nothing is under way."""
+        self.freeze()
+        try:
+            async with self.lock:
+                self.discard(size)
+                await self.land()
+                self.discard(size)
+                inode = self.inode
+                if self.dirty and not self.through and not self.inline and inode.lease >= WRITE:
+                    # The MDS must know what lies on the OSTs, or it would not cut that.
+                    await self.write_out()
+                    await self._report(inode.lease, self.mode_beside(inode.lease))
+                elif self.inline and size > self._store.session.inline_bytes and (self.dirty or inode.data):
+                    self.own()
+                    self.leave_inline()
+                    self.touch()
+                    await self.write_out()
+                    await self._report(inode.lease, self.mode_beside(inode.lease))
+                yield
+        finally:
+            self.thaw()
+
+    def was_cut(self, size: int) -> None:
+        """The MDS has set the size."""
+        self.size = size
+        self.inode.epoch += 1
+        attr = self.inode.attr
+        if attr is not None:
+            self.mtime_ns = attr.mtime_ns
+
+    # ----------------------------------------------------------------------------------------------------------- freezing
+
+    def freeze(self) -> None:
+        """Make new writes wait."""
+        self.frozen += 1
+        if self.thawed is None:
+            self.thawed = asyncio.Event()
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        self.frozen -= 1
+        if not self.frozen and self.thawed is not None:
+            self.thawed.set()
+            self.thawed = None
+

@@ -1,0 +1,295 @@
+"""Reading and writing open files.
+
+Under a lease, sizes and dirty data are ours: reads are clipped here and laid over with what is dirty, writes are kept and
+return at once. Without one (the file is shared), every write goes through to the OSTs before it returns, and every read
+comes from them. Without `O_APPEND` under a lease, an append asks for the size first: two clients that append to a
+shared file at the same moment may overwrite each other (use a lock, or one writer).
+"""
+
+import asyncio
+import errno
+from collections.abc import Sequence
+from typing import Final
+
+from nacrefs.client.cache import NONE, WRITE
+from nacrefs.client.extents import Extent, overlay
+from nacrefs.client.file import File, Store
+from nacrefs.client.handle import Handles, OpenFile
+from nacrefs.client.opening import is_inline
+from nacrefs.common.answer import Answer, settle
+from nacrefs.common.wire import AttrFlag, Commit, GetAttr, Lease, Mode, Node, Open, Want
+
+SIZE_MAX: Final = (1 << 63) - 1
+COPY_BYTES: Final = 4 << 20
+
+Buffers = Sequence[memoryview | bytes]
+
+
+class FileIO:
+    """Reads and writes by handle."""
+
+    def __init__(self, store: Store, handles: Handles[OpenFile]) -> None:
+        self._store = store
+        self._session = store.session
+        self._memory = store.memory
+        self.handles = handles
+
+    # ----------------------------------------------------------------------------------------------------------- reading
+
+    def read(self, number: int, offset: int, size: int) -> Answer[Buffers]:
+        """The bytes from `offset`: at once if they are here, from the OSTs otherwise."""
+        handle = self.handles.get(number)
+        if not handle.readable:
+            raise OSError(errno.EBADF, "the file is not open for reading")
+        inode, file = handle.inode, handle.file
+        if not inode.lease or not self._session.live:
+            return self._read_shared(handle, offset, size)
+        total = file.size_now
+        if offset >= total or size <= 0:
+            return ()
+        end = offset + size
+        if end > total:
+            end = total
+        if inode.recall is not None and not handle.direct:
+            inode.served += 1
+        if is_inline(file):
+            if inode.data is None and inode.attr is not None and inode.attr.size and inode.attr.flags & AttrFlag.INLINE:
+                return self._read_after_fetch(handle, offset, size)
+            return (memoryview(file.inline_bytes())[offset:end],)
+        if file.extents or file.flights:
+            newest = file.newest(offset, end)
+            if newest and newest[-1].start <= offset and newest[-1].end >= end:
+                return (newest[-1].part(offset, end),)
+        return self._read_leased(handle, offset, end, total)
+
+    async def _read_after_fetch(self, handle: OpenFile, offset: int, size: int) -> Buffers:
+        """Contents of an inline file that the lease's reply did not bring."""
+        node = await self._session.mds.call(GetAttr(handle.inode.fid, Want.LEASE | Want.LAYOUT | Want.DATA))
+        if node.lease and handle.inode.lease:
+            return await settle(self.read(handle.number, offset, size))
+        return await self._read_node(handle, node, offset, size)
+
+    async def _read_leased(self, handle: OpenFile, start: int, end: int, total: int) -> Buffers:
+        file, inode, memory = handle.file, handle.inode, self._memory
+        dirty = file.newest(start, end)
+        ahead = handle.ahead
+        windows = ahead.cover(start, end) if ahead is not None and not dirty else []
+        if ahead is not None:
+            ahead.note(start, end, total)
+            if not windows and not dirty and ahead.windows:
+                windows = ahead.cover(start, end)
+        parts: list[memoryview] = []
+        covered = windows[-1].end if windows else start
+        tail: memoryview | None = None
+        try:
+            if covered < end:
+                tail = await self._fetch(file, covered, end)
+                if dirty:
+                    overlay(dirty, covered, tail)
+            for window in windows:
+                assert ahead is not None
+                parts.append(await ahead.bytes_of(window, start, end))
+        except BaseException:
+            if tail is not None:
+                memory.release(tail)
+            raise
+        finally:
+            for window in windows:
+                assert ahead is not None
+                ahead.finish(window, start, end)
+        if inode.recall is not None and not handle.direct:
+            inode.served += 1
+        if tail is not None:
+            parts.append(tail)
+            asyncio.get_running_loop().call_soon(memory.release, tail)
+        return parts
+
+    async def _fetch(self, file: File, start: int, end: int) -> memoryview:
+        """`[start, end)` from the OSTs, in a buffer that the caller releases."""
+        memory = self._memory
+        size = end - start
+        if not memory.try_take(size):
+            await memory.take(size)
+        buffer = memory.buffer(size)
+        try:
+            await self._store.objects.read(file.inode, start, buffer)
+        except BaseException:
+            memory.release(buffer)
+            raise
+        return buffer
+
+    async def _read_shared(self, handle: OpenFile, offset: int, size: int) -> Buffers:
+        """Without a lease: from the OSTs; the MDS is asked only where the end of the file matters."""
+        inode, file, memory = handle.inode, handle.file, self._memory
+        if not self._session.live:
+            await self._session.wait_live()
+            return await settle(self.read(handle.number, offset, size))
+        attr = inode.attr
+        if attr is None or inode.layout is None or attr.flags & AttrFlag.INLINE or inode.registered == Mode.CLOSED:
+            node = await self._register(handle, Want.LEASE | Want.LAYOUT | Want.DATA)
+            if inode.lease:
+                return await settle(self.read(handle.number, offset, size))
+            return await self._read_node(handle, node, offset, size)
+        await memory.take(size)
+        buffer = memory.buffer(size)
+        try:
+            seen = await self._store.objects.read(inode, offset, buffer)
+            if file.extents or file.flights:
+                overlay(file.newest(offset, offset + size), offset, buffer)
+            end = offset + size
+            if seen < end:
+                node = await self._session.mds.call(GetAttr(inode.fid, Want.LEASE))
+                end = min(end, max(offset, node.attr.size))
+        except BaseException:
+            memory.release(buffer)
+            raise
+        asyncio.get_running_loop().call_soon(memory.release, buffer)
+        return (buffer[: end - offset],)
+
+    async def _register(self, handle: OpenFile, want: Want) -> Node:
+        """Ask the MDS about a file without a lease; if it does not know any more that we have it open, open it again."""
+        inode, file = handle.inode, handle.file
+        if inode.registered == Mode.CLOSED:
+            return await self._session.mds.call(Open(inode.fid, file.mode))
+        return await self._session.mds.call(GetAttr(inode.fid, want))
+
+    async def _read_node(self, handle: OpenFile, node: Node, offset: int, size: int) -> Buffers:
+        """A read right after the MDS told about the file, without a lease."""
+        end = min(offset + size, node.attr.size)
+        if offset >= end:
+            return ()
+        if node.attr.flags & AttrFlag.INLINE:
+            data = (node.data or b"")[: node.attr.size].ljust(node.attr.size, b"\0")
+            return (memoryview(data)[offset:end],)
+        buffer = await self._fetch(handle.file, offset, end)
+        asyncio.get_running_loop().call_soon(self._memory.release, buffer)
+        return (buffer,)
+
+    # ----------------------------------------------------------------------------------------------------------- writing
+
+    def write(self, number: int, offset: int, data: memoryview) -> Answer[int]:
+        """Keep the bytes, and return at once, if we have the file for ourselves and there is room."""
+        handle = self.handles.get(number)
+        file, inode = handle.file, handle.inode
+        if not handle.writable:
+            raise OSError(errno.EBADF, "the file is not open for writing")
+        if (
+            inode.lease >= WRITE
+            and not file.frozen
+            and file.error is None
+            and not handle.sync
+            and not handle.append
+            and offset + len(data) <= SIZE_MAX
+            and self._session.live
+            and self._memory.try_take(len(data))
+        ):
+            file.put(offset, _own(data))
+            return len(data)
+        return self._write(handle, offset, data)
+
+    async def _write(self, handle: OpenFile, offset: int, data: memoryview) -> int:
+        file, inode, size = handle.file, handle.inode, len(data)
+        if file.error is not None:
+            raise file.take_error()
+        while True:
+            if not await self.writable(file):
+                await self._write_through(handle, offset, data)
+                return size
+            if not self._memory.try_take(size):
+                await self._memory.take(size)
+            if inode.lease >= WRITE and not file.frozen and self._session.live:
+                break
+            self._memory.give(size)
+        at = file.size_now if handle.append else offset
+        if at + size > SIZE_MAX:
+            self._memory.give(size)
+            raise OSError(errno.EFBIG, "a file cannot grow beyond 2^63-1 bytes")
+        file.put(at, _own(data))
+        if handle.sync:
+            await file.commit(sync=True)
+        return size
+
+    async def writable(self, file: File) -> bool:
+        """Wait until this file may be written: True under the WRITE lease, False if it is shared (write through)."""
+        inode = file.inode
+        while True:
+            if file.thawed is not None:
+                await file.thawed.wait()
+                continue
+            if not self._session.live:
+                await self._session.wait_live()
+                continue
+            if inode.lease >= WRITE:
+                return True
+            if inode.lease == NONE and inode.registered & Mode.WRITE:
+                return False
+            node = await self._session.mds.call(Open(inode.fid, file.mode | Mode.WRITE))
+            if inode.lease >= WRITE and (file.thawed is None):
+                return True
+            if inode.lease == NONE and node.attr.flags & AttrFlag.INLINE and node.attr.size:
+                await self._spill(file, node)
+
+    async def _spill(self, file: File, node: Node) -> None:
+        """Move the contents of a file that became shared out of the MDT, if its last holder did not."""
+        data = node.data
+        if data is None:
+            node = await self._session.mds.call(GetAttr(file.inode.fid, Want.LAYOUT | Want.DATA))
+            if not node.attr.flags & AttrFlag.INLINE:
+                return
+            data = node.data or b""
+        await self._store.objects.write(file.inode, [Extent(0, memoryview(data))], sync=True)
+        attr = node.attr
+        await self._session.mds.call(
+            Commit(attr.fid, Lease.NONE, file.mode, True, attr.size, attr.mtime_ns, attr.blocks)
+        )
+
+    async def _write_through(self, handle: OpenFile, offset: int, data: memoryview) -> None:
+        file, inode, size = handle.file, handle.inode, len(data)
+        if handle.append:
+            node = await self._session.mds.call(GetAttr(inode.fid, Want.LEASE))
+            offset = node.attr.size
+        if offset + size > SIZE_MAX:
+            raise OSError(errno.EFBIG, "a file cannot grow beyond 2^63-1 bytes")
+        await self._memory.take(size)
+        try:
+            file.wrote(await self._store.objects.write(inode, [Extent(offset, data)], sync=handle.sync))
+        finally:
+            self._memory.give(size)
+        file.reported(offset + size)
+        if handle.sync:
+            await file.commit(sync=True)
+
+    # ------------------------------------------------------------------------------------------------------- durability
+
+    def fsync(self, number: int, datasync: bool) -> Answer[None]:
+        """Make all that was written to the file durable, whoever wrote it."""
+        file = self.handles.get(number).file
+        file.check()
+        return file.commit(sync=True)
+
+    # ------------------------------------------------------------------------------------------------------------ copying
+
+    async def copy_file_range(
+        self, number_in: int, offset_in: int, number_out: int, offset_out: int, length: int
+    ) -> int:
+        """Copy through this client; the bytes copied (fewer at the end of the file)."""
+        copied = 0
+        while copied < length:
+            part = min(COPY_BYTES, length - copied)
+            buffers = await settle(self.read(number_in, offset_in + copied, part))
+            data = memoryview(b"".join(buffers))
+            if not data:
+                break
+            await settle(self.write(number_out, offset_out + copied, data))
+            copied += len(data)
+            if len(data) < part:
+                break
+        return copied
+
+
+def _own(data: memoryview) -> memoryview:
+    """The bytes without the larger buffer that they may be a small part of."""
+    memory = data.obj
+    held = len(memory) if isinstance(memory, bytes | bytearray) else data.nbytes
+    return memoryview(bytes(data)) if held > 2 * len(data) + 4096 else data
+

@@ -1,0 +1,304 @@
+"""Object I/O: a range of a file read from, or written to, all its OSTs in one wave, every byte checked.
+
+With mirrors, a write goes to all copies and a read to the first that answers.
+"""
+
+import asyncio
+import errno
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+from nacrefs.client.cache import Inode
+from nacrefs.client.extents import Extent
+from nacrefs.client.session import Session
+from nacrefs.common.checksum import SUM_BYTES, block_sums, first_mismatch
+from nacrefs.common.layout import BLOCK_BYTES, Layout, block_count, by_stripe, pieces
+from nacrefs.common.wire import (
+    Capability,
+    Data,
+    GetAttr,
+    Punch,
+    Read,
+    Request,
+    Right,
+    Sync,
+    Want,
+    Write,
+    Written,
+)
+
+EXPIRY_MARGIN_S: Final = 10.0
+"""A capability with less time left than this is renewed before it is used."""
+_EXTENTS: Final = 1024
+"""Most extents in one request of ours."""
+_STALE: Final = (errno.EKEYEXPIRED, errno.ESTALE)
+ZEROS: Final = memoryview(bytes(1 << 20))
+
+
+def fill_zeros(target: memoryview) -> None:
+    """Make all bytes zero."""
+    for at in range(0, len(target), len(ZEROS)):
+        part = target[at : at + len(ZEROS)]
+        part[:] = ZEROS[: len(part)]
+
+
+class _Batch:
+    """What goes to one object in one write request."""
+
+    __slots__ = ("bytes", "data", "end", "extents", "sums")
+
+    def __init__(self) -> None:
+        self.extents: list[tuple[int, int]] = []
+        self.data: list[memoryview] = []
+        self.sums: list[bytes] = []
+        self.bytes = 0
+        self.end = -1
+
+    def add(self, start: int, view: memoryview) -> None:
+        size = len(view)
+        if start == self.end and not start % BLOCK_BYTES:  # sums do not change when extents meet at a block's border
+            before = self.extents[-1]
+            self.extents[-1] = (before[0], before[1] + size)
+        else:
+            self.extents.append((start, size))
+        self.data.append(view)
+        self.sums.append(block_sums(view, start))
+        self.bytes += size
+        self.end = start + size
+
+
+class Objects:
+    """I/O on the objects of files whose layout and capability the cache knows."""
+
+    def __init__(self, session: Session, request_bytes: int) -> None:
+        self.session = session
+        self._request_bytes = request_bytes
+
+    # ------------------------------------------------------------------------------------------------ layout, capability
+
+    async def refresh(self, inode: Inode) -> None:
+        """Ask the MDS for layout and capability."""
+        node = await self.session.mds.call(GetAttr(inode.fid, Want.LEASE | Want.LAYOUT))
+        if node.layout is None or node.capability is None:
+            raise OSError(errno.EIO, f"the MDS gave no layout for inode {inode.fid:#x}")
+        inode.layout, inode.capability = node.layout, node.capability
+
+    async def _granted(self, inode: Inode, right: Right) -> tuple[Layout, Capability]:
+        layout, capability = inode.layout, inode.capability
+        if (
+            layout is None
+            or capability is None
+            or not capability.rights & right
+            or capability.expires_s - EXPIRY_MARGIN_S < self.session.clock.now_ns() / 1e9
+        ):
+            await self.refresh(inode)
+            layout, capability = inode.layout, inode.capability
+            assert layout is not None
+            assert capability is not None
+        return layout, capability
+
+    async def _granting(
+        self, inode: Inode, right: Right, work: Callable[[Layout, Capability], Awaitable[Any]]
+    ) -> Any:
+        """Do I/O, and once more with a new layout and capability if the OSTs say that the old ones are."""
+        layout, capability = await self._granted(inode, right)
+        try:
+            return await work(layout, capability)
+        except OSError as error:
+            if error.errno not in _STALE:
+                raise
+        await self.refresh(inode)
+        return await work(*(await self._granted(inode, right)))
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    async def read(self, inode: Inode, start: int, target: memoryview) -> int:
+        """Fill `target` with the file's bytes from `start`; what no object has becomes zeros. Returns the end of the last
+        byte that an object had (at most the end of `target`). EIO if bytes do not match their checksums."""
+        layout, capability = await self._granted(inode, Right.READ)
+        try:
+            return await self._read(inode.fid, layout, capability, start, target)
+        except OSError as error:
+            if error.errno not in _STALE:
+                raise
+        await self.refresh(inode)
+        layout, capability = await self._granted(inode, Right.READ)
+        return await self._read(inode.fid, layout, capability, start, target)
+
+    async def _read(
+        self, fid: int, layout: Layout, capability: Capability, start: int, target: memoryview
+    ) -> int:
+        end = start + len(target)
+        unit = layout.stripe_bytes
+        if layout.stripe_count == 1 or start // unit == (end - 1) // unit:
+            stripe = 0 if layout.stripe_count == 1 else layout.stripe_of(start)
+            return await self._read_stripe(fid, layout, capability, stripe, [(start, end)], [target])
+        parts = by_stripe(layout, start, end)
+        seen = await asyncio.gather(
+            *(
+                self._read_stripe(
+                    fid, layout, capability, stripe, extents, [target[low - start : high - start] for low, high in extents]
+                )
+                for stripe, extents in parts.items()
+            ),
+            return_exceptions=True,  # nobody may still be writing into `target` when this returns
+        )
+        last = 0
+        for result in seen:
+            if isinstance(result, BaseException):
+                raise result
+            last = max(last, result)
+        return last
+
+    async def _read_stripe(
+        self,
+        fid: int,
+        layout: Layout,
+        capability: Capability,
+        stripe: int,
+        extents: list[tuple[int, int]],
+        targets: list[memoryview],
+    ) -> int:
+        wanted = tuple((low, high - low) for low, high in extents)
+        copies = layout.objects_of(stripe)
+        for number in copies:
+            ost = layout.osts[number]
+            try:
+                server = await self.session.server_of(ost)
+                data = await server.call(
+                    Read(ost, fid, number, layout.generation, capability, wanted), into=targets
+                )
+                return self._verify(fid, number, ost, wanted, targets, data)
+            except OSError as error:
+                if number == copies[-1] or error.errno in _STALE:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _verify(
+        self,
+        fid: int,
+        number: int,
+        ost: int,
+        wanted: tuple[tuple[int, int], ...],
+        targets: list[memoryview],
+        data: Data,
+    ) -> int:
+        """Check sums, zero what is missing; the end of the last byte that was there."""
+        if len(data.lengths) != len(wanted):
+            raise OSError(errno.EPROTO, f"OST {ost} answered {len(data.lengths)} of {len(wanted)} extents")
+        seen = at = 0
+        sums = data.sums
+        for (start, size), target, length in zip(wanted, targets, data.lengths, strict=True):
+            if length:
+                count = block_count(start, start + length) * SUM_BYTES
+                part = sums if not at and count == len(sums) else sums[at : at + count]
+                bad = first_mismatch(target if length == size else target[:length], start, part)
+                if bad is not None:
+                    self.session.meter.add("checksum_mismatches")
+                    raise OSError(
+                        errno.EIO,
+                        f"bytes at {bad} of object {number} of inode {fid:#x} on OST {ost} do not match their checksum",
+                    )
+                at += count
+                seen = start + length
+            if length < size:
+                fill_zeros(target[length:])
+        return seen
+
+    # ------------------------------------------------------------------------------------------------------- writing
+
+    async def write(self, inode: Inode, extents: Sequence[Extent], sync: bool = False) -> dict[int, Written]:
+        """Write extents to all their objects; the last answer of each object by its number. With `sync` it is durable."""
+        written: dict[int, Written] = {}
+
+        async def work(layout: Layout, capability: Capability) -> None:
+            calls: list[Awaitable[Written]] = []
+            numbers: list[int] = []
+            for stripe, batch in self._batches(layout, extents):
+                sums = batch.sums[0] if len(batch.sums) == 1 else b"".join(batch.sums)
+                for number in layout.objects_of(stripe):
+                    ost = layout.osts[number]
+                    request = Write(
+                        ost, inode.fid, number, layout.generation, capability, tuple(batch.extents), sums, sync
+                    )
+                    server = await self.session.server_of(ost)
+                    calls.append(server.call(request, data=batch.data))
+                    numbers.append(number)
+            if len(calls) == 1:
+                written[numbers[0]] = await calls[0]
+                return
+            for number, result in zip(numbers, await asyncio.gather(*calls, return_exceptions=True), strict=True):
+                if isinstance(result, BaseException):
+                    raise result
+                written[number] = result
+
+        await self._granting(inode, Right.WRITE, work)
+        return written
+
+    def _batches(self, layout: Layout, extents: Sequence[Extent]) -> list[tuple[int, _Batch]]:
+        """The extents as write requests, each to one stripe and of limited size."""
+        done: list[tuple[int, _Batch]] = []
+        current: dict[int, _Batch] = {}
+        most = self._request_bytes
+        for extent in extents:
+            for stripe, low, high in pieces(layout, extent.start, extent.end):
+                while low < high:
+                    batch = current.get(stripe)
+                    if batch is None or batch.bytes >= most or len(batch.extents) >= _EXTENTS:
+                        batch = current[stripe] = _Batch()
+                        done.append((stripe, batch))
+                    part = min(high, low + most - batch.bytes)
+                    if part < high and part - part % BLOCK_BYTES > low:
+                        part -= part % BLOCK_BYTES
+                    batch.add(low, extent.part(low, part))
+                    if part < high:
+                        del current[stripe]
+                    low = part
+        return done
+
+    async def sync(self, inode: Inode, numbers: Sequence[int]) -> dict[int, Written]:
+        """Make what was written to these objects durable."""
+
+        def request(layout: Layout, capability: Capability, number: int) -> Request[Written]:
+            return Sync(layout.osts[number], inode.fid, number, layout.generation, capability)
+
+        return await self._each(inode, numbers, request)
+
+    async def punch(self, inode: Inode, start: int, end: int) -> dict[int, Written]:
+        """Make `[start, end)` a hole."""
+        if inode.layout is None:
+            await self.refresh(inode)
+        assert inode.layout is not None
+        parts = by_stripe(inode.layout, start, end)
+        ranges = {
+            number: tuple((low, high - low) for low, high in extents)
+            for stripe, extents in parts.items()
+            for number in inode.layout.objects_of(stripe)
+        }
+
+        def request(layout: Layout, capability: Capability, number: int) -> Request[Written]:
+            return Punch(layout.osts[number], inode.fid, number, layout.generation, capability, ranges[number])
+
+        return await self._each(inode, tuple(ranges), request)
+
+    async def _each(
+        self,
+        inode: Inode,
+        numbers: Sequence[int],
+        request: Callable[[Layout, Capability, int], Request[Written]],
+    ) -> dict[int, Written]:
+        async def work(layout: Layout, capability: Capability) -> dict[int, Written]:
+            calls: list[Awaitable[Written]] = []
+            for number in numbers:
+                server = await self.session.server_of(layout.osts[number])
+                calls.append(server.call(request(layout, capability, number)))
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            written: dict[int, Written] = {}
+            for number, result in zip(numbers, results, strict=True):
+                if isinstance(result, BaseException):
+                    raise result
+                written[number] = result
+            return written
+
+        written: dict[int, Written] = await self._granting(inode, Right.WRITE, work)
+        return written

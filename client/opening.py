@@ -1,0 +1,187 @@
+"""Opening, creating and closing files: which of it the MDS must hear of, and what happens behind a close."""
+
+import errno
+import os
+import stat
+from typing import Final
+
+from nacrefs.client.cache import READ, WRITE, Inode
+from nacrefs.client.file import File, Store
+from nacrefs.client.filesystem import Cred, Found, Handle
+from nacrefs.client.handle import Handles, OpenFile
+from nacrefs.client.readahead import ReadAhead
+from nacrefs.common.answer import Answer
+from nacrefs.common.wire import AttrFlag, Create, Mode, Open, Want
+
+_SCORE_MOST: Final = 16
+_SCORE_OPENED: Final = 3
+_SCORE_DATA: Final = 4
+
+
+class Opening:
+    """Opens and closes. `handles` are the open files."""
+
+    def __init__(self, store: Store, handles: Handles[OpenFile]) -> None:
+        self._store = store
+        self._session = store.session
+        self._cache = store.session.cache
+        self.handles = handles
+        self._score = 0
+
+    # --------------------------------------------------------------------------------------- what a lookup should bring
+
+    def want(self) -> Want:
+        """What a cold lookup should ask for: layout and contents too if recent ones were followed by an open."""
+        return Want.LEASE | Want.LAYOUT | Want.DATA if self._score > _SCORE_DATA else Want.LEASE
+
+    def looked_up(self, inode: Inode) -> None:
+        """A cold lookup found this inode."""
+        if inode.attr is not None and stat.S_ISREG(inode.attr.mode) and inode.file is None:
+            inode.cold = True
+            if self._score:
+                self._score -= 1
+
+    def _was_opened(self, inode: Inode) -> None:
+        if inode.cold:
+            inode.cold = False
+            self._score = min(_SCORE_MOST, self._score + _SCORE_OPENED)
+
+    # ------------------------------------------------------------------------------------------------------------ opening
+
+    def open(self, fid: int, flags: int) -> Answer[Handle]:
+        """Open a regular file: without a word to the MDS if the lease allows it."""
+        inode = self._cache.inodes.get(fid)
+        if inode is None:
+            inode = self._cache.inode(fid)
+        elif inode.cold:
+            self._was_opened(inode)
+        needed = READ if flags & os.O_ACCMODE == os.O_RDONLY else WRITE
+        if not flags & os.O_TRUNC and inode.lease >= needed and self._session.live:
+            attr = inode.attr
+            if attr is not None and (
+                inode.layout is not None or inode.data is not None or not attr.size or inode.file is not None
+            ):
+                if not stat.S_ISREG(attr.mode):
+                    raise OSError(errno.EISDIR if stat.S_ISDIR(attr.mode) else errno.EINVAL, "not a regular file")
+                return self._opened(inode, self._begin(inode, flags))
+        return self._open(inode, flags)
+
+    def _begin(self, inode: Inode, flags: int) -> OpenFile:
+        """Count an open, before the MDS hears of it: an answer to a recall includes it."""
+        file = self._store.file(inode)
+        handle = OpenFile(inode, file, flags)
+        if handle.readable:
+            file.readers += 1
+        if handle.writable:
+            file.writers += 1
+        return handle
+
+    def _opened(self, inode: Inode, handle: OpenFile) -> Handle:
+        leased = inode.lease >= READ
+        handle.direct = handle.writable or not leased
+        read = self._store.config.read
+        if handle.readable:
+            limit = read.ahead_bytes if handle.direct else read.ahead_cached_bytes
+            handle.ahead = ReadAhead(self._store, handle.file, limit)
+        handle.number = self.handles.add(handle)
+        return Handle(handle.number, handle.direct, leased and inode.recall is None)
+
+    async def _open(self, inode: Inode, flags: int) -> Handle:
+        handle = self._begin(inode, flags)
+        file = handle.file
+        truncate = bool(flags & os.O_TRUNC)
+        try:
+            if truncate:
+                async with file.cutting(0):
+                    await self._session.mds.call(Open(inode.fid, file.mode, True))
+                    file.was_cut(0)
+            else:
+                await self._session.mds.call(Open(inode.fid, file.mode))
+        except BaseException:
+            self._end(handle)
+            raise
+        return self._opened(inode, handle)
+
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, cred: Cred
+    ) -> tuple[Found, Handle]:
+        """Make a file and open it; one request."""
+        access = flags & os.O_ACCMODE
+        open_mode = {os.O_RDONLY: Mode.READ, os.O_WRONLY: Mode.WRITE}.get(access, Mode.READ | Mode.WRITE)
+        directory = self._cache.inode(parent)
+        directory.used = True
+        known = directory.names.get(name, 0) if directory.names is not None else 0
+        existing = self._cache.inodes.get(known) if known else None
+        if existing is not None and existing.file is not None:
+            open_mode |= existing.file.mode
+        directory.begin_mutation()
+        try:
+            reply = await self._session.mds.call(
+                Create(
+                    parent, name, stat.S_IMODE(mode), cred.uid, cred.gid, open_mode,
+                    bool(flags & os.O_EXCL), bool(flags & os.O_TRUNC),
+                )
+            )  # fmt: skip
+        finally:
+            directory.mutating -= 1
+        assert reply.node is not None
+        inode = self._cache.inode(reply.node.attr.fid)
+        if inode.attr is None:
+            inode.attr = reply.node.attr
+        handle = self._begin(inode, flags)
+        if flags & os.O_TRUNC:
+            handle.file.was_cut(0)
+        cacheable = inode.lease >= READ and inode.recall is None
+        named = directory.lease >= READ and directory.names is not None and directory.names.get(name) == inode.fid
+        found = Found(handle.file.attr_now(inode.attr), cacheable, named)
+        return found, self._opened(inode, handle)
+
+    # ------------------------------------------------------------------------------------------------------------ closing
+
+    def flush(self, number: int) -> Answer[None]:
+        """A descriptor was closed: say what went wrong so far; wait for the data only if the mount is `sync` or space is tight."""
+        handle = self.handles.get(number)
+        file = handle.file
+        if not handle.writable:
+            return None
+        file.check()
+        if file.dirty:
+            sync = self._store.config.write.sync
+            if sync or self._session.tight or handle.sync:
+                return file.commit(sync=sync or handle.sync)
+            file.press()
+        return None
+
+    def release(self, number: int) -> Answer[None]:
+        """The last descriptor is gone: what is dirty goes to the servers behind the caller's back."""
+        self._end(self.handles.pop(number))
+        return None
+
+    def _end(self, handle: OpenFile) -> None:
+        file, inode = handle.file, handle.inode
+        if handle.ahead is not None:
+            handle.ahead.drop()
+        if handle.readable:
+            file.readers -= 1
+        if handle.writable:
+            file.writers -= 1
+        if file.writers:
+            return
+        if inode.gone and inode.registered == Mode.CLOSED and not file.readers:
+            file.abandon(lost=False)
+            file.let_go()
+        elif (file.dirty and handle.writable) or inode.registered != file.mode_beside(inode.lease):
+            self._session.spawn(file.commit_quietly(READ))
+        elif inode.lease >= WRITE and not file.dirty:
+            self._session.yield_later(inode, READ)
+            file.let_go()
+        else:
+            file.let_go()
+
+
+def is_inline(file: File) -> bool:
+    """Whether a file's contents, as far as we know, lie in the MDT."""
+    if file.dirty and not file.through:
+        return file.inline
+    attr = file.inode.attr
+    return attr is not None and bool(attr.flags & AttrFlag.INLINE)

@@ -1,0 +1,142 @@
+"""A mounted filesystem without FUSE: POSIX by fid over a session, caches and object I/O. See client/README.md.
+
+`Vfs` only puts the parts together: each operation of `client.filesystem.Filesystem` is a method of the part that owns it.
+"""
+
+import errno
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from nacrefs.client.cache import Cache
+from nacrefs.client.config import ClientConfig
+from nacrefs.client.file import Store
+from nacrefs.client.fileio import FileIO
+from nacrefs.client.filesystem import Kernel
+from nacrefs.client.handle import Handles, OpenFile
+from nacrefs.client.listing import Listings
+from nacrefs.client.memory import Memory
+from nacrefs.client.namespace import Namespace
+from nacrefs.client.objects import Objects
+from nacrefs.client.opening import Opening
+from nacrefs.client.recall import Recaller
+from nacrefs.client.session import Session
+from nacrefs.client.space import Space
+from nacrefs.client.xattrs import ExtendedAttributes
+from nacrefs.common.answer import Answer
+from nacrefs.common.auth import Credentials, load_keyring
+from nacrefs.common.clock import Clock
+from nacrefs.common.config import ConfigError
+from nacrefs.common.observe import Meter
+from nacrefs.common.wire import Role, Statfs, StatfsReply
+
+
+class Vfs:
+    """A filesystem that is attached. Use `Vfs.open` to make one, `close` to end it."""
+
+    def __init__(
+        self, config: ClientConfig, credentials: Credentials, meter: Meter | None = None, clock: Clock | None = None
+    ) -> None:
+        config.check()
+        self.config = config
+        self.cache = Cache(config.cache.inodes)
+        self.session = Session(config, credentials, self.cache, meter, clock)
+        self.meter = self.session.meter
+        self.memory = Memory(config.cache.memory_bytes)
+        self.objects = Objects(self.session, config.write.request_bytes)
+        self.store = Store(self.session, self.objects, self.memory, config)
+        self.recaller = Recaller(self.session, self.cache, self.store)
+        self.handles: Handles[OpenFile] = Handles()
+        opening = Opening(self.store, self.handles)
+        namespace = self._namespace = Namespace(self.store, opening)
+        io = FileIO(self.store, self.handles)
+        space = Space(self.store, io)
+        listings = Listings(self.store)
+        xattrs = ExtendedAttributes(self.store)
+        self.memory.on_pressure = self._press
+
+        self.lookup = namespace.lookup
+        self.getattr = namespace.getattr
+        self.setattr = namespace.setattr
+        self.readlink = namespace.readlink
+        self.mknod = namespace.mknod
+        self.mkdir = namespace.mkdir
+        self.symlink = namespace.symlink
+        self.link = namespace.link
+        self.unlink = namespace.unlink
+        self.rmdir = namespace.rmdir
+        self.rename = namespace.rename
+        self.create = opening.create
+        self.open = opening.open
+        self.flush = opening.flush
+        self.release = opening.release
+        self.read = io.read
+        self.write = io.write
+        self.fsync = io.fsync
+        self.copy_file_range = io.copy_file_range
+        self.fallocate = space.fallocate
+        self.lseek = space.lseek
+        self.opendir = listings.opendir
+        self.readdir = listings.readdir
+        self.releasedir = listings.releasedir
+        self.getxattr = xattrs.getxattr
+        self.listxattr = xattrs.listxattr
+        self.setxattr = xattrs.setxattr
+        self.removexattr = xattrs.removexattr
+
+    @property
+    def root(self) -> int:
+        """The fid of the directory that is mounted."""
+        return self.session.root
+
+    @property
+    def kernel(self) -> Kernel | None:
+        """Whoever caches above this filesystem."""
+        return self.recaller.kernel
+
+    @kernel.setter
+    def kernel(self, kernel: Kernel | None) -> None:
+        self.recaller.kernel = self._namespace.kernel = kernel
+
+    async def attach(self) -> "Vfs":
+        """Connect to the MDS and begin a session; OSError if that does not work."""
+        try:
+            await self.session.open()
+        except BaseException:
+            await self.session.close()
+            raise
+        return self
+
+    async def close(self) -> None:
+        """Write everything that is dirty and end the session; OSError if something could not be written."""
+        try:
+            await self.store.write_out_all()
+        finally:
+            await self.session.close()
+
+    def _press(self) -> None:
+        """Memory is short: drop what was read ahead and is not wanted right now, send what is dirty."""
+        for handle in self.handles.table.values():
+            if handle.ahead is not None:
+                handle.ahead.drop()
+        for file in list(self.store.dirty.values()):
+            file.press()
+
+    def fsyncdir(self, fid: int) -> Answer[None]:
+        """Changes of a directory are durable when they are answered."""
+        return None
+
+    def statfs(self) -> Coroutine[Any, Any, StatfsReply]:
+        """Space and inodes of the whole filesystem."""
+        return self._statfs()
+
+    async def _statfs(self) -> StatfsReply:
+        return await self.session.mds.call(Statfs())
+
+
+def client_credentials(keyring: str) -> Credentials:
+    """The client key of a keyring file; OSError that says what is wrong with it."""
+    try:
+        return load_keyring(Path(keyring)).credentials(Role.CLIENT)
+    except ConfigError as error:
+        raise OSError(errno.EACCES, str(error)) from None

@@ -1,0 +1,88 @@
+"""Extended attributes: all of an inode's are fetched at once and kept under its lease; `nacre.*` are computed by the MDS."""
+
+import errno
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
+
+from nacrefs.client.file import Store
+from nacrefs.common.answer import Answer
+from nacrefs.common.wire import (
+    XATTR_BYTES_MAX,
+    AttrFlag,
+    GetXattr,
+    GetXattrs,
+    RemoveXattr,
+    SetXattr,
+    XattrFlag,
+)
+
+COMPUTED: Final = b"nacre."
+NAME_MAX: Final = 255
+
+
+class ExtendedAttributes:
+    """getxattr, listxattr, setxattr, removexattr by fid."""
+
+    def __init__(self, store: Store) -> None:
+        self._session = store.session
+        self._cache = store.session.cache
+
+    def _known(self, fid: int) -> dict[bytes, bytes] | None:
+        """All attributes, if they are known."""
+        inode = self._cache.inodes.get(fid)
+        if inode is None or not inode.lease or inode.attr is None or inode.stale or not self._session.live:
+            return None
+        if inode.xattrs is not None:
+            return inode.xattrs
+        return None if inode.attr.flags & AttrFlag.XATTRS else {}
+
+    async def _fetch(self, fid: int) -> dict[bytes, bytes]:
+        reply = await self._session.mds.call(GetXattrs(fid))
+        return dict(reply.items)
+
+    def getxattr(self, fid: int, name: bytes) -> Answer[bytes]:
+        """One value; ENODATA if it is not there."""
+        if name.startswith(COMPUTED):
+            return self._computed(fid, name)
+        known = self._known(fid)
+        if known is None:
+            return self._getxattr(fid, name)
+        return _value(known, name)
+
+    async def _getxattr(self, fid: int, name: bytes) -> bytes:
+        return _value(await self._fetch(fid), name)
+
+    async def _computed(self, fid: int, name: bytes) -> bytes:
+        return (await self._session.mds.call(GetXattr(fid, name))).value
+
+    def listxattr(self, fid: int) -> Answer[Sequence[bytes]]:
+        """The names of those that are stored."""
+        known = self._known(fid)
+        if known is None:
+            return self._listxattr(fid)
+        return tuple(known)
+
+    async def _listxattr(self, fid: int) -> Sequence[bytes]:
+        return tuple(await self._fetch(fid))
+
+    def setxattr(self, fid: int, name: bytes, value: bytes, flags: XattrFlag) -> Coroutine[Any, Any, None]:
+        """Set one value."""
+        if len(name) > NAME_MAX or not name:
+            raise OSError(errno.ERANGE, f"an attribute's name has 1..{NAME_MAX} bytes")
+        if len(value) > XATTR_BYTES_MAX:
+            raise OSError(errno.E2BIG, f"an attribute's value has at most {XATTR_BYTES_MAX} bytes")
+        return self._change(SetXattr(fid, name, bytes(value), XattrFlag(flags)))
+
+    def removexattr(self, fid: int, name: bytes) -> Coroutine[Any, Any, None]:
+        """Remove one; ENODATA if it is not there."""
+        return self._change(RemoveXattr(fid, name))
+
+    async def _change(self, request: SetXattr | RemoveXattr) -> None:
+        await self._session.mds.call(request)
+
+
+def _value(known: dict[bytes, bytes], name: bytes) -> bytes:
+    try:
+        return known[name]
+    except KeyError:
+        raise OSError(errno.ENODATA, "there is no such extended attribute") from None
