@@ -24,6 +24,8 @@ Row: TypeAlias = tuple[Any, ...]
 
 PAGE_CACHE_KIB = 32 * 1024
 """SQLite's page cache per connection."""
+CHECKPOINT_PAGES = 4096
+"""SQLite moves its log into the database when it has this many pages: a page that changes often is moved once."""
 _ADVISORY_CLASS = 0x6E616372
 """First half of the advisory lock's key on PostgreSQL ("nacr"); the second is the schema's hash."""
 
@@ -92,6 +94,7 @@ class Store:
         self._writer = _sqlite(path)
         self._writer.execute("PRAGMA journal_mode = WAL")
         self._writer.execute("PRAGMA synchronous = FULL")
+        self._writer.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         self._reader = _sqlite(path)
         self._reader.execute("PRAGMA query_only = ON")
 

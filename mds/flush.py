@@ -14,12 +14,11 @@ from typing import Any
 import psycopg
 
 from nacrefs.common.layout import Layout
-from nacrefs.common.wire import AttrFlag
 from nacrefs.mds.cache import ABSENT
 from nacrefs.mds.engine import Cursor
 from nacrefs.mds.inode import Inode, encode_layout, row_of
 from nacrefs.mds.statements import Statements
-from nacrefs.mds.tx import Tx
+from nacrefs.mds.tx import XATTRS, Tx
 
 
 def flush(tx: Tx) -> None:
@@ -65,8 +64,6 @@ def discard(tx: Tx, unknown: bool = False) -> None:
     tx.mdt.store.rollback()
     if unknown:
         tx.mdt.reload()
-    elif tx.counters_moved:
-        tx.mdt.next_counter = tx.mdt.counter_limit  # the fids above it were given to nobody
 
 
 def _run(cursor: Cursor, statement: str, rows: Sequence[Sequence[Any]]) -> None:
@@ -107,7 +104,7 @@ def _flush_inodes(tx: Tx, cursor: Cursor, statements: Statements) -> None:
         _run(
             cursor,
             statements.delete_xattrs,
-            [(base.attr.fid,) for base in bases if base.attr.flags & AttrFlag.XATTRS],
+            [(base.attr.fid,) for base in bases if base.attr.flags & XATTRS],
         )
     fresh = tx.fresh
     if fresh:

@@ -14,6 +14,7 @@ DIRECTORY_BLOCKS: Final = 8
 LINK_MAX: Final = (1 << 31) - 1
 """Most names of an inode."""
 
+_INLINE: Final = int(AttrFlag.INLINE)
 _S_IFMT: Final = 0o170000
 _S_IFDIR: Final = 0o040000
 _S_IFREG: Final = 0o100000
@@ -60,7 +61,7 @@ class Inode(msgspec.Struct, gc=False):
     @property
     def is_inline(self) -> bool:
         """Whether this is a regular file without objects: its contents, if any, are in the MDT."""
-        return bool(self.attr.flags & AttrFlag.INLINE)
+        return self.attr.flags & _INLINE != 0
 
     def copy(self) -> "Inode":
         """A copy that may be changed."""

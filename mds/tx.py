@@ -24,6 +24,7 @@ from nacrefs.mds.records import Destruction, Intent, OstRecord, SessionRecord
 
 FID_RANGE: Final = 4096
 """Fid counters reserved at a time."""
+XATTRS: Final = int(AttrFlag.XATTRS)
 _NO_OPENS: Final[Mapping[int, Mode]] = MappingProxyType({})
 _NO_XATTRS: Final[dict[bytes, bytes]] = {}
 
@@ -144,7 +145,7 @@ class Tx:
         """All extended attributes by name. Not to be changed: see `set_xattr`."""
         if inode.xattrs is not None:
             return inode.xattrs
-        if not inode.attr.flags & AttrFlag.XATTRS:
+        if not inode.attr.flags & XATTRS:
             return _NO_XATTRS
         fid = inode.attr.fid
         store = self.mdt.store
@@ -317,8 +318,8 @@ class Tx:
         else:
             xattrs[name] = value
         inode.xattrs = xattrs
-        flags = inode.attr.flags & ~AttrFlag.XATTRS | (AttrFlag.XATTRS if xattrs else 0)
-        inode.attr = replace(inode.attr, flags=int(flags))
+        flags = inode.attr.flags & ~XATTRS | (XATTRS if xattrs else 0)
+        inode.attr = replace(inode.attr, flags=flags)
         self.xattr_writes[fid, name] = value
 
     def destroy(self, fid: int) -> None:

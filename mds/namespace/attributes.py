@@ -5,8 +5,20 @@ import stat
 
 from msgspec.structs import replace
 
-from nacrefs.common.wire import Mode, Node, Set, SetAttr, Want
+from nacrefs.common.wire import Node, SetAttr
 from nacrefs.mds.inode import Inode
+from nacrefs.mds.namespace.bits import (
+    OPEN_WRITE,
+    SET_ATIME,
+    SET_CTIME,
+    SET_GID,
+    SET_KILL_PRIVILEGES,
+    SET_MODE,
+    SET_MTIME,
+    SET_SIZE,
+    SET_UID,
+    WANT_LEASE,
+)
 from nacrefs.mds.namespace.nodes import need_file, node
 from nacrefs.mds.step import Step
 
@@ -15,44 +27,44 @@ CAPABILITIES = b"security.capability"
 
 def set_attr(step: Step, request: SetAttr) -> Node:
     """Change attributes. A truncation whose objects have to be cut leaves an intent in `tx.new_intents`."""
-    tx, fid, valid = step.tx, request.fid, request.valid
+    tx, fid, valid = step.tx, request.fid, int(request.valid)
     inode = tx.need(fid)
-    if valid & Set.SIZE:
+    if valid & SET_SIZE:
         _check_size(step, request)
     step.leases.alone(fid)
     step.leases.changed(fid)
-    if valid & Set.SIZE:
+    if valid & SET_SIZE:
         truncate(step, fid, request.size)
-    if valid & Set.KILL_PRIVILEGES and CAPABILITIES in tx.xattrs(inode):
+    if valid & SET_KILL_PRIVILEGES and CAPABILITIES in tx.xattrs(inode):
         tx.set_xattr(fid, CAPABILITIES, None)
     edited = tx.edit(fid)
     attr = edited.attr
     mode = attr.mode
-    if valid & Set.MODE:
+    if valid & SET_MODE:
         mode = stat.S_IFMT(mode) | request.mode & 0o7777
-    if valid & Set.KILL_PRIVILEGES and inode.is_regular:
+    if valid & SET_KILL_PRIVILEGES and inode.is_regular:
         mode &= ~stat.S_ISUID
         if mode & stat.S_IXGRP:
             mode &= ~stat.S_ISGID
     edited.attr = replace(
         attr,
         mode=mode,
-        uid=request.uid if valid & Set.UID else attr.uid,
-        gid=request.gid if valid & Set.GID else attr.gid,
-        atime_ns=request.atime_ns if valid & Set.ATIME else attr.atime_ns,
-        mtime_ns=request.mtime_ns if valid & Set.MTIME else attr.mtime_ns,
-        ctime_ns=request.ctime_ns if valid & Set.CTIME else step.now_ns,
+        uid=request.uid if valid & SET_UID else attr.uid,
+        gid=request.gid if valid & SET_GID else attr.gid,
+        atime_ns=request.atime_ns if valid & SET_ATIME else attr.atime_ns,
+        mtime_ns=request.mtime_ns if valid & SET_MTIME else attr.mtime_ns,
+        ctime_ns=request.ctime_ns if valid & SET_CTIME else step.now_ns,
         change=attr.change + 1,
     )
-    return node(step, edited, Want.LEASE)
+    return node(step, edited, WANT_LEASE)
 
 
 def _check_size(step: Step, request: SetAttr) -> Inode:
     inode = step.tx.need(request.fid)
-    if inode.is_symlink:
-        raise OSError(errno.EINVAL, "a symbolic link has no contents to cut")
     if request.size < 0:
         raise OSError(errno.EINVAL, f"{request.size} cannot be a file's size")
+    if inode.is_symlink:
+        raise OSError(errno.EINVAL, "a symbolic link has no contents to cut")
     if request.size >= 1 << 63:
         raise OSError(errno.EFBIG, f"{request.size} bytes are more than a file can have")
     return need_file(step, request.fid)
@@ -83,7 +95,7 @@ def truncate(step: Step, fid: int, size: int) -> None:
 
 def _is_written(step: Step, fid: int) -> bool:
     """Whether somebody writes the file's objects without having reported its size yet."""
-    return any(mode & Mode.WRITE for mode in step.tx.opens(fid).values())
+    return any(int(mode) & OPEN_WRITE for mode in step.tx.opens(fid).values())
 
 
 def blocks_of(size: int) -> int:

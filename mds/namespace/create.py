@@ -6,27 +6,24 @@ from typing import Final
 
 from nacrefs.common.wire import (
     TARGET_BYTES_MAX,
-    AttrFlag,
     Create,
     Entry,
     Lease,
     Link,
     Mkdir,
     Mknod,
-    Mode,
     Node,
     Symlink,
-    Want,
 )
 from nacrefs.mds.inode import DIRECTORY_BLOCKS, DIRECTORY_BYTES, LINK_MAX, Inode
 from nacrefs.mds.namespace.attributes import blocks_of
+from nacrefs.mds.namespace.bits import DEFAULT_LAYOUT, INLINE, OPEN_WRITE, WANT_LAYOUT, WANT_LEASE
 from nacrefs.mds.namespace.files import open_inode, register
 from nacrefs.mds.namespace.layouts import new_layout
 from nacrefs.mds.namespace.names import check_name
-from nacrefs.mds.namespace.nodes import FOR_OPEN, entry, node, refuse_type
+from nacrefs.mds.namespace.nodes import entry, node, refuse_type
 from nacrefs.mds.step import Step
 
-INLINE: Final = int(AttrFlag.INLINE)
 _NODE_TYPES: Final = frozenset({stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK})
 
 
@@ -54,8 +51,8 @@ def create(step: Step, request: Create) -> Entry:
         project=parent.project,
         data=data,
     )
-    lease = Lease.WRITE if request.open_mode & Mode.WRITE else Lease.READ
-    want = FOR_OPEN & ~Want.DATA if request.open_mode else Want.LEASE
+    lease = Lease.WRITE if int(request.open_mode) & OPEN_WRITE else Lease.READ
+    want = WANT_LEASE | WANT_LAYOUT if request.open_mode else WANT_LEASE
     child = node(step, inode, want, lease)
     if request.open_mode:
         register(step, inode, request.open_mode, child.lease)
@@ -69,7 +66,7 @@ def _open_existing(step: Step, request: Create, inode: Inode) -> Entry:
         if inode.is_directory or inode.is_symlink:
             refuse_type(inode)
         step.leases.truth(inode.attr.fid)
-        return entry(step, request.parent, node(step, inode, Want.LEASE))
+        return entry(step, request.parent, node(step, inode, WANT_LEASE))
     if request.data is not None:
         raise OSError(errno.EINVAL, "contents come only with a new file: ask for an exclusive create")
     return entry(step, request.parent, open_inode(step, inode, request.open_mode, request.truncate))
@@ -93,7 +90,7 @@ def mknod(step: Step, request: Mknod) -> Entry:
         layout=layout,
         project=parent.project,
     )
-    return _named(step, request.parent, request.name, node(step, inode, Want.LEASE), 0)
+    return _named(step, request.parent, request.name, node(step, inode, WANT_LEASE), 0)
 
 
 def mkdir(step: Step, request: Mkdir) -> Entry:
@@ -109,12 +106,12 @@ def mkdir(step: Step, request: Mkdir) -> Entry:
         nlink=2,
         size=DIRECTORY_BYTES,
         blocks=DIRECTORY_BLOCKS,
-        flags=0 if parent.spec is None else int(AttrFlag.DEFAULT_LAYOUT),
+        flags=0 if parent.spec is None else DEFAULT_LAYOUT,
         parent=request.parent,
         spec=parent.spec,
         project=parent.project,
     )
-    return _named(step, request.parent, request.name, node(step, inode, Want.LEASE), 1)
+    return _named(step, request.parent, request.name, node(step, inode, WANT_LEASE), 1)
 
 
 def symlink(step: Step, request: Symlink) -> Entry:
@@ -134,7 +131,7 @@ def symlink(step: Step, request: Symlink) -> Entry:
         project=parent.project,
         data=target,
     )
-    return _named(step, request.parent, request.name, node(step, inode, Want.LEASE), 0)
+    return _named(step, request.parent, request.name, node(step, inode, WANT_LEASE), 0)
 
 
 def link(step: Step, request: Link) -> Entry:
@@ -154,7 +151,7 @@ def link(step: Step, request: Link) -> Entry:
     tx.relink(fid, 1, step.now_ns)
     step.leases.changed(request.parent, request.name)
     tx.touch(request.parent, 0, 1, step.now_ns)
-    return entry(step, request.parent, node(step, tx.need(fid), Want.LEASE))
+    return entry(step, request.parent, node(step, tx.need(fid), WANT_LEASE))
 
 
 def _parent(step: Step, parent: int, name: bytes) -> Inode:

@@ -4,13 +4,12 @@ import errno
 
 from msgspec.structs import replace
 
-from nacrefs.common.wire import AttrFlag, Commit, Lease, Mode, Node, Open
+from nacrefs.common.wire import Commit, Lease, Mode, Node, Open
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace.attributes import blocks_of, truncate
-from nacrefs.mds.namespace.nodes import FOR_OPEN, need_file, node, sharing
+from nacrefs.mds.namespace.bits import INLINE, OPEN_WRITE, WANT_ALL
+from nacrefs.mds.namespace.nodes import need_file, node, sharing
 from nacrefs.mds.step import Blocked, Step
-
-INLINE = AttrFlag.INLINE
 
 
 def open_file(step: Step, request: Open) -> Node:
@@ -29,8 +28,9 @@ def open_inode(step: Step, inode: Inode, mode: Mode, cut: bool) -> Node:
     """
     tx, leases = step.tx, step.leases
     fid = inode.attr.fid
-    if mode & Mode.WRITE or cut:
-        leases.alone(fid, spill=bool(mode & Mode.WRITE))
+    writing = int(mode) & OPEN_WRITE != 0
+    if writing or cut:
+        leases.alone(fid, spill=writing)
         if leases.others(fid):
             raise Blocked(fid, Lease.NONE)
     else:
@@ -39,27 +39,33 @@ def open_inode(step: Step, inode: Inode, mode: Mode, cut: bool) -> Node:
         truncate(step, fid, 0)
         inode = tx.need(fid)
     if not mode:
-        return node(step, inode, FOR_OPEN)
-    mode |= tx.opens(fid).get(step.session, Mode.CLOSED)
-    lease = Lease.WRITE if mode & Mode.WRITE else Lease.READ
+        return node(step, inode, WANT_ALL)
+    registered = tx.opens(fid).get(step.session)
+    if registered:
+        mode |= registered
+        writing = int(mode) & OPEN_WRITE != 0
+    lease = Lease.WRITE if writing else Lease.READ
     if _would_share(step, inode, mode):
         leases.downgrade(fid, Lease.NONE)
         lease = Lease.NONE
     else:
         lease = leases.grant(fid, lease)
     register(step, inode, mode, lease)
-    return node(step, inode, FOR_OPEN, lease)
+    return node(step, inode, WANT_ALL, lease)
 
 
 def _would_share(step: Step, inode: Inode, mode: Mode) -> bool:
     """Whether opening the file like this makes it shared, or it is."""
     if inode.is_inline:
         return False
-    others = Mode.CLOSED
-    for session, other in step.tx.opens(inode.attr.fid).items():
+    opens = step.tx.opens(inode.attr.fid)
+    if not opens:
+        return False
+    others = 0
+    for session, other in opens.items():
         if session != step.session:
-            others |= other
-    return bool(others) and bool((others | mode) & Mode.WRITE)
+            others |= int(other)
+    return others != 0 and (others | int(mode)) & OPEN_WRITE != 0
 
 
 def register(step: Step, inode: Inode, mode: Mode, lease: Lease) -> None:
@@ -67,7 +73,7 @@ def register(step: Step, inode: Inode, mode: Mode, lease: Lease) -> None:
 
     A file without a name is always registered: its registered opens are what keeps it.
     """
-    needed = Lease.WRITE if mode & Mode.WRITE else Lease.READ
+    needed = Lease.WRITE if int(mode) & OPEN_WRITE else Lease.READ
     covered = lease >= needed and inode.attr.nlink > 0
     step.tx.set_open(step.session, inode.attr.fid, Mode.CLOSED if covered else mode)
 
@@ -98,7 +104,7 @@ def commit(step: Step, request: Commit) -> Node:
 
 def _check_report(step: Step, request: Commit, inode: Inode, held: Lease) -> None:
     registered = step.tx.opens(request.fid).get(step.session, Mode.CLOSED)
-    if held < Lease.WRITE and (inode.is_inline or not registered & Mode.WRITE):
+    if held < Lease.WRITE and (inode.is_inline or not int(registered) & OPEN_WRITE):
         raise OSError(errno.ESTALE, "this session has lost its right to write the file")
     if not 0 <= request.size < 1 << 63:
         raise OSError(errno.EFBIG, f"{request.size} cannot be a file's size")
@@ -140,7 +146,7 @@ def _take_report(step: Step, request: Commit, inode: Inode, held: Lease) -> None
         mtime_ns=mtime_ns,
         ctime_ns=step.now_ns,
         change=attr.change + 1,
-        flags=int(flags),
+        flags=flags,
     )
 
 

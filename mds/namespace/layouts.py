@@ -6,8 +6,9 @@ from typing import Final
 from msgspec.structs import replace
 
 from nacrefs.common.layout import Layout, LayoutSpec
-from nacrefs.common.wire import AttrFlag, Done, GetLayout, LayoutInfo, SetLayout
+from nacrefs.common.wire import Done, GetLayout, LayoutInfo, SetLayout
 from nacrefs.mds.inode import Inode
+from nacrefs.mds.namespace.bits import DEFAULT_LAYOUT
 from nacrefs.mds.step import Step
 
 DEFAULT_SPEC: Final = LayoutSpec(stripe_count=1, stripe_bytes=1 << 20)
@@ -103,7 +104,7 @@ def _set_default(step: Step, directory: Inode, spec: LayoutSpec) -> None:
     step.leases.changed(fid)
     edited = step.tx.edit(fid)
     edited.spec = None if spec == _INHERIT else spec
-    flags = edited.attr.flags & ~AttrFlag.DEFAULT_LAYOUT
+    flags = edited.attr.flags & ~DEFAULT_LAYOUT
     if edited.spec is not None:
-        flags |= AttrFlag.DEFAULT_LAYOUT
-    edited.attr = replace(edited.attr, flags=int(flags), ctime_ns=step.now_ns, change=edited.attr.change + 1)
+        flags |= DEFAULT_LAYOUT
+    edited.attr = replace(edited.attr, flags=flags, ctime_ns=step.now_ns, change=edited.attr.change + 1)

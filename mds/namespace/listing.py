@@ -1,6 +1,7 @@
 """Reading directories."""
 
-from nacrefs.common.wire import LISTING_MAX, AttrFlag, DirEntry, Lease, Listing, Mode, Readdir
+from nacrefs.common.wire import LISTING_MAX, DirEntry, Lease, Listing, Readdir
+from nacrefs.mds.namespace.bits import INLINE, OPEN_WRITE
 from nacrefs.mds.step import Step
 
 
@@ -36,6 +37,6 @@ def readdir(step: Step, request: Readdir) -> Listing:
 
 def _is_written(step: Step, fid: int, flags: int) -> bool:
     """Whether another session writes the file without a lease."""
-    if flags & AttrFlag.INLINE:
+    if flags & INLINE:
         return False
-    return any(mode & Mode.WRITE and session != step.session for session, mode in step.tx.opens(fid).items())
+    return any(int(mode) & OPEN_WRITE and session != step.session for session, mode in step.tx.opens(fid).items())

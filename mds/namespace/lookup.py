@@ -1,6 +1,7 @@
 """Finding inodes: by name, by fid, a directory's own directory."""
 
-from nacrefs.common.wire import Entry, GetAttr, GetParent, Lookup, Node, Want
+from nacrefs.common.wire import Entry, GetAttr, GetParent, Lookup, Node
+from nacrefs.mds.namespace.bits import WANT_LEASE
 from nacrefs.mds.namespace.names import check_name
 from nacrefs.mds.namespace.nodes import entry, node
 from nacrefs.mds.step import Step
@@ -16,14 +17,14 @@ def lookup(step: Step, request: Lookup) -> Entry:
     if inode is None:
         return entry(step, parent, None)
     leases.truth(inode.attr.fid)
-    return entry(step, parent, node(step, inode, request.want))
+    return entry(step, parent, node(step, inode, int(request.want)))
 
 
 def get_attr(step: Step, request: GetAttr) -> Node:
     """An inode by fid."""
     inode = step.tx.need(request.fid)
     step.leases.truth(request.fid)
-    return node(step, inode, request.want)
+    return node(step, inode, int(request.want))
 
 
 def get_parent(step: Step, request: GetParent) -> Node:
@@ -32,4 +33,4 @@ def get_parent(step: Step, request: GetParent) -> Node:
     step.leases.truth(request.fid)
     parent = step.tx.need(inode.parent)
     step.leases.truth(inode.parent)
-    return node(step, parent, Want.LEASE)
+    return node(step, parent, WANT_LEASE)

@@ -1,14 +1,13 @@
 """Inodes as replies show them, with the lease that goes along."""
 
 import errno
-from typing import Final
 
-from nacrefs.common.wire import Entry, Lease, Mode, Node, Right, Want
+from nacrefs.common.wire import Entry, Lease, Node, Right
 from nacrefs.mds.inode import Inode
+from nacrefs.mds.namespace.bits import OPEN_WRITE, WANT_DATA, WANT_LAYOUT, WANT_LEASE
 from nacrefs.mds.step import Step
 
-BOTH: Final = Right.READ | Right.WRITE
-FOR_OPEN: Final = Want.LEASE | Want.LAYOUT | Want.DATA
+_BOTH = Right.READ | Right.WRITE
 
 
 def sharing(step: Step, inode: Inode) -> tuple[Lease, bool]:
@@ -21,36 +20,36 @@ def sharing(step: Step, inode: Inode) -> tuple[Lease, bool]:
     if not opens or inode.is_inline:
         return Lease.WRITE, False
     session = step.session
-    mine = opens.get(session, Mode.CLOSED)
-    others = Mode.CLOSED
+    others = everybody = 0
     for other, mode in opens.items():
+        everybody |= int(mode)
         if other != session:
-            others |= mode
+            others |= int(mode)
     if not others:
         return Lease.WRITE, False
-    if (others | mine) & Mode.WRITE:
+    if everybody & OPEN_WRITE:
         return Lease.NONE, True
     return Lease.READ, False
 
 
-def node(step: Step, inode: Inode, want: Want, lease: Lease = Lease.READ) -> Node:
-    """The inode as the requester wants it; with Want.LEASE it gets `lease`, as far as the rules allow."""
+def node(step: Step, inode: Inode, want: int, lease: Lease = Lease.READ) -> Node:
+    """The inode as the requester wants it (`bits.WANT_*`); with WANT_LEASE it gets `lease` as far as the rules allow."""
     attr = inode.attr
     fid = attr.fid
     most, shared = sharing(step, inode)
     if shared:
         step.leases.downgrade(fid, Lease.NONE)
         got = Lease.NONE
-    elif want & Want.LEASE:
+    elif want & WANT_LEASE:
         got = step.leases.grant(fid, lease if lease <= most else most)
     else:
         got = step.leases.held(fid)
     layout = capability = data = None
     if inode.layout is not None:
-        if want & Want.LAYOUT:
+        if want & WANT_LAYOUT:
             layout = inode.layout
-            capability = step.capability(fid, layout.generation, step.session, BOTH)
-        if want & Want.DATA and inode.is_inline:
+            capability = step.capability(fid, layout.generation, step.session, _BOTH)
+        if want & WANT_DATA and inode.is_inline:
             data = step.tx.data(inode)
     elif inode.is_symlink:
         data = step.tx.data(inode)

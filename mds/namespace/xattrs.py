@@ -16,12 +16,12 @@ from nacrefs.common.wire import (
     Node,
     RemoveXattr,
     SetXattr,
-    Want,
     XattrFlag,
     Xattrs,
     XattrValue,
 )
 from nacrefs.mds.inode import Inode
+from nacrefs.mds.namespace.bits import WANT_LEASE
 from nacrefs.mds.namespace.layouts import apply_spec, effective_spec
 from nacrefs.mds.namespace.nodes import node
 from nacrefs.mds.step import Step
@@ -87,7 +87,7 @@ def set_xattr(step: Step, request: SetXattr) -> Node:
     inode = tx.need(fid)
     if name == LAYOUT:
         apply_spec(step, fid, parse_spec(value))
-        return node(step, tx.need(fid), Want.LEASE)
+        return node(step, tx.need(fid), WANT_LEASE)
     _check_stored(name)
     if len(value) > XATTR_BYTES_MAX:
         raise OSError(errno.E2BIG, f"value of {len(value)} bytes is longer than {XATTR_BYTES_MAX}")
@@ -110,7 +110,7 @@ def remove_xattr(step: Step, request: RemoveXattr) -> Node:
         if inode.spec is None:
             raise _no_data(name)
         apply_spec(step, fid, LayoutSpec())
-        return node(step, tx.need(fid), Want.LEASE)
+        return node(step, tx.need(fid), WANT_LEASE)
     _check_stored(name)
     if name not in tx.xattrs(inode):
         raise _no_data(name)
@@ -123,7 +123,7 @@ def _change(step: Step, fid: int, name: bytes, value: bytes | None) -> Node:
     step.tx.set_xattr(fid, name, value)
     edited = step.tx.edit(fid)
     edited.attr = replace(edited.attr, ctime_ns=step.now_ns, change=edited.attr.change + 1)
-    return node(step, edited, Want.LEASE)
+    return node(step, edited, WANT_LEASE)
 
 
 def _check_stored(name: bytes) -> None:

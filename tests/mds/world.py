@@ -22,13 +22,14 @@ _OPERATIONS = {**READS, **WRITES}
 class World:
     """An MDT, its leases and OSTs, and a clock that moves by a microsecond with each request."""
 
-    def __init__(self, url: str, cache_bytes: int = 64 << 20) -> None:
+    def __init__(self, url: str, cache_bytes: int = 64 << 20, formatted: bool = False) -> None:
         self.url = url
         self.cache_bytes = cache_bytes
         self.leases = LeaseBook()
         self.osts = Osts()
         self.now_ns = START_NS
-        format_mdt(url, "test", 0, START_NS)
+        if not formatted:
+            format_mdt(url, "test", 0, START_NS)
         self.open()
 
     def open(self) -> None:
