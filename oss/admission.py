@@ -61,8 +61,9 @@ class Admission:
         self._ended: dict[int, asyncio.Event] = {}
         self.fenced: set[int] = set()
 
-    def check(self, capability: Capability, fid: int, generation: int, session: int, right: Right) -> None:
-        """OSError unless `session` may do this to `fid` now. `right` may be several, of which one is enough."""
+    def check(self, capability: Capability, fid: int, generation: int, session: int, right: int) -> None:
+        """OSError unless `session` may do this to `fid` now. `right` (of `wire.Right`, as a plain integer, whose `&`
+        costs a tenth of an enum's) may be several, of which one is enough."""
         if session in self.fenced:
             raise _fenced(session)
         facts = (fid, generation, session, capability.rights, capability.expires_s)
@@ -70,14 +71,14 @@ class Admission:
         if self._seen.get(capability.mac) == facts and capability.rights & right and now_s <= capability.expires_s:
             return
         check_capability(
-            self._key, capability, fid=fid, generation=generation, session=session, right=right, now_s=now_s
+            self._key, capability, fid=fid, generation=generation, session=session, right=Right(right), now_s=now_s
         )
         if len(self._seen) >= _SEEN_MAX:
             self._seen.clear()
         self._seen[capability.mac] = facts
 
     def enter(self, session: int) -> None:
-        """I/O of a session begins that takes more than this step of the event loop; ESHUTDOWN if it is fenced."""
+        """I/O of a session begins that takes more than one step of the event loop; ESHUTDOWN if it is fenced."""
         if session in self.fenced:
             raise _fenced(session)
         self._in_service[session] = self._in_service.get(session, 0) + 1

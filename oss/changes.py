@@ -19,6 +19,8 @@ from nacrefs.oss.object import DIRTY, Cold, Segment, StoredObject
 from nacrefs.oss.replies import ClientReplies, Replies
 from nacrefs.oss.target import Target
 
+_WRITE: Final = int(Right.WRITE)
+_ANY: Final = int(Right.READ | Right.WRITE)
 _TRIES: Final = 4
 """So often bytes are fetched in a thread before a step waits for the disk itself."""
 _NOTHING: Final = Written(0, 0, 0)
@@ -38,7 +40,7 @@ class Changes:
     def write(self, request: Write, call: Call) -> Answer[Written]:
         """Store bytes whose sums are right."""
         total = check_extents(request.extents)
-        target = self._gate.admit(request, call, Right.WRITE)
+        target = self._gate.admit(request, call, _WRITE)
         replies, known = self._once(call)
         if known is not None:
             return known
@@ -82,7 +84,7 @@ class Changes:
     def punch(self, request: Punch, call: Call) -> Answer[Written]:
         """Make holes."""
         check_extents(request.extents, total_max=1 << 75)
-        target = self._gate.admit(request, call, Right.WRITE)
+        target = self._gate.admit(request, call, _WRITE)
         replies, known = self._once(call)
         if known is not None:
             return known
@@ -92,7 +94,7 @@ class Changes:
     def truncate(self, request: Truncate, call: Call) -> Answer[Written]:
         """Cut an object."""
         check_size(request.size)
-        target = self._gate.admit(request, call, Right.WRITE)
+        target = self._gate.admit(request, call, _WRITE)
         replies, known = self._once(call)
         if known is not None:
             return known
@@ -109,7 +111,7 @@ class Changes:
 
     def sync(self, request: Sync, call: Call) -> Answer[Written]:
         """Make an object durable."""
-        target = self._gate.admit(request, call, Right.READ | Right.WRITE)
+        target = self._gate.admit(request, call, _ANY)
         return self._gate.counted(call, self._sync, target, request)
 
     async def _sync(self, target: Target, request: Sync) -> Written:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import click
 import msgspec
+import uvloop
 
 from nacrefs.common.auth import load_keyring
 from nacrefs.common.config import ConfigError
@@ -53,7 +54,7 @@ def format_command(directory: str, keyring: str | None, cluster: str | None) -> 
 @command.command("serve", epilog=_EXIT_CODES)
 @click.option("--config", "-c", type=click.Path(dir_okay=False), help="Configuration file (all keys: conf/oss.toml).")
 @click.option("--ost", "osts", multiple=True, type=click.Path(file_okay=False), help="Directory of an OST; repeatable.")
-@click.option("--mds", help="Address of the MDS, as in tcp://mds-host:7420.")
+@click.option("--mds", help="Address of the MDS, as in tcp://mds-host:9600.")
 @click.option("--listen", multiple=True, help="Address at which clients are served; port 0: any free one. Repeatable.")
 @click.option("--keyring", type=click.Path(dir_okay=False), help="Keyring with the cluster's server key.")
 @click.option("--name", help="Name of this server; default: the host's name.")
@@ -64,10 +65,8 @@ def serve_command(config: str | None, log_level: str, log_file: str | None, **gi
     """Serve OSTs until SIGTERM or SIGINT. Options outweigh the configuration file."""
     start_logging(log_level, log_file)
     try:
-        settings = msgspec.structs.replace(
-            load_oss_config(Path(config)) if config else OssConfig(),
-            **{key: value for key, value in given.items() if value},
-        )
+        settings = load_oss_config(Path(config)) if config else OssConfig()
+        settings = msgspec.structs.replace(settings, **{key: value for key, value in given.items() if value})
         settings.check()
         _run(settings)
     except (ConfigError, ValueError) as error:
@@ -77,11 +76,7 @@ def serve_command(config: str | None, log_level: str, log_file: str | None, **gi
 
 
 def _run(config: OssConfig) -> None:
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        from asyncio import new_event_loop
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config))
 
 

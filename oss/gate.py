@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from nacrefs.common.fid import format_fid
-from nacrefs.common.wire import Capability, ObjectId, Right
+from nacrefs.common.wire import Capability, ObjectId
 from nacrefs.oss.admission import Admission, check_object
 from nacrefs.oss.object import StoredObject
 from nacrefs.oss.target import Target
@@ -63,7 +63,7 @@ class Gate:
         self.admitted = asyncio.Event()
         """Set once the MDS has said which sessions are fenced: no I/O before that."""
 
-    def admit(self, request: Io, call: Call, right: Right) -> Target:
+    def admit(self, request: Io, call: Call, right: int) -> Target:
         """The target of a request that its sender may make; OSError otherwise (`admission`, ENXIO)."""
         target = self.targets.get(request.ost)
         if target is None:

@@ -25,6 +25,7 @@ _RUN_BYTES_MAX: Final = 1 << 20
 """Neighbouring extents are read together up to this much."""
 _DIRECT_BYTES_MAX: Final = (8 << 20) + 2 * BLOCK_BYTES
 """Whole blocks of a request up to this much are read into one buffer and sent from there; more is read piecemeal."""
+_READ: Final = int(Right.READ)
 _TRIES: Final = 4
 """So often a read is started again before it holds everybody up."""
 
@@ -41,7 +42,7 @@ class Reads:
         """Bytes of extents, with the sums of what is sent."""
         extents = request.extents
         check_extents(extents)
-        target = self._gate.admit(request, call, Right.READ)
+        target = self._gate.admit(request, call, _READ)
         if self._gate.admitted.is_set():
             stored = target.find(request.fid, request.number)
             if stored is None:

@@ -27,7 +27,7 @@ _OTHER_FILES: Final = 1024
 
 
 class OssServer:
-    """One OSS in the running event loop. `start`, then `stop`, once each; `registered` is set while the MDS knows it."""
+    """One OSS in the running event loop: `start`, then `stop`, once each. `registered` is set while it is known."""
 
     def __init__(self, config: OssConfig, keyring: Keyring | None = None) -> None:
         config.check()
@@ -53,8 +53,10 @@ class OssServer:
         self._heartbeat_s = 1.0
 
     async def start(self) -> None:
-        """Open the OSTs, listen, and begin to register with the MDS (in the background, for as long as it takes). OSError,
-        one line that says what to do, if something is wrong here; then nothing is left behind."""
+        """Open the OSTs, listen, and begin to register with the MDS, in the background, for as long as it takes.
+
+        OSError, one line that says what to do, if something is wrong here; then nothing is left behind.
+        """
         try:
             _allow_files(len(self.config.osts) * self.config.ost.open_objects + _OTHER_FILES)
             self._open_targets()
@@ -179,7 +181,7 @@ def _allow_files(wanted: int) -> None:
     if hard != resource.RLIM_INFINITY and hard < wanted:
         raise OSError(
             errno.EMFILE,
-            f"this process may open {hard} files and the configuration needs {wanted}: lower ost.open_objects, or raise "
-            f"the limit (LimitNOFILE= in the systemd unit, `ulimit -n`)",
+            f"this process may open {hard} files and the configuration needs {wanted}: lower ost.open_objects, or "
+            f"raise the limit (LimitNOFILE= in the systemd unit, `ulimit -n`)",
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

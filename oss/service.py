@@ -6,7 +6,7 @@ Otherwise it returns a coroutine. Steps are atomic; coroutines pin the object th
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from nacrefs.common.buffers import BufferPool
 from nacrefs.common.wire import (
@@ -32,6 +32,7 @@ from nacrefs.oss.gate import Call, Gate
 from nacrefs.oss.reads import Reads
 from nacrefs.oss.target import Target
 
+_ANY: Final = int(Right.READ | Right.WRITE)
 Handlers = Mapping[type[Any], Callable[[Any, Any], Any]]
 
 
@@ -65,7 +66,7 @@ class Service:
 
     def stat(self, request: StatObject, call: Call) -> ObjectStat:
         """Size and allocation of an object."""
-        return self.gate.admit(request, call, Right.READ | Right.WRITE).stat(request.fid, request.number)
+        return self.gate.admit(request, call, _ANY).stat(request.fid, request.number)
 
     async def destroy(self, request: Destroy, call: Call) -> Done:
         """Destroy objects."""

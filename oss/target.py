@@ -15,6 +15,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import time
 import tomllib
 import uuid
@@ -35,6 +36,7 @@ _log = logging.getLogger(__name__)
 FORMAT: Final = 1
 """Version of what is in an OST's directory (docs/on-disk.md)."""
 _LABEL: Final = "ost.toml"
+_CLUSTER: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SCAN_RECORDS: Final = 2000
 _ABSENT: Final = ObjectStat(0, 0, 0, 0)
 
@@ -100,6 +102,8 @@ def read_label(root: str) -> Label:
 def format_target(root: str, cluster: str, *, index: int = -1) -> Label:
     """Make an empty OST of a cluster in `root` (made if need be). EEXIST if there is one, ENOTEMPTY if there is
     anything else."""
+    if not _CLUSTER.fullmatch(cluster):
+        raise ValueError(f"cluster id {cluster!r} is not 1 to 64 letters, digits, dots, dashes or underscores")
     os.makedirs(root, mode=0o700, exist_ok=True)
     names = sorted(os.listdir(root))
     if _LABEL in names:
@@ -218,6 +222,10 @@ class Target:
             if stored.turning is not None:
                 await asyncio.shield(stored.turning)
         return None
+
+    def open_objects(self) -> list[StoredObject]:
+        """The objects that are in use or were lately."""
+        return list(self._table.values())
 
     def stat(self, fid: int, number: int) -> ObjectStat:
         """Size and allocation, also of an object that is to be re-hashed; zeros if it does not exist."""

@@ -86,6 +86,10 @@ class LocalOss:
     async def ask(self, request: Any, call: LocalCall | None = None) -> Any:
         return await settle(self.handlers[type(request)](request, call or LocalCall(self.peer)))
 
+    async def order(self, request: Any) -> Any:
+        """What the MDS asks."""
+        return await settle(self.service.for_mds()[type(request)](request, LocalCall(LocalPeer(0))))
+
     def write_request(
         self, pieces: Sequence[tuple[int, bytes]], fid: int = FID, number: int = 0, *, sync: bool = False
     ) -> tuple[Write, bytes]:
