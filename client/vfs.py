@@ -52,7 +52,7 @@ class Vfs:
         io = FileIO(self.store, self.handles)
         space = Space(self.store, io)
         listings = Listings(self.store)
-        xattrs = ExtendedAttributes(self.store)
+        xattrs = self.xattrs = ExtendedAttributes(self.store)
         self.memory.on_pressure = self._press
 
         self.lookup = namespace.lookup

@@ -1,7 +1,7 @@
 """Extended attributes: all of an inode's are fetched at once and kept under its lease; `nacre.*` are computed by the MDS."""
 
 import errno
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from nacrefs.client.file import Store
@@ -17,6 +17,8 @@ from nacrefs.common.wire import (
 )
 
 COMPUTED: Final = b"nacre."
+MDS_COMPUTED: Final = (b"nacre.layout", b"nacre.fid", b"nacre.path")
+"""What the MDS knows about an inode; other `nacre.` names are the mount's (`client.control`)."""
 NAME_MAX: Final = 255
 
 
@@ -26,6 +28,8 @@ class ExtendedAttributes:
     def __init__(self, store: Store) -> None:
         self._session = store.session
         self._cache = store.session.cache
+        self.control: Callable[[int, bytes], Answer[bytes]] | None = None
+        """who answers for the mount; ENODATA from it for a name that it does not know"""
 
     def _known(self, fid: int) -> dict[bytes, bytes] | None:
         """All attributes, if they are known."""
@@ -43,6 +47,8 @@ class ExtendedAttributes:
     def getxattr(self, fid: int, name: bytes) -> Answer[bytes]:
         """One value; ENODATA if it is not there."""
         if name.startswith(COMPUTED):
+            if self.control is not None and name not in MDS_COMPUTED:
+                return self.control(fid, name)
             return self._computed(fid, name)
         known = self._known(fid)
         if known is None:
