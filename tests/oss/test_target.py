@@ -66,8 +66,7 @@ async def test_ost_is_served_by_one_process_only(tmp_path: Path) -> None:
         program = (
             "import asyncio, sys\n"
             "from nacrefs.oss.blockio import IoThreads\n"
-            "from nacrefs.oss.space import Space
-from nacrefs.oss.target import Limits, Target\n"
+            "from nacrefs.oss.target import Limits, Target\n"
             "async def main():\n"
             "    Target.open(sys.argv[1], sys.argv[2], Limits(), IoThreads(1))\n"
             "asyncio.run(main())\n"
