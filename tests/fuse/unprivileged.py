@@ -1,0 +1,43 @@
+"""Mount, use and unmount a filesystem as an ordinary user: `python -m tests.fuse.unprivileged DIRECTORY DEVICE`, run by
+root in a mount namespace of its own, where DEVICE takes the place of /dev/fuse (whose mode may keep users out)."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from nacrefs.client.fuse import mounting
+from nacrefs.client.fuse.session import Session
+from tests.client.fuse.memory import MemoryFilesystem
+
+NOBODY = 65534
+
+
+def use(path: Path) -> None:
+    (path / "f").write_bytes(b"x" * 3_000_000)
+    assert (path / "f").read_bytes() == b"x" * 3_000_000
+    assert (path / "f").stat().st_uid == NOBODY
+    (entry,) = mounting.mounts_at(str(path))
+    assert (entry.fstype, entry.source) == ("fuse.nacre", "tcp://host:1/a,b")
+
+
+async def main(directory: str, device: str) -> None:
+    subprocess.run(["mount", "--bind", device, "/dev/fuse"], check=True)
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    os.chdir("/")
+    async with Session(MemoryFilesystem(), "tcp://host:1/a,b", directory, options=["noatime"]):
+        await asyncio.to_thread(use, Path(directory))
+    assert mounting.mounts_at(directory) == []
+    try:
+        async with Session(MemoryFilesystem(), "x", directory, options=["allow_other"]):
+            pass
+    except OSError as error:
+        assert "fusermount3 refused" in str(error)
+    print("done")  # noqa: T201
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
