@@ -51,6 +51,7 @@ PICK = st.integers(0, 1000)
 MODES = st.sampled_from([0o644, 0o755, 0o2775, 0o4755, 0o1777])
 IDS = st.sampled_from([0, 1000])
 SIZES = st.sampled_from([0, 1, 100, INLINE_BYTES, INLINE_BYTES + 1])
+FLAGS = st.sampled_from([0, 0, 0, 1, 2])
 ALL = Want.LEASE | Want.LAYOUT | Want.DATA
 
 
@@ -66,6 +67,10 @@ class Comparison(RuleBasedStateMachine):
         self.model = Namespace()
         self.fids: dict[int, int] = {id(self.model.root): ROOT}
         self.open: list[Inode] = []
+        for pick in range(3):  # something to begin with
+            for name, kind in ((b"a", "directory"), (b"b", "directory"), (b"c", "file")):
+                self.make(pick, name, 0o755, 0, 0, kind)
+        self.commit()
         self.saved = self._state()
 
     def teardown(self) -> None:
@@ -106,6 +111,11 @@ class Comparison(RuleBasedStateMachine):
     def _directory(self, pick: int) -> Inode:
         directories = [inode for inode in self._inodes() if inode.is_directory]
         return directories[pick % len(directories)]
+
+    def _entry(self, parent: Inode, pick: int) -> bytes:
+        """A name: mostly one that stands for something."""
+        names = sorted(parent.entries) if pick % 5 else []
+        return names[pick % len(names)] if names else b"nothing"
 
     def _file(self, pick: int) -> Inode | None:
         files = [inode for inode in self._inodes() if inode.is_regular]
@@ -164,9 +174,10 @@ class Comparison(RuleBasedStateMachine):
     def _is_open(self, inode: Inode | None) -> bool:
         return any(inode is other for other in self.open)
 
-    @rule(pick=PICK, name=NAMES, knows=st.booleans())
-    def unlink(self, pick: int, name: bytes, knows: bool) -> None:
+    @rule(pick=PICK, entry=PICK, knows=st.booleans())
+    def unlink(self, pick: int, entry: int, knows: bool) -> None:
         parent = self._directory(pick)
+        name = self._entry(parent, entry)
         victim = parent.entries.get(name)
         expected = self._fid(victim) if victim is not None and knows else 0
         request = Unlink(self._fid(parent), name, expected, self._is_open(victim) and knows)
@@ -184,14 +195,16 @@ class Comparison(RuleBasedStateMachine):
             elif removed.orphan:  # it could not know that nobody has it open
                 self.world.batched(Commit(fid, Lease.NONE, Mode.CLOSED), self.session)
 
-    @rule(pick=PICK, name=NAMES)
-    def rmdir(self, pick: int, name: bytes) -> None:
+    @rule(pick=PICK, entry=PICK)
+    def rmdir(self, pick: int, entry: int) -> None:
         parent = self._directory(pick)
+        name = self._entry(parent, entry)
         self._both(Rmdir(self._fid(parent), name), self.model.rmdir, parent, name)
 
-    @rule(pick=PICK, name=NAMES, new_pick=PICK, new_name=NAMES, flags=st.sampled_from([0, 0, 1, 2]), knows=st.booleans())
-    def rename(self, pick: int, name: bytes, new_pick: int, new_name: bytes, flags: int, knows: bool) -> None:
-        parent, new_parent = self._directory(pick), self._directory(new_pick)
+    @rule(pick=PICK, entry=PICK, target_pick=PICK, new_entry=PICK, flags=FLAGS, knows=st.booleans())
+    def rename(self, pick: int, entry: int, target_pick: int, new_entry: int, flags: int, knows: bool) -> None:
+        parent, new_parent = self._directory(pick), self._directory(target_pick)
+        name, new_name = self._entry(parent, entry), self._entry(new_parent, new_entry)
         other = new_parent.entries.get(new_name)
         expected = self._fid(other) if other is not None and knows else 0
         opened = self._is_open(other) and knows
@@ -271,6 +284,10 @@ class Comparison(RuleBasedStateMachine):
         for inode in self.open:  # as a client reclaims what it had; leases of the lost batch count for nothing
             self.world.batched(Open(self._fid(inode), Mode.WRITE), self.session)
 
+    @rule(pick=PICK, entry=PICK, new_entry=PICK, flags=FLAGS)
+    def rename_here(self, pick: int, entry: int, new_entry: int, flags: int) -> None:
+        self.rename(pick, entry, pick, new_entry, flags, True)
+
     @rule(limit=st.integers(1, 3))
     def compare(self, limit: int) -> None:
         """The whole tree, listed in pieces."""
@@ -294,7 +311,7 @@ class Comparison(RuleBasedStateMachine):
     def _compare_directory(self, inode: Inode, limit: int) -> None:
         fid = self._fid(inode)
         listed: list[tuple[bytes, int]] = []
-        for _ in itertools.count():
+        while True:
             after = listed[-1][0] if listed else b""
             reply = self.world.batched(Readdir(fid, after, limit), self.session)
             listed.extend((entry.name, entry.attr.fid) for entry in reply.entries)
@@ -324,7 +341,7 @@ def _run(make_url: Callable[[], str], examples: int) -> None:
         Machine,
         settings=settings(
             max_examples=examples,
-            stateful_step_count=40,
+            stateful_step_count=50,
             deadline=None,
             suppress_health_check=list(HealthCheck),
             database=None,
@@ -340,7 +357,7 @@ def test_any_sequence_agrees_with_the_model_on_sqlite(tmp_path: Path) -> None:
     def fresh() -> str:
         return str(shutil.copy(template, tmp_path / f"{next(numbers)}.db"))
 
-    _run(fresh, 50)
+    _run(fresh, 150)
 
 
 def test_any_sequence_agrees_with_the_model_on_postgresql(postgres_url: str) -> None:
