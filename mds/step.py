@@ -6,11 +6,15 @@ A namespace operation is a plain function `operation(step, request) -> reply`. I
 it must not raise.
 """
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from nacrefs.common.layout import LayoutSpec
 from nacrefs.common.wire import Capability, Lease, Right
 from nacrefs.mds.tx import Tx
+
+
+DEFAULT_SPEC: Final = LayoutSpec(stripe_count=1, stripe_bytes=1 << 20)
+"""How a file is laid out where neither the user nor a directory nor the configuration says otherwise."""
 
 
 class Blocked(Exception):
@@ -68,7 +72,7 @@ class Placement(Protocol):
 class Step:
     """The surroundings of one request: transaction, leases, requester, time."""
 
-    __slots__ = ("capability", "inline_bytes", "leases", "now_ns", "placement", "session", "tx")
+    __slots__ = ("capability", "default_spec", "inline_bytes", "leases", "now_ns", "placement", "session", "tx")
 
     def __init__(
         self,
@@ -79,6 +83,7 @@ class Step:
         session: int,
         now_ns: int,
         inline_bytes: int,
+        default_spec: LayoutSpec = DEFAULT_SPEC,
     ) -> None:
         self.tx = tx
         self.leases = leases
@@ -87,6 +92,7 @@ class Step:
         self.session = session
         self.now_ns = now_ns
         self.inline_bytes = inline_bytes
+        self.default_spec = default_spec
 
 
 class CapabilityIssuer(Protocol):

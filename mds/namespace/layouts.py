@@ -11,7 +11,6 @@ from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace.bits import DEFAULT_LAYOUT
 from nacrefs.mds.step import Step
 
-DEFAULT_SPEC: Final = LayoutSpec(stripe_count=1, stripe_bytes=1 << 20)
 """What files get where nobody has asked for anything."""
 _INHERIT: Final = LayoutSpec()
 
@@ -27,9 +26,9 @@ def merged(spec: LayoutSpec, default: LayoutSpec) -> LayoutSpec:
     )
 
 
-def effective_spec(directory: Inode, asked: LayoutSpec | None = None) -> LayoutSpec:
-    """What a new file in the directory gets: what is asked, else the directory's default, else the MDT's."""
-    spec = DEFAULT_SPEC if directory.spec is None else merged(directory.spec, DEFAULT_SPEC)
+def effective_spec(step: Step, directory: Inode, asked: LayoutSpec | None = None) -> LayoutSpec:
+    """What a new file in the directory gets: what is asked, else the directory's default, else the configured one."""
+    spec = step.default_spec if directory.spec is None else merged(directory.spec, step.default_spec)
     return spec if asked is None else merged(asked, spec)
 
 
@@ -37,7 +36,7 @@ def new_layout(step: Step, directory: Inode, asked: LayoutSpec | None = None) ->
     """A layout for a new file in a directory; OSError: EINVAL (impossible specification), ENOSPC (no OST has room)."""
     if asked is not None:
         check_spec(asked)
-    spec = effective_spec(directory, asked)
+    spec = effective_spec(step, directory, asked)
     osts = step.placement.place(spec)
     return Layout(spec.stripe_bytes, len(osts) // spec.mirrors, osts, spec.mirrors)
 
@@ -82,7 +81,7 @@ def apply_spec(step: Step, fid: int, spec: LayoutSpec) -> None:
         raise OSError(errno.EEXIST, "the file has a layout and contents already: copy it to a new file instead")
     if any(session != step.session for session in tx.opens(fid)):
         raise OSError(errno.EBUSY, "another client has the file open")
-    spec = merged(spec, DEFAULT_SPEC)
+    spec = merged(spec, step.default_spec)
     osts = step.placement.place(spec)
     old = inode.layout
     generation = 0 if old is None else old.generation + 1
@@ -95,7 +94,7 @@ def apply_spec(step: Step, fid: int, spec: LayoutSpec) -> None:
 def _set_default(step: Step, directory: Inode, spec: LayoutSpec) -> None:
     if spec != _INHERIT:
         try:
-            step.placement.place(merged(spec, DEFAULT_SPEC))
+            step.placement.place(merged(spec, step.default_spec))
         except OSError as error:
             if error.errno == errno.EINVAL:  # no such pool or OST; room there may be later
                 raise

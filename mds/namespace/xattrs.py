@@ -52,18 +52,18 @@ def get_xattr(step: Step, request: GetXattr) -> XattrValue:
     if name == PATH:
         return XattrValue(path_of(tx, request.fid))
     if name == LAYOUT:
-        return XattrValue(_layout_text(inode).encode())
+        return XattrValue(_layout_text(step, inode).encode())
     value = tx.xattrs(inode).get(name)
     if value is None:
         raise _no_data(name)
     return XattrValue(value)
 
 
-def _layout_text(inode: Inode) -> str:
+def _layout_text(step: Step, inode: Inode) -> str:
     if inode.layout is not None:
         return format_layout(inode.layout)
     if inode.is_directory:
-        return format_spec(effective_spec(inode))
+        return format_spec(effective_spec(step, inode))
     raise _no_data(LAYOUT)
 
 

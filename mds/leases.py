@@ -1,0 +1,243 @@
+"""Who may cache what: the lease table, and the view of it that one request has (rules: docs/coherence.md).
+
+Leases live in memory only. A lease that is being recalled stays in the table until its holder has answered; in the
+meantime the holder gets no new one on that fid, so that an answer on its way cannot take away a grant that crossed it.
+"""
+
+from typing import NamedTuple
+
+from nacrefs.common.wire import Lease, Mode
+from nacrefs.mds.step import Blocked
+
+_NONE, _READ, _WRITE = Lease.NONE, Lease.READ, Lease.WRITE
+_LEASES = (Lease.NONE, Lease.READ, Lease.WRITE)
+
+
+class Busy(Exception):
+    """A read touches what the batch in flight has changed: wait for its commit."""
+
+
+class Change(NamedTuple):
+    """A step changed `fid` (or the entry `name` of it)."""
+
+    fid: int
+    name: bytes | None
+
+
+class LeaseTable:
+    """All leases of an MDT. A fid with one holder, the usual case, costs two integers."""
+
+    def __init__(self, per_session: int = 1_000_000) -> None:
+        self.per_session = per_session
+        self._single: dict[int, int] = {}
+        self._several: dict[int, dict[int, Lease]] = {}
+        self.counts: dict[int, int] = {}
+        """Leases held, by session."""
+        self.recalling: dict[tuple[int, int], int] = {}
+        """How many recalls of a (fid, session) have not been answered."""
+        self.claims: dict[int, dict[int, int]] = {}
+        """Sessions whose parked requests wait for a fid: nobody else gets a lease on it meanwhile."""
+        self.busy: set[int] = set()
+        """What the batch in flight has changed."""
+        self.truncating: set[int] = set()
+        """Files whose objects are being cut."""
+
+    def __len__(self) -> int:
+        return len(self._single) + sum(map(len, self._several.values()))
+
+    def holders(self, fid: int) -> dict[int, Lease]:
+        """The leases on a fid, by session."""
+        held = self._single.get(fid)
+        if held is not None:
+            return {held >> 2: _LEASES[held & 3]}
+        return self._several.get(fid, {})
+
+    def held(self, fid: int, session: int) -> Lease:
+        """What a session holds on a fid."""
+        held = self._single.get(fid)
+        if held is not None:
+            return _LEASES[held & 3] if held >> 2 == session else _NONE
+        several = self._several.get(fid)
+        return several.get(session, _NONE) if several is not None else _NONE
+
+    def writer(self, fid: int) -> int:
+        """The session with a WRITE lease on a fid; 0 if there is none."""
+        held = self._single.get(fid, 0)
+        return held >> 2 if held & 3 == 2 else 0
+
+    def set(self, fid: int, session: int, lease: Lease) -> None:
+        """Give or take: the session now holds this. It is the caller's business that the rules allow it."""
+        single = self._single.get(fid)
+        if single is None:
+            several = self._several.get(fid)
+            if several is None:
+                if lease:
+                    self._single[fid] = session << 2 | lease
+                    self.counts[session] = self.counts.get(session, 0) + 1
+                return
+        elif single >> 2 == session:
+            if lease:
+                self._single[fid] = session << 2 | lease
+            else:
+                del self._single[fid]
+                self.counts[session] -= 1
+            return
+        else:
+            if not lease:
+                return
+            several = self._several[fid] = {single >> 2: _LEASES[single & 3]}
+            del self._single[fid]
+        if lease:
+            if session not in several:
+                self.counts[session] = self.counts.get(session, 0) + 1
+            several[session] = lease
+        elif several.pop(session, None) is not None:
+            self.counts[session] -= 1
+            if len(several) == 1:
+                ((last, kept),) = several.items()
+                del self._several[fid]
+                self._single[fid] = last << 2 | kept
+
+    def written_by(self, session: int) -> list[int]:
+        """The fids that a session has WRITE leases on."""
+        return [fid for fid, held in self._single.items() if held == session << 2 | 2]
+
+    def drop_session(self, session: int) -> None:
+        """End all leases of a session."""
+        for fid in [fid for fid, held in self._single.items() if held >> 2 == session]:
+            del self._single[fid]
+        for fid in [fid for fid, several in self._several.items() if session in several]:
+            self.set(fid, session, _NONE)
+        self.counts.pop(session, None)
+        for key in [key for key in self.recalling if key[1] == session]:
+            del self.recalling[key]
+
+    def others(self, fid: int, session: int) -> bool:
+        """Whether any other session holds a lease on the fid."""
+        single = self._single.get(fid)
+        if single is not None:
+            return single >> 2 != session
+        return fid in self._several  # two holders at least
+
+    def other_holders(self, fid: int, session: int) -> list[int]:
+        """The other sessions that hold a lease on the fid."""
+        single = self._single.get(fid)
+        if single is not None:
+            return [single >> 2] if single >> 2 != session else []
+        return [holder for holder in self._several.get(fid, ()) if holder != session]
+
+    def claim(self, fid: int, session: int) -> None:
+        """A request of this session is parked until leases on the fid have come back."""
+        claims = self.claims.setdefault(fid, {})
+        claims[session] = claims.get(session, 0) + 1
+
+    def unclaim(self, fid: int, session: int) -> None:
+        """That request has run, or is gone."""
+        claims = self.claims[fid]
+        claims[session] -= 1
+        if not claims[session]:
+            del claims[session]
+            if not claims:
+                del self.claims[fid]
+
+    def report(self) -> dict[str, int]:
+        """Counts for people."""
+        write = sum(held & 3 == 2 for held in self._single.values())
+        return {"leases": len(self), "write": write, "recalling": len(self.recalling), "waited_for": len(self.claims)}
+
+
+class LeaseView:
+    """The table as one session's request sees it (`mds.step.Leases`).
+
+    `changes` collects what the step changed. `undo` collects earlier holdings, in case the batch fails.
+    A view without `changes` is for a request outside of batches, which must not look at what is busy.
+    """
+
+    __slots__ = ("_changes", "_opens", "_session", "_table", "_undo")
+
+    def __init__(
+        self,
+        table: LeaseTable,
+        session: int,
+        opens: dict[int, dict[int, Mode]],
+        changes: list[Change] | None = None,
+        undo: list[tuple[int, int, Lease]] | None = None,
+    ) -> None:
+        self._table = table
+        self._session = session
+        self._opens = opens
+        self._changes = changes
+        self._undo = undo
+
+    def truth(self, fid: int) -> None:
+        table = self._table
+        if (self._changes is None and fid in table.busy) or fid in table.truncating:
+            raise Busy
+        held = table._single.get(fid, 0)
+        if held & 3 == 2 and held >> 2 != self._session:
+            raise Blocked(fid, _READ)
+
+    def alone(self, fid: int, spill: bool = False) -> None:
+        table = self._table
+        if (self._changes is None and fid in table.busy) or fid in table.truncating:
+            raise Busy
+        held = table._single.get(fid, 0)
+        if held & 3 == 2 and held >> 2 != self._session:
+            raise Blocked(fid, _NONE, spill)
+
+    def changed(self, fid: int, name: bytes | None = None) -> None:
+        assert self._changes is not None, "a reading step changes nothing"
+        self._changes.append(Change(fid, name))
+
+    def grant(self, fid: int, lease: Lease) -> Lease:
+        table, session = self._table, self._session
+        single = table._single.get(fid)
+        if single is not None and single >> 2 == session:
+            held = _LEASES[single & 3]
+            if held >= lease:
+                return held if (fid, session) not in table.recalling else _NONE
+            others = False
+        else:
+            several = table._several.get(fid)
+            held = _NONE if several is None else several.get(session, _NONE)
+            if held >= lease:
+                return held if (fid, session) not in table.recalling else _NONE
+            others = single is not None or several is not None
+        if others and (lease is _WRITE or (single is not None and single & 3 == 2)):
+            return held
+        if (self._changes is None and fid in table.busy) or fid in table.truncating:
+            return held
+        if table.recalling and (fid, session) in table.recalling:
+            return _NONE
+        claims = table.claims.get(fid)
+        if claims is not None and (len(claims) > 1 or session not in claims):
+            return held
+        opens = self._opens.get(fid)
+        if opens is not None and not self._opens_allow(opens, lease):
+            return held
+        if not held and table.counts.get(session, 0) >= table.per_session:
+            return _NONE
+        if self._undo is not None:
+            self._undo.append((fid, session, held))
+        table.set(fid, session, lease)
+        return lease
+
+    def _opens_allow(self, opens: dict[int, Mode], lease: Lease) -> bool:
+        """Whether the registered opens of others leave room for a lease. (Inline files are told apart by the caller, who
+        asks for WRITE on them though others have them open: see docs/coherence.md.)"""
+        return lease is _WRITE or not any(
+            mode & Mode.WRITE for session, mode in opens.items() if session != self._session
+        )
+
+    def held(self, fid: int) -> Lease:
+        return self._table.held(fid, self._session)
+
+    def downgrade(self, fid: int, lease: Lease) -> None:
+        held = self._table.held(fid, self._session)
+        if held > lease:
+            if self._undo is not None:
+                self._undo.append((fid, self._session, held))
+            self._table.set(fid, self._session, lease)
+
+    def others(self, fid: int) -> bool:
+        return self._table.others(fid, self._session)

@@ -1,0 +1,103 @@
+"""An MDS from start to clean stop: its database, its listeners, its HTTP side."""
+
+from pathlib import Path
+
+from nacrefs.common.auth import Keyring, load_keyring
+from nacrefs.common.clock import Clock, SystemClock
+from nacrefs.common.observe import Meter, Observatory
+from nacrefs.common.remote import Server
+from nacrefs.mds.admin import add_routes
+from nacrefs.mds.cache import Cache
+from nacrefs.mds.config import MdsConfig
+from nacrefs.mds.database import open_store
+from nacrefs.mds.mdt import Mdt
+from nacrefs.mds.service import Mds
+from nacrefs.mds.settings import Settings
+
+
+class MdsServer:
+    """One MDS in the running event loop: `start`, then `stop`, once each."""
+
+    def __init__(self, config: MdsConfig, keyring: Keyring | None = None, clock: Clock | None = None) -> None:
+        config.check()
+        self.config = config
+        self.keyring = keyring or load_keyring(Path(config.keyring))
+        self.meter = Meter()
+        self.url = ""
+        """Where clients connect: the first address, with the real port."""
+        self.metrics_url = ""
+        self._clock = clock or SystemClock()
+        self._mdt: Mdt | None = None
+        self._server: Server | None = None
+        self._observatory: Observatory | None = None
+        self.mds: Mds
+
+    async def start(self) -> None:
+        """Open the MDT and serve it. OSError or ValueError, one line that says what to do, if something is wrong here;
+        then nothing is left behind."""
+        config = self.config
+        store = open_store(config.database)
+        try:
+            mdt = self._mdt = Mdt(store, Cache(config.cache.memory_bytes))
+            if mdt.cluster != self.keyring.cluster:
+                raise ValueError(f"the MDT is of cluster {mdt.cluster}, the keyring of {self.keyring.cluster}")
+            if mdt.number != config.mdt:
+                raise ValueError(f"the database {store.name} is MDT {mdt.number}, the configuration says {config.mdt}")
+            settings = Settings(
+                term_s=float(config.lease.term_s),
+                heartbeat_s=float(config.ost.heartbeat_s),
+                inline_bytes=int(config.layout.inline_bytes),
+                leases_per_session=config.lease.per_session,
+                capability_s=int(config.lease.capability_s),
+                reserve_bytes=int(config.ost.reserve_bytes),
+                layout=config.layout.spec,
+            )
+            self.mds = Mds(mdt, settings, self.keyring.capability_key(), self._clock, self.meter)
+        except BaseException:
+            store.close()
+            raise
+        try:
+            self._server = Server(self.mds.service(), self.keyring, config.name, self.meter)
+            self._server.on_gone = self.mds.gone
+            addresses = [await self._server.listen(address) for address in config.addresses]
+            self.url = addresses[0]
+            self._observatory = Observatory(self.meter, self._problems, self._gauges)
+            add_routes(self._observatory.app, self.mds)
+            if config.metrics_at is not None:
+                self.metrics_url = await self._observatory.start(*config.metrics_at)
+            self.mds.start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Serve nobody any more, commit what is queued, close the database."""
+        if self._server is not None:
+            await self._server.close()
+            self._server = None
+        if self._observatory is not None:
+            await self._observatory.stop()
+            self._observatory = None
+        if self._mdt is not None:
+            await self.mds.stop()
+            self._mdt.store.close()
+            self._mdt = None
+
+    def _problems(self) -> list[str]:
+        down = [str(info.index) for info in self.mds.targets.table() if not info.up]
+        problems = [f"OST {', '.join(down)} down"] if down else []
+        if not self.mds.targets.table():
+            problems.append("no OST has joined")
+        if self.mds.in_grace:
+            problems.append("waiting for clients to reclaim after a restart")
+        return problems
+
+    def _gauges(self) -> dict[str, float]:
+        mds = self.mds
+        return {
+            "sessions": len(mds.sessions.by_id),
+            "leases": len(mds.leases),
+            "queued_requests": mds.journal.queued,
+            "inodes": mds.mdt.files,
+            "cache_bytes": mds.mdt.cache.bytes,
+        }

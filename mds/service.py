@@ -1,0 +1,520 @@
+"""The MDS at work: what it does with each request, and what it does by itself.
+
+Requests about the namespace become `Work` for the journal (`mds/journal.py`); what they mean stands in
+`mds/namespace`. Here are sessions, OSTs, grace after a restart, eviction, and the exactly-once rule.
+"""
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+
+from nacrefs.common import wire
+from nacrefs.common.auth import sign_capability
+from nacrefs.common.clock import Clock
+from nacrefs.common.fid import ROOT
+from nacrefs.common.observe import Meter
+from nacrefs.common.rpc import LATER, Call, Handler, Peer, Service, check_service
+from nacrefs.common.wire import Capability, Entry, Lease, Listing, Mode, Node, Right, Role
+from nacrefs.mds.inode import Inode
+from nacrefs.mds.journal import Journal, Work
+from nacrefs.mds.leases import LeaseTable, LeaseView
+from nacrefs.mds.mdt import Mdt
+from nacrefs.mds.namespace.files import settle_orphan
+from nacrefs.mds.namespace.operations import READS, WRITES
+from nacrefs.mds.reaper import Reaper
+from nacrefs.mds.recalls import Recalls
+from nacrefs.mds.records import Intent
+from nacrefs.mds.report import status_report
+from nacrefs.mds.sessions import Session, Sessions
+from nacrefs.mds.settings import Settings
+from nacrefs.mds.step import Step
+from nacrefs.mds.targets import Targets
+from nacrefs.mds.tx import Tx
+
+log = logging.getLogger("nacre.mds")
+
+READ_FIRST: Final = frozenset({wire.Open})
+"""Writing operations that usually need not write, so they are tried as reads."""
+GLIMPSED: Final = frozenset({wire.GetAttr, wire.Lookup, wire.Open})
+"""Requests whose answer about a shared file must ask the OSTs for its size."""
+ADDRESSED: Final[tuple[type[wire.Request[Any]], ...]] = (
+    wire.Attach, wire.Keepalive, wire.Detach, wire.Reclaim, wire.Yield, wire.GetOsts, wire.Statfs, wire.Inspect,
+    wire.SetPool, wire.Register, wire.Heartbeat, *READS, *WRITES,
+)  # fmt: skip
+"""All requests that an MDS answers."""
+
+
+class Mds:
+    """One MDT being served."""
+
+    def __init__(self, mdt: Mdt, settings: Settings, capability_key: bytes, clock: Clock, meter: Meter) -> None:
+        self.mdt = mdt
+        self.settings = settings
+        self.meter = meter
+        self.clock = clock
+        self._key = capability_key
+        self.leases = LeaseTable(settings.leases_per_session)
+        self.sessions = Sessions(clock, settings.term_s)
+        self.sessions.evict = self.evict
+        self.targets = Targets(clock, settings.heartbeat_s, settings.reserve_bytes)
+        self.targets.load(mdt.osts(), mdt.pools())
+        self.recalls = Recalls(self.leases, self.sessions)
+        self.journal = self.recalls.journal = Journal(
+            mdt, self.leases, self._step, self.recalls.after_batch, self.recalls.park, self._written
+        )
+        self.reaper = Reaper(mdt, self.journal, self.targets)
+        self._reading = Tx(mdt, writable=False)
+        self._registering = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._grace: list[tuple[Work, bool]] | None = None
+        self._stopping = False
+
+    # ------------------------------------------------------------------------------------------------------- life cycle
+
+    def start(self) -> None:
+        """Take up what an earlier run has left: sessions (with a grace term), truncations, objects to destroy."""
+        for record in self.mdt.sessions():
+            self.sessions.add(record, reclaimed=False)
+        if self.sessions.by_id:
+            log.info("waiting up to %g s for %d sessions to reclaim", self.settings.term_s, len(self.sessions.by_id))
+            self._grace = []
+            self._spawn(self._grace_term())
+        else:
+            self._settle_orphans()
+        for intent in list(self.mdt.intents.values()):
+            self._truncate(intent, None)
+        self.reaper.start()
+        self._spawn(self._watch())
+
+    async def stop(self) -> None:
+        """Commit what is queued and end."""
+        self._stopping = True
+        await self.reaper.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.journal.stop()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a background task of the MDS failed", exc_info=task.exception())
+
+    async def _watch(self) -> None:
+        """Evict sessions whose term is over, and notice OSTs that have fallen silent."""
+        while True:
+            await asyncio.sleep(min(self.settings.term_s / 6, self.settings.heartbeat_s))
+            for session in self.sessions.overdue():
+                self.evict(session, f"was silent for {self.settings.term_s:g} s")
+            self.targets.refresh()
+
+    def _step(self, tx: Tx, view: LeaseView, session: int) -> Step:
+        settings = self.settings
+        now_ns = self.clock.now_ns()
+        return Step(
+            tx, view, self.targets, self._capability, session, now_ns, settings.inline_bytes, settings.layout
+        )
+
+    def _capability(self, fid: int, generation: int, session: int, rights: Right) -> Capability:
+        expires_s = self.clock.now_ns() // 1_000_000_000 + self.settings.capability_s
+        return sign_capability(self._key, fid, generation, session, rights, expires_s)
+
+    # -------------------------------------------------------------------------------------------------------- requests
+
+    def service(self) -> Service:
+        """The table of all requests."""
+        table: dict[type[wire.Request[Any]], Handler] = {
+            wire.Attach: self._attach,
+            wire.Keepalive: self._keepalive,
+            wire.Detach: self._detach,
+            wire.Reclaim: self._reclaim,
+            wire.Yield: self._yield,
+            wire.GetOsts: lambda request, call: wire.OstTable(self.targets.version, self.targets.table()),
+            wire.Statfs: lambda request, call: self.targets.space(self.mdt.files),
+            wire.Inspect: self._inspect,
+            wire.SetPool: self._set_pool,
+            wire.Register: self._register,
+            wire.Heartbeat: self._heartbeat,
+        }
+        for kind, operation in READS.items():
+            table[kind] = partial(self._read, operation, kind in GLIMPSED)
+        for kind, operation in WRITES.items():
+            if kind in READ_FIRST:
+                table[kind] = partial(self._mutate, operation, True, kind in GLIMPSED)
+            else:
+                table[kind] = partial(self._mutate, operation, False, False)
+        check_service(table, ADDRESSED)
+        return table
+
+    def _read(self, operation: Callable[[Step, Any], Any], glimpsed: bool, request: Any, call: Call) -> Any:
+        session = self.sessions.heard(call.peer)
+        session.oldest = call.oldest
+        work = Work(operation, request, session, call)
+        if glimpsed:
+            work.after = self._glimpse
+        if self._grace is not None:
+            self._grace.append((work, True))
+        else:
+            self.journal.read(work)
+        return LATER
+
+    def _mutate(
+        self, operation: Callable[[Step, Any], Any], read_first: bool, glimpsed: bool, request: Any, call: Call
+    ) -> Any:
+        session = self.sessions.heard(call.peer)
+        session.oldest = call.oldest
+        if call.resent and self._answer_again(session, call):
+            return LATER
+        work = Work(operation, request, session, call)
+        if glimpsed:
+            work.after = self._glimpse
+        session.in_flight[call.xid] = work
+        if self._grace is not None:
+            self._grace.append((work, read_first))
+        elif read_first:
+            self.journal.read(work)
+        else:
+            self.journal.submit(work)
+        return LATER
+
+    def _answer_again(self, session: Session, call: Call) -> bool:
+        """A request comes a second time: give the answer of the first, or see to it that it will be given."""
+        work = session.in_flight.get(call.xid)
+        if work is not None:
+            work.call = call
+            return True
+        body = self._reading.reply(session.id, call.xid)
+        if body is None:
+            return False
+        self.meter.add("replies_again")
+        call.reply(without_leases(call.decode_reply(body)))
+        return True
+
+    def _glimpse(self, work: Work) -> bool:
+        """If an answer is about a shared file, complete it with what the OSTs say; whether that is under way."""
+        reply = work.reply
+        node = reply.node if isinstance(reply, Entry) else reply
+        if not isinstance(node, Node) or not node.shared:
+            return False
+        inode = self._reading.inode(node.attr.fid)
+        if inode is None or inode.layout is None:
+            return False
+        self._spawn(self._complete(work, node, inode))
+        return True
+
+    async def _complete(self, work: Work, node: Node, inode: Inode) -> None:
+        assert inode.layout is not None
+        try:
+            size, allocated, mtime_ns = await self.targets.glimpse(node.attr.fid, inode.layout)
+        except OSError as error:
+            work.error = error
+        else:
+            attr = node.attr
+            attr = msgspec.structs.replace(
+                attr,
+                size=max(size, attr.size),
+                blocks=max(allocated >> 9, attr.blocks),
+                mtime_ns=max(mtime_ns, attr.mtime_ns),
+            )
+            node = msgspec.structs.replace(node, attr=attr)
+            work.reply = msgspec.structs.replace(work.reply, node=node) if isinstance(work.reply, Entry) else node
+        work.finish()
+
+    def _written(self, tx: Tx, works: list[Work]) -> None:
+        """A batch is durable: start what follows from it."""
+        self.recalls.written(tx)
+        if tx.new_destructions:
+            self.reaper.wake()
+        if tx.new_intents:
+            for work in works:
+                for intent in work.intents:
+                    self._truncate(intent, work)
+
+    def _truncate(self, intent: Intent, work: Work | None) -> None:
+        """Cut a file's objects; its fid is busy until that is done everywhere."""
+        if work is not None:
+            work.outstanding += 1
+        self.leases.truncating.add(intent.fid)
+        self._spawn(self._carry_out(intent, work))
+
+    async def _carry_out(self, intent: Intent, work: Work | None) -> None:
+        await self.targets.truncate(intent.fid, intent.layout, intent.size)
+        self.leases.truncating.discard(intent.fid)
+        self.journal.submit_own(lambda step: step.tx.finish_intent(intent))
+        if work is not None:
+            self.journal.settle(work)
+        self.journal.retry_reads()
+
+    # -------------------------------------------------------------------------------------------------------- sessions
+
+    async def _attach(self, request: wire.Attach, call: Call) -> wire.Session:
+        root = self._root(request.subtree)
+        session = self.sessions.by_id.get(request.session)
+        resumed = session is not None and not session.gone and session.client == request.client
+        if session is None or not resumed:
+            now_ns = self.clock.now_ns()
+            record = await self.journal.submit_own(
+                lambda step: step.tx.add_session(request.client, request.host, root, now_ns)
+            )
+            session = self.sessions.add(record)
+        self.sessions.connect(session, call.peer)
+        asyncio.get_running_loop().call_soon(self.sessions.resend_recalls, session)
+        return wire.Session(
+            session.id,
+            self.settings.term_s,
+            root,
+            self.targets.table(),
+            self.settings.inline_bytes,
+            resumed,
+            resumed and not session.reclaimed,
+            self.mdt.cluster,
+        )
+
+    def _root(self, subtree: bytes) -> int:
+        """The fid of the directory that a client mounts; OSError naming the part of the path that is wrong."""
+        fid = ROOT
+        for name in subtree.split(b"/"):
+            if name in (b"", b"."):
+                continue
+            found = self._reading.dentry(fid, name)
+            if found is None or not self._reading.need(found).is_directory:
+                raise OSError(errno.ENOENT, f"the filesystem has no directory {subtree.decode(errors='replace')!r}")
+            fid = found
+        return fid
+
+    def _keepalive(self, request: wire.Keepalive, call: Call) -> wire.Alive:
+        self.sessions.heard(call.peer)
+        return wire.Alive(self.targets.version)
+
+    async def _detach(self, request: wire.Detach, call: Call) -> wire.Done:
+        session = self.sessions.heard(call.peer)
+        self.leases.drop_session(session.id)
+        await self.journal.submit_own(partial(_end_session, session.id))
+        self.sessions.remove(session)
+        self._grace_progress()
+        return wire.Done()
+
+    async def _reclaim(self, request: wire.Reclaim, call: Call) -> wire.Reclaimed:
+        session = self.sessions.heard(call.peer)
+        if session.reclaimed and self._grace is None:
+            raise OSError(errno.ESTALE, "there is nothing to reclaim: no grace term is running")
+        holdings = await self.journal.submit_own(partial(self._take_back, session.id, request.holdings))
+        session.reclaimed = True
+        asyncio.get_running_loop().call_soon(self._grace_progress)
+        return wire.Reclaimed(tuple(holdings))
+
+    def _take_back(self, session: int, holdings: Iterable[wire.Holding], step: Step) -> list[wire.Holding]:
+        """Give back to a session what it held before the restart, as far as the files exist and nobody else has it."""
+        agreed: list[wire.Holding] = []
+        for fid, lease, mode in ((holding.fid, holding.lease, holding.mode) for holding in holdings):
+            inode = step.tx.inode(fid)
+            writer = self.leases.writer(fid)
+            if inode is None or (writer and writer != session):
+                agreed.append(wire.Holding(fid, Lease.NONE, Mode.CLOSED))
+                continue
+            if lease == Lease.WRITE and self.leases.others(fid, session):
+                lease = Lease.NONE
+            self.leases.set(fid, session, lease)
+            needed = Lease.WRITE if mode & Mode.WRITE else Lease.READ
+            step.tx.set_open(session, fid, Mode.CLOSED if lease >= needed and inode.attr.nlink else mode)
+            agreed.append(wire.Holding(fid, lease, mode))
+        return agreed
+
+    def _yield(self, request: wire.Yield, call: Call) -> Any:
+        session = self.sessions.heard(call.peer)
+        opens: list[wire.Holding] = []
+        for holding in request.holdings:
+            held = self.leases.held(holding.fid, session.id)
+            self.leases.set(holding.fid, session.id, min(held, holding.lease))
+            needed = Lease.WRITE if holding.mode & Mode.WRITE else Lease.READ
+            if holding.mode and min(held, holding.lease) < needed:
+                opens.append(holding)
+            self.recalls.ended(holding.fid)
+        if not opens:
+            return wire.Done()
+        return self._register_opens(session.id, opens)
+
+    async def _register_opens(self, session: int, opens: list[wire.Holding]) -> wire.Done:
+        def step_of(step: Step) -> None:
+            for holding in opens:
+                if step.tx.inode(holding.fid) is not None:
+                    step.tx.set_open(session, holding.fid, holding.mode)
+
+        await self.journal.submit_own(step_of)
+        return wire.Done()
+
+    def evict(self, session: Session, reason: str) -> None:
+        """Give up a session: fence it, keep what its files became, then let others have its leases."""
+        if session.gone or self._stopping:
+            return
+        session.gone = True
+        log.warning("evicting session %d (%s on %s): it %s", session.id, session.client, session.host, reason)
+        self.meter.add("evictions")
+        self._spawn(self._evict(session, reason))
+
+    async def _evict(self, session: Session, reason: str) -> None:
+        await self.targets.fence(session.id)
+        written = [fid for fid, opens in self.mdt.opens.items() if opens.get(session.id, 0) & Mode.WRITE]
+        written += self.leases.written_by(session.id)
+        for fid in written:
+            await self._keep_written(fid)
+        self.leases.drop_session(session.id)
+        await self.journal.submit_own(partial(_end_session, session.id))
+        peer = session.peer
+        self.sessions.remove(session)
+        if peer is not None:
+            peer.call(wire.Evicted(reason), deadline_s=1.0).add_done_callback(_close_after(peer))
+        self._grace_progress()
+
+    async def _keep_written(self, fid: int) -> None:
+        """The writer of a file is gone: the OSTs say how long the file is now."""
+        inode = self._reading.inode(fid)
+        if inode is None or inode.layout is None:
+            return
+        if inode.is_inline:  # what it had moved to the OSTs without a commit never became the file's contents
+            await self.targets.truncate(fid, inode.layout, 0)
+            return
+        try:
+            size, allocated, mtime_ns = await self.targets.glimpse(fid, inode.layout)
+        except OSError as error:
+            log.warning("%s; its last committed size stays", error.strerror)
+            return
+
+        def keep(step: Step) -> None:
+            if step.tx.inode(fid) is None:
+                return
+            edited = step.tx.edit(fid)
+            attr = edited.attr
+            edited.attr = msgspec.structs.replace(
+                attr,
+                size=max(size, attr.size),
+                blocks=max(allocated >> 9, attr.blocks),
+                mtime_ns=max(mtime_ns, attr.mtime_ns),
+                change=attr.change + 1,
+            )
+
+        await self.journal.submit_own(keep)
+
+    # ----------------------------------------------------------------------------------------------------------- grace
+
+    async def _grace_term(self) -> None:
+        await asyncio.sleep(self.settings.term_s)
+        for session in list(self.sessions.by_id.values()):
+            if not session.reclaimed:
+                self.evict(session, "did not reclaim in the grace term")
+
+    def _grace_progress(self) -> None:
+        """End the grace term once every session has reclaimed or is gone."""
+        if self._grace is None or any(not session.reclaimed for session in self.sessions.by_id.values()):
+            return
+        waiting, self._grace = self._grace, None
+        log.info("all sessions have reclaimed; %d requests go on", len(waiting))
+        self._settle_orphans()
+        for work, read_first in waiting:
+            if read_first:
+                self.journal.read(work)
+            else:
+                self.journal.submit(work)
+
+    def _settle_orphans(self) -> None:
+        for fid in self.mdt.orphans():
+            self.recalls.orphan(fid)
+
+    # -------------------------------------------------------------------------------------------------- OSTs and admin
+
+    async def _register(self, request: wire.Register, call: Call) -> wire.Registered:
+        _servers_only(call)
+        if not request.targets:
+            raise OSError(errno.EINVAL, "an OSS must offer at least one OST")
+        async with self._registering:
+            records = self.targets.records_for(request)
+
+            def put(step: Step) -> None:
+                for record in records:
+                    step.tx.put_ost(record)
+
+            await self.journal.submit_own(put)
+            self.targets.registered(records, call.peer)
+        indices = tuple(record.number for record in records)
+        return wire.Registered(indices, tuple(sorted(self.targets.fenced)), self.settings.heartbeat_s)
+
+    def _heartbeat(self, request: wire.Heartbeat, call: Call) -> wire.Alive:
+        _servers_only(call)
+        self.targets.heartbeat(request.targets, call.peer)
+        return wire.Alive(self.targets.version)
+
+    async def _set_pool(self, request: wire.SetPool, call: Call) -> wire.Done:
+        self.sessions.heard(call.peer)
+        if not 0 < len(request.pool) <= 63 or any(character.isspace() for character in request.pool):
+            raise OSError(errno.EINVAL, f"{request.pool[:80]!r} is not a pool name (1 to 63 characters without spaces)")
+        for number in request.osts:
+            if number not in self.targets.osts:
+                raise OSError(errno.EINVAL, f"there is no OST {number}")
+        await self.journal.submit_own(lambda step: step.tx.set_pool(request.pool, request.osts))
+        self.targets.pools = {**self.targets.pools, request.pool: request.osts}
+        if not request.osts:
+            del self.targets.pools[request.pool]
+        self.targets.refresh()
+        return wire.Done()
+
+    def _inspect(self, request: wire.Inspect, call: Call) -> wire.Inspection:
+        if request.what == "status":
+            return wire.Inspection(msgspec.json.encode(status_report(self)))
+        if request.what == "stats":
+            return wire.Inspection(msgspec.json.encode(self.meter.report()))
+        raise OSError(errno.EINVAL, f"there is no report {request.what[:80]!r}: ask for status or stats")
+
+    @property
+    def in_grace(self) -> bool:
+        """Whether requests wait for sessions to reclaim."""
+        return self._grace is not None
+
+    def gone(self, peer: Peer) -> None:
+        """A connection is gone."""
+        if peer.role is Role.SERVER:
+            self.targets.lost(peer)
+        self.sessions.disconnect(peer)
+
+
+def _servers_only(call: Call) -> None:
+    if call.peer.role is not Role.SERVER:
+        raise OSError(errno.EACCES, "only a server's key may do this")
+
+
+def _end_session(session: int, step: Step) -> None:
+    """Remove a session with all it had open, and the files that lived only for that."""
+    for fid in step.tx.end_session(session):
+        settle_orphan(step, fid)
+
+
+def _close_after(peer: Peer) -> Callable[["asyncio.Future[wire.Done]"], None]:
+    def told(done: "asyncio.Future[wire.Done]") -> None:
+        if not done.cancelled():
+            done.exception()
+        peer.close("evicted")
+
+    return told
+
+
+def without_leases(reply: Any) -> Any:
+    """An answer that is given again: leases that it brought the first time may be gone by now."""
+    replace = msgspec.structs.replace
+    if isinstance(reply, Node):
+        return replace(reply, lease=Lease.NONE)
+    if isinstance(reply, Entry):
+        return replace(reply, node=without_leases(reply.node), parent_lease=Lease.NONE)
+    if isinstance(reply, Listing):
+        return replace(
+            reply, lease=Lease.NONE, entries=tuple(replace(entry, lease=Lease.NONE) for entry in reply.entries)
+        )
+    return reply

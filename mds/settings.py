@@ -1,0 +1,18 @@
+"""What the MDS's code needs to know, apart from where its files are (`mds/config.py`)."""
+
+from typing import NamedTuple
+
+from nacrefs.common.layout import LayoutSpec
+from nacrefs.mds.step import DEFAULT_SPEC
+
+
+class Settings(NamedTuple):
+    """Limits and terms of one MDS."""
+
+    term_s: float = 30.0
+    heartbeat_s: float = 5.0
+    inline_bytes: int = 16 << 10
+    leases_per_session: int = 1_000_000
+    capability_s: int = 3600
+    reserve_bytes: int = 64 << 20
+    layout: LayoutSpec = DEFAULT_SPEC

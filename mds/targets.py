@@ -1,0 +1,230 @@
+"""The OSTs: who they are, whether they live, and the requests that the MDS makes of them.
+
+An OSS connects to the MDS and offers its targets; the MDS calls back on the same connection.
+"""
+
+import asyncio
+import errno
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from nacrefs.common.clock import Clock
+from nacrefs.common.layout import Layout, LayoutSpec
+from nacrefs.common.rpc import Peer
+from nacrefs.common.wire import (
+    Destroy,
+    Fence,
+    Glimpse,
+    ObjectId,
+    ObjectStat,
+    OstInfo,
+    Register,
+    Request,
+    StatfsReply,
+    TargetInfo,
+    TruncateObjects,
+)
+from nacrefs.mds.placement import Placer, Target
+from nacrefs.mds.records import OstRecord
+
+log = logging.getLogger("nacre.mds")
+
+MISSED_HEARTBEATS = 3
+RETRY_S = 0.5
+
+
+class Ost:
+    """One storage target. `peer` is the connection to its OSS while there is one."""
+
+    __slots__ = ("heard_s", "peer", "record")
+
+    def __init__(self, record: OstRecord) -> None:
+        self.record = record
+        self.peer: Peer | None = None
+        self.heard_s = 0.0
+
+
+class Targets:
+    """All OSTs of the cluster; also `mds.step.Placement`."""
+
+    def __init__(self, clock: Clock, heartbeat_s: float, reserve_bytes: int) -> None:
+        self._clock = clock
+        self._heartbeat_s = heartbeat_s
+        self._reserve_bytes = reserve_bytes
+        self.osts: dict[int, Ost] = {}
+        self.pools: dict[str, tuple[int, ...]] = {}
+        self.version = 1
+        self.fenced: set[int] = set()
+        """Sessions that must not do I/O any more, for OSSes that come later."""
+        self._placer = Placer((), 0, reserve_bytes)
+        self._changed = asyncio.Event()
+
+    # -------------------------------------------------------------------------------------------------------- registry
+
+    def load(self, records: Iterable[OstRecord], pools: dict[str, tuple[int, ...]]) -> None:
+        """What the database knows."""
+        self.osts = {record.number: Ost(record) for record in records}
+        self.pools = pools
+        self.refresh()
+
+    def records_for(self, request: Register) -> list[OstRecord]:
+        """The records, old or new, of the targets that an OSS offers; OSError (EINVAL) if they contradict ours."""
+        by_uuid = {ost.record.uuid: ost.record for ost in self.osts.values()}
+        free = iter(number for number in range(1 << 16) if number not in self.osts)
+        records: list[OstRecord] = []
+        for target in request.targets:
+            known = by_uuid.get(target.uuid)
+            if known is not None:
+                number = known.number
+                if target.index not in (-1, number):
+                    raise OSError(errno.EINVAL, f"OST {target.uuid} says it is {target.index}, but it is {number} here")
+            elif target.index >= 0:
+                raise OSError(
+                    errno.EINVAL,
+                    f"OST {target.uuid} says it is OST {target.index} of this cluster, but the MDT does not know it",
+                )
+            else:
+                number = next(free)
+            records.append(_record(number, request.address, target))
+        return records
+
+    def registered(self, records: Sequence[OstRecord], peer: Peer) -> None:
+        """These OSTs are served by this peer."""
+        now = self._clock.monotonic_s()
+        for record in records:
+            ost = self.osts.get(record.number)
+            if ost is None:
+                ost = self.osts[record.number] = Ost(record)
+            ost.record, ost.peer, ost.heard_s = record, peer, now
+        log.info("OSTs %s are served at %s", [record.number for record in records], records[0].address)
+        self.refresh()
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def heartbeat(self, targets: Iterable[TargetInfo], peer: Peer) -> None:
+        """How full the OSTs of a peer are now."""
+        now = self._clock.monotonic_s()
+        for target in targets:
+            ost = self.osts.get(target.index)
+            if ost is None or ost.peer is not peer or ost.record.uuid != target.uuid:
+                raise OSError(errno.ESTALE, f"OST {target.index} is not registered here by this OSS")
+            ost.record = _record(target.index, ost.record.address, target)
+            ost.heard_s = now
+        self.refresh()
+
+    def lost(self, peer: Peer) -> None:
+        """The connection to an OSS is gone."""
+        gone = [ost.record.number for ost in self.osts.values() if ost.peer is peer]
+        if gone:
+            log.warning("lost the OSS of OSTs %s", gone)
+            for number in gone:
+                self.osts[number].peer = None
+            self.refresh()
+
+    def is_up(self, ost: Ost) -> bool:
+        """Whether an OST is connected and reports."""
+        silent_s = self._clock.monotonic_s() - ost.heard_s
+        return ost.peer is not None and silent_s < MISSED_HEARTBEATS * self._heartbeat_s
+
+    def refresh(self) -> None:
+        """Take over for placement, and for clients, what has changed."""
+        pools_of: dict[int, list[str]] = {}
+        for pool, members in sorted(self.pools.items()):
+            for number in members:
+                pools_of.setdefault(number, []).append(pool)
+        before = [(info.index, info.address, info.up, info.pools) for info in self._table] if self.version > 1 else []
+        self._table = tuple(
+            OstInfo(
+                number,
+                ost.record.address,
+                self.is_up(ost),
+                ost.record.total_bytes,
+                ost.record.free_bytes,
+                ost.record.objects,
+                tuple(pools_of.get(number, ())),
+                ost.record.uuid,
+            )
+            for number, ost in sorted(self.osts.items())
+        )
+        if before != [(info.index, info.address, info.up, info.pools) for info in self._table]:
+            self.version += 1
+        targets = [Target(info.index, info.up, info.free_bytes, info.pools) for info in self._table]
+        self._placer = Placer(targets, self._placer.placed, self._reserve_bytes)
+
+    _table: tuple[OstInfo, ...] = ()
+
+    def table(self) -> tuple[OstInfo, ...]:
+        """All OSTs as clients see them, by index."""
+        return self._table
+
+    def place(self, spec: LayoutSpec) -> tuple[int, ...]:
+        return self._placer.place(spec)
+
+    def space(self, files: int) -> StatfsReply:
+        """Room of all OSTs together."""
+        total = sum(info.total_bytes for info in self._table)
+        free = sum(info.free_bytes for info in self._table if info.up)
+        return StatfsReply(total, free, files, max(0, (1 << 48) - files))
+
+    # -------------------------------------------------------------------------------------------------------- requests
+
+    async def ask(self, number: int, request: Request[Any]) -> Any:
+        """Ask the OSS of an OST, for as long as it takes until it is there and answers."""
+        while True:
+            ost = self.osts.get(number)
+            changed = self._changed
+            if ost is not None and ost.peer is not None:
+                try:
+                    return await ost.peer.call(request)
+                except ConnectionError:
+                    pass
+                except OSError as error:
+                    log.warning("OST %d: %s failed: %s", number, type(request).__name__, error.strerror)
+                    await asyncio.sleep(RETRY_S)
+                    continue
+            await changed.wait()
+
+    async def truncate(self, fid: int, layout: Layout, size: int) -> None:
+        """Cut all objects of a file; returns when every OST has."""
+        await asyncio.gather(
+            *(self.ask(ost, TruncateObjects(objects, size)) for ost, objects in objects_by_ost([(fid, layout)]).items())
+        )
+
+    async def destroy(self, number: int, objects: Sequence[ObjectId]) -> None:
+        """Destroy objects of one OST; returns when they are gone."""
+        await self.ask(number, Destroy(tuple(objects)))
+
+    async def glimpse(self, fid: int, layout: Layout) -> tuple[int, int, int]:
+        """Size, allocated bytes and mtime of a file as its objects have them; OSError (EIO) if an OST is away."""
+        by_ost = objects_by_ost([(fid, layout)])
+        calls: list[asyncio.Future[Any]] = []
+        for number, objects in by_ost.items():
+            ost = self.osts.get(number)
+            if ost is None or ost.peer is None:
+                raise OSError(errno.EIO, f"OST {number} is away, so the file's size is not known")
+            calls.append(ost.peer.call(Glimpse(objects)))
+        stats: list[ObjectStat] = []
+        for reply in await asyncio.gather(*calls):
+            stats.extend(reply.stats)
+        size = max((stat.size for stat in stats), default=0)
+        return size, sum(stat.allocated_bytes for stat in stats), max((stat.mtime_ns for stat in stats), default=0)
+
+    async def fence(self, session: int) -> None:
+        """No OST does I/O for this session any more when this returns; one that is away learns of it when it comes."""
+        self.fenced.add(session)
+        peers = {ost.peer for ost in self.osts.values() if ost.peer is not None}
+        await asyncio.gather(*(peer.call(Fence((session,))) for peer in peers), return_exceptions=True)
+
+
+def _record(number: int, address: str, target: TargetInfo) -> OstRecord:
+    return OstRecord(number, target.uuid, address, target.total_bytes, target.free_bytes, target.objects)
+
+
+def objects_by_ost(files: Iterable[tuple[int, Layout]]) -> dict[int, tuple[ObjectId, ...]]:
+    """The objects of some files, by the OST that has them."""
+    found: dict[int, list[ObjectId]] = {}
+    for fid, layout in files:
+        for object_number, ost in enumerate(layout.osts):
+            found.setdefault(ost, []).append(ObjectId(ost, fid, object_number))
+    return {ost: tuple(objects) for ost, objects in found.items()}
