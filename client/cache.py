@@ -34,8 +34,8 @@ from nacrefs.common.wire import (
     Node,
     Open,
     Readdir,
-    RemoveXattr,
     Removed,
+    RemoveXattr,
     Rename,
     Renamed,
     Request,
@@ -67,8 +67,8 @@ class Inode:
         "attr",
         "capability",
         "ceiling",
-        "complete",
         "cold",
+        "complete",
         "data",
         "epoch",
         "fid",
@@ -423,10 +423,12 @@ class Cache:
 
 
 def registered(inode: Inode, mode: Mode) -> Mode:
-    """What the MDS has registered after it heard that we have the file open so: nothing, if our lease covers it."""
+    """What the MDS has registered after it heard that we have the file open so: nothing, if our lease covers it and the
+    file has a name."""
+    if inode.attr is not None and not inode.attr.nlink:
+        return mode
     if mode & Mode.WRITE:
         return Mode.CLOSED if inode.lease >= WRITE else mode
     if mode & Mode.READ:
         return Mode.CLOSED if inode.lease >= READ else mode
     return Mode.CLOSED
-

@@ -26,6 +26,7 @@ from nacrefs.client.session import Session
 from nacrefs.common.wire import Attr, AttrFlag, Commit, Lease, Mode, Written
 
 log = logging.getLogger("nacre.client")
+INLINE: Final = int(AttrFlag.INLINE)
 RETRY_MOST_S: Final = 60.0
 
 
@@ -137,7 +138,11 @@ class File:
         return (Mode.READ if self.readers else Mode.CLOSED) | (Mode.WRITE if self.writers else Mode.CLOSED)
 
     def mode_beside(self, lease: int) -> Mode:
-        """What must be registered at the MDS if we keep this lease."""
+        """What must be registered at the MDS if we keep this lease: nothing that the lease covers, but all if the file has no
+        name any more, since only that keeps it."""
+        attr = self.inode.attr
+        if attr is not None and not attr.nlink:
+            return self.mode
         if lease >= WRITE or (lease >= READ and not self.writers):
             return Mode.CLOSED
         return self.mode
@@ -173,7 +178,7 @@ class File:
             if attr is not None:
                 self.size = attr.size
                 self.mtime_ns = attr.mtime_ns
-                self.inline = bool(attr.flags & AttrFlag.INLINE) or (not attr.size and not attr.blocks)
+                self.inline = attr.flags & INLINE != 0
             self._store.dirty[self.inode.fid] = self
         self.through = through
         if through:
@@ -247,18 +252,28 @@ class File:
         found.extend(self.extents.within(start, end))
         return found
 
-    def inline_bytes(self) -> bytes:
-        """The whole contents of an inline file, with what is dirty."""
+    def inline_part(self, start: int, end: int) -> memoryview:
+        """Bytes `[start, end)` of an inline file, with what is dirty; `end` is at most its size. Behind its contents an
+        inline file may have a hole of any length."""
         data = self.inode.data or b""
-        size = self.size_now
-        extents = self.newest(0, size)
-        if not extents:
-            return data if len(data) == size else data[:size].ljust(size, b"\0")
-        if len(extents) == 1 and not extents[0].start and extents[0].end == size:
-            return bytes(extents[0].view)
-        contents = bytearray(data[:size].ljust(size, b"\0"))
-        overlay(extents, 0, memoryview(contents))
-        return bytes(contents)
+        extents = self.newest(start, end)
+        if not extents and end <= len(data):
+            return memoryview(data)[start:end]
+        if len(extents) == 1 and extents[0].start <= start and extents[0].end >= end:
+            return extents[0].part(start, end)
+        contents = bytearray(end - start)
+        known = data[start:end]
+        contents[: len(known)] = known
+        view = memoryview(contents)
+        overlay(extents, start, view)
+        return view
+
+    def _inline_contents(self) -> bytes:
+        """The contents for a commit: all but the hole at the end."""
+        end = len(self.inode.data or b"")
+        for flight in self.flights:
+            end = max(end, flight.extents.end)
+        return bytes(self.inline_part(0, min(self.size, max(end, self.extents.end))))
 
     # ------------------------------------------------------------------------------------------------------ write-behind
 
@@ -408,9 +423,7 @@ class File:
 
     # ------------------------------------------------------------------------------------------------------------ commit
 
-    async def commit(
-        self, lease: int = WRITE, sync: bool = False, spill: bool = False, recalled: bool = False
-    ) -> None:
+    async def commit(self, lease: int = WRITE, sync: bool = False, spill: bool = False, recalled: bool = False) -> None:
         """Bring everything that is dirty now to the servers, and keep at most `lease`.
 
         With `sync` it is durable afterwards. With `spill` contents leave the MDT. `recalled`: the MDS will hear of the lease
@@ -444,14 +457,14 @@ class File:
 
     def _has_inline_contents(self) -> bool:
         attr = self.inode.attr
-        return attr is not None and bool(attr.flags & AttrFlag.INLINE) and attr.size > 0 and not self.dirty
+        return attr is not None and attr.flags & INLINE != 0 and attr.size > 0 and not self.dirty
 
     def _is_inline(self) -> bool:
         """Its contents lie in the MDT, or it has none."""
         attr = self.inode.attr
         if self.dirty:
             return self.inline
-        return attr is not None and (bool(attr.flags & AttrFlag.INLINE) or (not attr.size and not attr.blocks))
+        return attr is not None and attr.flags & INLINE != 0
 
     def _touched(self) -> set[int]:
         """Objects that may have bytes that are not durable."""
@@ -487,7 +500,7 @@ class File:
         data: bytes | None = None
         flight: Flight | None = None
         if dirty and self.inline:
-            data = self.inline_bytes()
+            data = self._inline_contents()
             flight = Flight(self.extents)
             self.extents = Extents()
             self.flights.append(flight)
@@ -577,12 +590,6 @@ class File:
                     # The MDS must know what lies on the OSTs, or it would not cut that.
                     await self.write_out()
                     await self._report(inode.lease, self.mode_beside(inode.lease))
-                elif self.inline and size > self._store.session.inline_bytes and (self.dirty or inode.data):
-                    self.own()
-                    self.leave_inline()
-                    self.touch()
-                    await self.write_out()
-                    await self._report(inode.lease, self.mode_beside(inode.lease))
                 yield
         finally:
             self.thaw()
@@ -609,4 +616,3 @@ class File:
         if not self.frozen and self.thawed is not None:
             self.thawed.set()
             self.thawed = None
-

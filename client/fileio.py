@@ -13,11 +13,11 @@ from typing import Final
 
 from nacrefs.client.cache import NONE, WRITE
 from nacrefs.client.extents import Extent, overlay
-from nacrefs.client.file import File, Store
+from nacrefs.client.file import INLINE, File, Store
 from nacrefs.client.handle import Handles, OpenFile
 from nacrefs.client.opening import is_inline
 from nacrefs.common.answer import Answer, settle
-from nacrefs.common.wire import AttrFlag, Commit, GetAttr, Lease, Mode, Node, Open, Want
+from nacrefs.common.wire import Commit, GetAttr, Lease, Mode, Node, Open, Want
 
 SIZE_MAX: Final = (1 << 63) - 1
 COPY_BYTES: Final = 4 << 20
@@ -53,9 +53,9 @@ class FileIO:
         if inode.recall is not None and not handle.direct:
             inode.served += 1
         if is_inline(file):
-            if inode.data is None and inode.attr is not None and inode.attr.size and inode.attr.flags & AttrFlag.INLINE:
+            if inode.data is None and inode.attr is not None and inode.attr.size:
                 return self._read_after_fetch(handle, offset, size)
-            return (memoryview(file.inline_bytes())[offset:end],)
+            return (file.inline_part(offset, end),)
         if file.extents or file.flights:
             newest = file.newest(offset, end)
             if newest and newest[-1].start <= offset and newest[-1].end >= end:
@@ -125,7 +125,7 @@ class FileIO:
             await self._session.wait_live()
             return await settle(self.read(handle.number, offset, size))
         attr = inode.attr
-        if attr is None or inode.layout is None or attr.flags & AttrFlag.INLINE or inode.registered == Mode.CLOSED:
+        if attr is None or inode.layout is None or attr.flags & INLINE or inode.registered == Mode.CLOSED:
             node = await self._register(handle, Want.LEASE | Want.LAYOUT | Want.DATA)
             if inode.lease:
                 return await settle(self.read(handle.number, offset, size))
@@ -158,9 +158,8 @@ class FileIO:
         end = min(offset + size, node.attr.size)
         if offset >= end:
             return ()
-        if node.attr.flags & AttrFlag.INLINE:
-            data = (node.data or b"")[: node.attr.size].ljust(node.attr.size, b"\0")
-            return (memoryview(data)[offset:end],)
+        if node.attr.flags & INLINE:
+            return ((node.data or b"")[offset:end].ljust(end - offset, b"\0"),)
         buffer = await self._fetch(handle.file, offset, end)
         asyncio.get_running_loop().call_soon(self._memory.release, buffer)
         return (buffer,)
@@ -226,7 +225,7 @@ class FileIO:
             node = await self._session.mds.call(Open(inode.fid, file.mode | Mode.WRITE))
             if inode.lease >= WRITE and (file.thawed is None):
                 return True
-            if inode.lease == NONE and node.attr.flags & AttrFlag.INLINE and node.attr.size:
+            if inode.lease == NONE and node.attr.flags & INLINE and node.attr.size:
                 await self._spill(file, node)
 
     async def _spill(self, file: File, node: Node) -> None:
@@ -234,7 +233,7 @@ class FileIO:
         data = node.data
         if data is None:
             node = await self._session.mds.call(GetAttr(file.inode.fid, Want.LAYOUT | Want.DATA))
-            if not node.attr.flags & AttrFlag.INLINE:
+            if not node.attr.flags & INLINE:
                 return
             data = node.data or b""
         await self._store.objects.write(file.inode, [Extent(0, memoryview(data))], sync=True)
@@ -292,4 +291,3 @@ def _own(data: memoryview) -> memoryview:
     memory = data.obj
     held = len(memory) if isinstance(memory, bytes | bytearray) else data.nbytes
     return memoryview(bytes(data)) if held > 2 * len(data) + 4096 else data
-

@@ -33,7 +33,7 @@ class _Page(NamedTuple):
 class OpenDirectory:
     """One open of a directory."""
 
-    __slots__ = ("after", "fid", "fetches", "pages")
+    __slots__ = ("after", "fetches", "fid", "pages")
 
     def __init__(self, fid: int) -> None:
         self.fid = fid

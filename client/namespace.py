@@ -58,8 +58,8 @@ class Namespace:
 
     # ----------------------------------------------------------------------------------------------------------- looking
 
-    def lookup(self, parent: int, name: bytes) -> Answer[Found]:
-        """What a name stands for."""
+    def lookup(self, parent: int, name: bytes, want: Want | None = None) -> Answer[Found]:
+        """What a name stands for. `want`: what a cold lookup asks for, if the caller knows what it will do next."""
         if len(name) > NAME_BYTES_MAX:
             raise OSError(errno.ENAMETOOLONG, f"a name has at most {NAME_BYTES_MAX} bytes")
         directory = self._inodes.get(parent)
@@ -86,7 +86,7 @@ class Namespace:
                     return _ABSENT
         if name == b"." or name == b"..":
             return self._lookup_dots(parent, name)
-        return self._lookup(parent, name)
+        return self._lookup(parent, name, want)
 
     async def _lookup_known(self, directory: Inode, name: bytes, fid: int) -> Found:
         """The entry is known, the inode's attributes are not."""
@@ -106,8 +106,8 @@ class Namespace:
         inode = self._inodes.get(node.attr.fid)
         return Found(node.attr, inode is not None and self._cacheable(inode), False)
 
-    async def _lookup(self, parent: int, name: bytes) -> Found:
-        reply = await self._session.mds.call(Lookup(parent, name, self._opening.want()))
+    async def _lookup(self, parent: int, name: bytes, want: Want | None = None) -> Found:
+        reply = await self._session.mds.call(Lookup(parent, name, want or self._opening.want()))
         directory = self._cache.inode(parent)
         directory.used = True
         node = reply.node
@@ -335,4 +335,3 @@ class Namespace:
             new.mutating -= 1
         if reply.removed is not None:
             self._buried(reply.removed)
-

@@ -6,12 +6,12 @@ import stat
 from typing import Final
 
 from nacrefs.client.cache import READ, WRITE, Inode
-from nacrefs.client.file import File, Store
+from nacrefs.client.file import INLINE, File, Store
 from nacrefs.client.filesystem import Cred, Found, Handle
 from nacrefs.client.handle import Handles, OpenFile
 from nacrefs.client.readahead import ReadAhead
 from nacrefs.common.answer import Answer
-from nacrefs.common.wire import AttrFlag, Create, Mode, Open, Want
+from nacrefs.common.wire import Create, Mode, Open, Want
 
 _SCORE_MOST: Final = 16
 _SCORE_OPENED: Final = 3
@@ -102,9 +102,7 @@ class Opening:
             raise
         return self._opened(inode, handle)
 
-    async def create(
-        self, parent: int, name: bytes, mode: int, flags: int, cred: Cred
-    ) -> tuple[Found, Handle]:
+    async def create(self, parent: int, name: bytes, mode: int, flags: int, cred: Cred) -> tuple[Found, Handle]:
         """Make a file and open it; one request."""
         access = flags & os.O_ACCMODE
         open_mode = {os.O_RDONLY: Mode.READ, os.O_WRONLY: Mode.WRITE}.get(access, Mode.READ | Mode.WRITE)
@@ -135,6 +133,20 @@ class Opening:
         named = directory.lease >= READ and directory.names is not None and directory.names.get(name) == inode.fid
         found = Found(handle.file.attr_now(inode.attr), cacheable, named)
         return found, self._opened(inode, handle)
+
+    async def create_whole(self, parent: int, name: bytes, mode: int, cred: Cred, data: bytes) -> Found:
+        """Make a small file with its contents, in one request; EEXIST if the name is there."""
+        directory = self._cache.inode(parent)
+        directory.used = True
+        directory.begin_mutation()
+        try:
+            reply = await self._session.mds.call(
+                Create(parent, name, stat.S_IMODE(mode), cred.uid, cred.gid, Mode.CLOSED, exclusive=True, data=data)
+            )
+        finally:
+            directory.mutating -= 1
+        assert reply.node is not None
+        return Found(reply.node.attr, False, False)
 
     # ------------------------------------------------------------------------------------------------------------ closing
 
@@ -167,8 +179,10 @@ class Opening:
             file.writers -= 1
         if file.writers:
             return
-        if inode.gone and inode.registered == Mode.CLOSED and not file.readers:
+        nameless = inode.gone or (inode.attr is not None and not inode.attr.nlink)
+        if nameless and not file.readers:
             file.abandon(lost=False)
+        if nameless and not file.readers and inode.registered == Mode.CLOSED:
             file.let_go()
         elif (file.dirty and handle.writable) or inode.registered != file.mode_beside(inode.lease):
             self._session.spawn(file.commit_quietly(READ))
@@ -184,4 +198,4 @@ def is_inline(file: File) -> bool:
     if file.dirty and not file.through:
         return file.inline
     attr = file.inode.attr
-    return attr is not None and bool(attr.flags & AttrFlag.INLINE)
+    return attr is not None and bool(attr.flags & INLINE)

@@ -8,7 +8,6 @@ from typing import Any, Final
 from nacrefs.client.file import File, Store
 from nacrefs.client.fileio import SIZE_MAX, FileIO
 from nacrefs.client.handle import OpenFile
-from nacrefs.client.opening import is_inline
 from nacrefs.common.answer import Answer
 from nacrefs.common.wire import GetAttr, Set, SetAttr, Want
 
@@ -49,8 +48,6 @@ class Space:
             await self._zero(file, start, min(end, file.size_now))
         if not mode & KEEP_SIZE and end > file.size_now:
             file.size = end
-            if file.inline and end > self._session.inline_bytes:
-                file.leave_inline()
         elif not mode & (PUNCH_HOLE | ZERO_RANGE):
             return
         file.inode.epoch += 1
@@ -61,9 +58,10 @@ class Space:
         if start >= end:
             return
         if file.inline:
-            size = end - start
-            await self._store.memory.take(size)
-            file.put(start, memoryview(bytes(size)))
+            end = min(end, max(len(file.inode.data or b""), file.extents.end))
+            if start < end:
+                await self._store.memory.take(end - start)
+                file.put(start, memoryview(bytes(end - start)))
             return
         file.freeze()
         try:
@@ -106,7 +104,7 @@ class Space:
             raise OSError(errno.ENXIO, "the offset is beyond the end of the file")
         attr = file.inode.attr
         fresh = file.dirty and not file.through and attr is not None and not attr.size and not attr.blocks
-        if not fresh or is_inline(file) or file.allocated:
+        if not fresh or file.allocated:
             return offset if whence == os.SEEK_DATA else size
         # Nothing of it has been anywhere but here: what is dirty is all its data.
         at = offset
@@ -119,4 +117,3 @@ class Space:
         if whence == os.SEEK_HOLE:
             return min(at, size)
         raise OSError(errno.ENXIO, "there is no data beyond the offset")
-

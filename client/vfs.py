@@ -67,6 +67,7 @@ class Vfs:
         self.rmdir = namespace.rmdir
         self.rename = namespace.rename
         self.create = opening.create
+        self.create_whole = opening.create_whole
         self.open = opening.open
         self.flush = opening.flush
         self.release = opening.release
