@@ -9,7 +9,7 @@ import stat
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from types import CoroutineType
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from nacrefs.client.filesystem import Changes, Cred, Dirent, Filesystem, Found, Handle, Stat
 from nacrefs.client.fuse import abi
@@ -30,8 +30,8 @@ _LISTING_BYTES: Final = 128 * 1024
 
 def then(answer: Answer[T], pack: Callable[[int, T], Reply], unique: int) -> Outcome:
     """The reply to request `unique` that `pack` makes of an answer, now or later."""
-    if type(answer) is CoroutineType:
-        return _later(answer, pack, unique)
+    if isinstance(answer, CoroutineType):
+        return _later(cast("Coroutine[Any, Any, T]", answer), pack, unique)
     return pack(unique, answer)  # type: ignore[arg-type]
 
 

@@ -8,9 +8,9 @@ with a blocking system call: it would wait for itself.
 import asyncio
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from types import CoroutineType, TracebackType
-from typing import Final
+from typing import Any, Final, cast
 
 from nacrefs.client.filesystem import Filesystem
 from nacrefs.client.fuse import abi, mounting
@@ -91,6 +91,7 @@ class Session:
         """what the kernel agreed to"""
         self.minor = 0
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._callers: dict[int, int] = {}  # thread ids, by request: an interrupt does not repeat whose it is
         self._interrupted: set[int] = set()
         self._logged: set[tuple[int, type[BaseException]]] = set()
 
@@ -165,19 +166,22 @@ class Session:
             reply: Outcome = abi.error_reply(unique, errno.ENOSYS) if handler is None else handler(request, view)
         except Exception as error:
             reply = self._failure(unique, opcode, error)
-        if type(reply) is CoroutineType:
-            self._tasks[unique] = self._loop.create_task(self._answer_later(unique, opcode, reply))
+        if isinstance(reply, CoroutineType):
+            self._callers[unique] = request.pid
+            self._tasks[unique] = self._loop.create_task(
+                self._answer_later(unique, opcode, cast("Coroutine[Any, Any, Reply]", reply))
+            )
         elif reply is not None:
             self._channel.send(unique, reply)  # type: ignore[arg-type]
 
-    async def _answer_later(self, unique: int, opcode: int, coming: "CoroutineType[object, object, Reply]") -> None:
+    async def _answer_later(self, unique: int, opcode: int, coming: Coroutine[Any, Any, Reply]) -> None:
         try:
             reply = await coming
         except asyncio.CancelledError:
             reply = abi.error_reply(unique, errno.EINTR if unique in self._interrupted else errno.EIO)
         except Exception as error:
             reply = self._failure(unique, opcode, error)
-        del self._tasks[unique]
+        del self._tasks[unique], self._callers[unique]
         self._interrupted.discard(unique)
         self._channel.send(unique, reply)
 
@@ -228,7 +232,7 @@ class Session:
         """
         (unique,) = abi.U64.unpack_from(view, abi.IN_HEADER_BYTES)
         task = self._tasks.get(unique)
-        if task is not None and is_dying(request.pid):
+        if task is not None and is_dying(self._callers[unique]):
             self._interrupted.add(unique)
-            task.cancel()
+            self._loop.call_soon(task.cancel)  # after its first step: cancelled before that it would never answer
         return None

@@ -13,6 +13,15 @@ from nacrefs.client.fuse.session import Session
 from tests.client.fuse.memory import MemoryFilesystem
 
 
+def errno_of(act: Callable[[], object]) -> int | None:
+    """The errno with which `act` fails; it must fail."""
+    try:
+        act()
+    except OSError as error:
+        return error.errno
+    raise AssertionError("it succeeded")
+
+
 class Mount(NamedTuple):
     """A mounted filesystem: where, what serves it, what is behind it."""
 
@@ -58,7 +67,7 @@ def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
 
     async def wait(condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
-            while not condition():
+            while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 
     return wait

@@ -1,4 +1,4 @@
-"""A mount in a process of its own: `python -m tests.fuse.daemon DIRECTORY` says `mounted` and serves until unmounted."""
+"""A mount in a process of its own: `python -m tests.fuse.daemon DIRECTORY` says `mounted` and serves it."""
 
 import asyncio
 import sys

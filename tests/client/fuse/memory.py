@@ -36,11 +36,11 @@ class Inode:
     mtime_ns: int = field(default_factory=time.time_ns)
     ctime_ns: int = field(default_factory=time.time_ns)
     btime_ns: int = field(default_factory=time.time_ns)
-    blocks: dict[int, bytearray] = field(default_factory=dict)
-    entries: dict[bytes, int] = field(default_factory=dict)
+    blocks: dict[int, bytearray] = field(default_factory=dict[int, bytearray])
+    entries: dict[bytes, int] = field(default_factory=dict[bytes, int])
     parent: int = ROOT
     target: bytes = b""
-    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    xattrs: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
     opens: int = 0
 
     def attr(self) -> Attr:
@@ -193,13 +193,13 @@ class MemoryFilesystem:
         inode.nlink += 1
         return self._found(inode)
 
-    def unlink(self, parent: int, name: bytes) -> Answer[None]:
+    def unlink(self, parent: int, name: bytes) -> None:
         inode = self._child(parent, name)
         if stat.S_ISDIR(inode.mode):
             raise OSError(errno.EISDIR, "it is a directory")
         self._remove(parent, name, inode)
 
-    def rmdir(self, parent: int, name: bytes) -> Answer[None]:
+    def rmdir(self, parent: int, name: bytes) -> None:
         inode = self._child(parent, name)
         if not stat.S_ISDIR(inode.mode):
             raise OSError(errno.ENOTDIR, "it is no directory")
@@ -219,7 +219,7 @@ class MemoryFilesystem:
             inode.nlink -= 1
         self._drop(inode)
 
-    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: RenameFlag) -> Answer[None]:
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: RenameFlag) -> None:
         source, target = self._get(parent), self._get(new_parent)
         moved = self._child(parent, name)
         other = target.entries.get(new_name)
@@ -309,16 +309,16 @@ class MemoryFilesystem:
         self.written.append(data)
         return len(data)
 
-    def flush(self, handle: int) -> Answer[None]: ...
+    def flush(self, handle: int) -> None: ...
 
-    def release(self, handle: int) -> Answer[None]:
+    def release(self, handle: int) -> None:
         inode, _ = self.handles.pop(handle)
         inode.opens -= 1
         self._drop(inode)
 
-    def fsync(self, handle: int, datasync: bool) -> Answer[None]: ...
+    def fsync(self, handle: int, datasync: bool) -> None: ...
 
-    def fallocate(self, handle: int, mode: int, offset: int, length: int) -> Answer[None]:
+    def fallocate(self, handle: int, mode: int, offset: int, length: int) -> None:
         if mode != 0:
             raise OSError(errno.EOPNOTSUPP, "only plain allocation")
         inode = self.handles[handle][0]
@@ -357,10 +357,10 @@ class MemoryFilesystem:
             name, fid = names[index]
             yield Dirent(name, index + 1, self.inodes[fid].attr(), self.cacheable)
 
-    def releasedir(self, handle: int) -> Answer[None]:
+    def releasedir(self, handle: int) -> None:
         self.release(handle)
 
-    def fsyncdir(self, fid: int) -> Answer[None]: ...
+    def fsyncdir(self, fid: int) -> None: ...
 
     # ------------------------------------------------------------------------------------------------ the rest
 
@@ -373,7 +373,7 @@ class MemoryFilesystem:
     def listxattr(self, fid: int) -> Answer[Sequence[bytes]]:
         return list(self._get(fid).xattrs)
 
-    def setxattr(self, fid: int, name: bytes, value: bytes, flags: XattrFlag) -> Answer[None]:
+    def setxattr(self, fid: int, name: bytes, value: bytes, flags: XattrFlag) -> None:
         xattrs = self._get(fid).xattrs
         if flags & XattrFlag.CREATE and name in xattrs:
             raise OSError(errno.EEXIST, "the attribute exists")
@@ -381,7 +381,7 @@ class MemoryFilesystem:
             raise OSError(errno.ENODATA, "no such attribute")
         xattrs[name] = value
 
-    def removexattr(self, fid: int, name: bytes) -> Answer[None]:
+    def removexattr(self, fid: int, name: bytes) -> None:
         if self._get(fid).xattrs.pop(name, None) is None:
             raise OSError(errno.ENODATA, "no such attribute")
 

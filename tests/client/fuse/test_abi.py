@@ -26,8 +26,8 @@ ATTR = struct.Struct("=QQQqqqIIIIIIIIII")
 
 def read_attr(packed: bytes, btime_ns: int) -> Attr:
     """An `Attr` from a fuse_attr."""
-    (fid, size, blocks, atime, mtime, ctime, atime_n, mtime_n, ctime_n, mode, nlink, uid, gid, rdev, _, _) = ATTR.unpack(
-        packed
+    (fid, size, blocks, atime, mtime, ctime, atime_n, mtime_n, ctime_n, mode, nlink, uid, gid, rdev, _, _) = (
+        ATTR.unpack(packed)
     )
     device = abi.decode_rdev(rdev)
     return Attr(
@@ -91,7 +91,12 @@ def test_create_answers_with_entry_and_handle() -> None:
 @pytest.mark.parametrize(
     ("direct", "keep", "file", "directory"),
     [
-        (True, True, abi.Fopen.DIRECT_IO | abi.Fopen.PARALLEL_DIRECT_WRITES, abi.Fopen.CACHE_DIR | abi.Fopen.KEEP_CACHE),
+        (
+            True,
+            True,
+            abi.Fopen.DIRECT_IO | abi.Fopen.PARALLEL_DIRECT_WRITES,
+            abi.Fopen.CACHE_DIR | abi.Fopen.KEEP_CACHE,
+        ),
         (False, True, abi.Fopen.KEEP_CACHE, abi.Fopen.CACHE_DIR | abi.Fopen.KEEP_CACHE),
         (False, False, 0, 0),
     ],
@@ -107,7 +112,9 @@ def test_device_numbers_survive_packing(major: int, minor: int) -> None:
     assert abi.decode_rdev(abi.encode_rdev(os.makedev(major, minor))) == os.makedev(major, minor)
 
 
-def setattr_request(valid: int, *, handle: int = 0, size: int = 0, mtime: tuple[int, int] = (0, 0), mode: int = 0) -> memoryview:
+def setattr_request(
+    valid: int, *, handle: int = 0, size: int = 0, mtime: tuple[int, int] = (0, 0), mode: int = 0
+) -> memoryview:
     body = abi.SETATTR_IN.pack(valid, 0, handle, size, 0, 0, mtime[0] % 2**64, 0, 0, mtime[1], 0, mode, 0, 12, 13, 0)
     return memoryview(bytes(abi.IN_HEADER_BYTES) + body)
 
