@@ -15,6 +15,7 @@ checks them without asking anybody.
 import errno
 import hashlib
 import hmac
+import json
 import os
 import secrets
 import stat
@@ -24,7 +25,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from nacrefs.common.config import ConfigError, load_config
+from nacrefs.common.config import ConfigError, parse_config
 from nacrefs.common.wire import Capability, Right, Role
 
 NONCE_BYTES: Final = 32
@@ -86,14 +87,16 @@ def new_keyring(cluster: str) -> Keyring:
 def load_keyring(path: Path) -> Keyring:
     """Read a keyring; ConfigError naming the file if it is missing, malformed or readable by others."""
     try:
-        mode = path.stat().st_mode
+        with path.open("rb") as file:  # one file from here on, whatever the name stands for
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            text = file.read().decode()
     except OSError as error:
         raise ConfigError(f"keyring {path}: {error.strerror}") from None
-    if stat.S_IMODE(mode) & 0o077:
-        raise ConfigError(
-            f"keyring {path} can be read by others (mode {stat.S_IMODE(mode):04o}); run: chmod 600 {path}"
-        )
-    keyring = load_config(path, Keyring)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"keyring {path}: {error}") from None
+    if mode & 0o077:
+        raise ConfigError(f"keyring {path} can be read by others (mode {mode:04o}); run: chmod 600 {path}")
+    keyring = parse_config(text, Keyring, f"keyring {path}")
     for name, key in keyring.keys.items():
         try:
             short = len(key.secret_bytes) < SECRET_BYTES
@@ -111,9 +114,11 @@ def save_keyring(path: Path, keyring: Keyring) -> None:
 
 
 def _keyring_toml(keyring: Keyring) -> str:
-    lines = ["# nacrefs keyring: whoever can read this file can join the cluster", f'cluster = "{keyring.cluster}"']
+    quoted = json.dumps  # a TOML basic string, too
+    lines = ["# nacrefs keyring: whoever can read this file can join the cluster"]
+    lines += [f"cluster = {quoted(keyring.cluster)}"]
     for name, key in keyring.keys.items():
-        lines += ["", f"[keys.{name}]", f'role = "{key.role}"', f'secret = "{key.secret}"']
+        lines += ["", f"[keys.{quoted(name)}]", f"role = {quoted(key.role)}", f"secret = {quoted(key.secret)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -141,15 +146,18 @@ def sign_capability(key: bytes, fid: int, generation: int, session: int, rights:
 def check_capability(
     key: bytes, capability: Capability, *, fid: int, generation: int, session: int, right: Right, now_s: float
 ) -> None:
-    """Whether a capability allows this; OSError EACCES if it is forged, for something else or lacks the right, EKEYEXPIRED
-    if its time is over."""
+    """Whether a capability allows all of `right`.
+
+    OSError EACCES if it is forged, for something else or lacks the right, EKEYEXPIRED if its time is over.
+    """
     rights, expires_s = capability.rights, capability.expires_s
-    if not 0 <= rights <= 255 or not 0 <= expires_s < 1 << 64 or not 0 <= generation < 1 << 32:
-        raise OSError(errno.EACCES, "capability has fields out of range")
-    mac = _capability_mac(key, fid, generation, session, rights, expires_s)
+    try:
+        mac = _capability_mac(key, fid, generation, session, rights, expires_s)
+    except struct.error:
+        raise OSError(errno.EACCES, "capability has fields out of range") from None
     if not hmac.compare_digest(mac, capability.mac):
         raise OSError(errno.EACCES, "capability is not the MDS's for this file, layout generation and session")
-    if not rights & right:
+    if right & ~rights:
         raise OSError(errno.EACCES, f"capability does not allow {right.name}")
     if now_s > expires_s:
         raise OSError(errno.EKEYEXPIRED, "capability has expired")

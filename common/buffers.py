@@ -11,7 +11,8 @@ _SMALLEST: Final = 16 * 1024
 
 
 class BufferPool:
-    """Buffers in power-of-two size classes; never more than `limit_bytes` are out at a time."""
+    """Buffers in power-of-two size classes; never more than `limit_bytes` are out at a time, and never more than that
+    are in memory: out, or kept for reuse."""
 
     def __init__(self, limit_bytes: int, keep_bytes: int | None = None) -> None:
         self.limit_bytes = limit_bytes
@@ -19,11 +20,14 @@ class BufferPool:
         self._keep_bytes = limit_bytes if keep_bytes is None else keep_bytes
         self._kept_bytes = 0
         self._free: dict[int, list[bytearray]] = {}
+        self._out: set[int] = set()
         self._waiting: deque[Callable[[], None]] = deque()
 
     def take(self, size: int) -> memoryview | None:
-        """A buffer of exactly `size` bytes, with arbitrary contents; None if that would exceed the limit (unless nothing
-        at all is out, so that one large request always fits)."""
+        """A buffer of exactly `size` bytes, with arbitrary contents; None if that would exceed the limit.
+
+        When nothing at all is out, any size is granted, so that one large request always fits.
+        """
         capacity = max(_SMALLEST, 1 << (size - 1).bit_length()) if size else _SMALLEST
         if self.used_bytes + capacity > self.limit_bytes and self.used_bytes:
             return None
@@ -31,21 +35,36 @@ class BufferPool:
         free = self._free.get(capacity)
         if free:
             self._kept_bytes -= capacity
-            return memoryview(free.pop())[:size]
-        return memoryview(bytearray(capacity))[:size]
+            memory = free.pop()
+        else:
+            self._forget_kept()
+            memory = bytearray(capacity)
+        self._out.add(id(memory))
+        return memoryview(memory)[:size]
+
+    def _forget_kept(self) -> None:
+        """Make room in memory for a new buffer: free ones of other sizes go, the largest first."""
+        while self._kept_bytes and self.used_bytes + self._kept_bytes > self.limit_bytes:
+            capacity = max(capacity for capacity, free in self._free.items() if free)
+            self._free[capacity].pop()
+            self._kept_bytes -= capacity
 
     def give(self, buffer: memoryview) -> None:
-        """Give back a buffer that `take` returned. No view of it may be used any more."""
+        """Give back a buffer that `take` returned (any view of it), once. No view of it may be used any more."""
         memory = buffer.obj
-        assert isinstance(memory, bytearray)
+        if not isinstance(memory, bytearray) or id(memory) not in self._out:
+            raise ValueError("this buffer is not out")
+        self._out.remove(id(memory))
         capacity = len(memory)
         self.used_bytes -= capacity
         if self._kept_bytes + capacity <= self._keep_bytes:
             self._kept_bytes += capacity
             self._free.setdefault(capacity, []).append(memory)
-        while self._waiting and self.used_bytes < self.limit_bytes:
+        for _ in range(len(self._waiting)):
+            if self.used_bytes >= self.limit_bytes:
+                break
             self._waiting.popleft()()
 
     def when_free(self, wake: Callable[[], None]) -> None:
-        """Call `wake` once, when a buffer has been given back."""
+        """Call `wake` once, when a buffer has been given back (it may be taken already when `wake` looks)."""
         self._waiting.append(wake)

@@ -5,6 +5,7 @@ may be written with units: `cache = "256MiB"`, `term = "30s"`.
 """
 
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,22 +26,22 @@ class Duration(float):
     """Seconds; in a file, a number or text with a unit: 30, "500ms", "30s", "5m", "6h", "30d"."""
 
 
-_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50} | {
+_UNITS = {"": 1, "b": 1} | {
     f"{letter}{suffix}": base**power
-    for power, letter in enumerate("KMGTP", 1)
-    for suffix, base in (("iB", 1024), ("B", 1000))
+    for power, letter in enumerate("kmgtp", 1)
+    for suffix, base in (("", 1024), ("ib", 1024), ("b", 1000))
 }
 _SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+_QUANTITY = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)\s*")
 
 
 def parse_size(text: str) -> Size:
     """Bytes from text such as "4096", "64KiB", "1M" (binary, as in `lfs setstripe -S`) or "10GB" (decimal)."""
     match = _QUANTITY.fullmatch(text)
-    units = {name.lower(): factor for name, factor in _UNITS.items()}
-    if match is None or match[2].lower() not in units:
+    factor = _UNITS.get(match[2].lower()) if match else None
+    if match is None or factor is None:
         raise ValueError(f"{text!r} is not a size (examples: 4096, 64KiB, 1M, 10GB)")
-    return Size(float(match[1]) * units[match[2].lower()])
+    return Size(Fraction(match[1]) * factor)
 
 
 def parse_duration(text: str) -> Duration:
@@ -62,11 +63,21 @@ def format_size(size: float) -> str:
 
 def _decode(kind: type, value: Any) -> Any:
     if kind is Size:
-        return parse_size(value) if isinstance(value, str) else Size(value)
+        if isinstance(value, str):
+            return parse_size(value)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return Size(value)
+        raise ValueError(f'{value!r} is not a size (examples: 4096, "64KiB", "1M", "10GB")')
     if kind is Duration:
-        return parse_duration(value) if isinstance(value, str) else Duration(value)
+        if isinstance(value, str):
+            return parse_duration(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
+            return Duration(value)
+        raise ValueError(f'{value!r} is not a duration (examples: 30, "500ms", "5m", "6h", "30d")')
     if kind is Path:
-        return Path(value)
+        if isinstance(value, str) and value and "\0" not in value:
+            return Path(value)
+        raise ValueError(f"{value!r} is not a path")
     raise NotImplementedError(kind)
 
 

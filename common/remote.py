@@ -1,142 +1,42 @@
-"""Connecting: the handshake from both sides, servers that accept peers, and remotes that never give up.
-
-Handshake (docs/protocol.md): Hello → Challenge → Proof → Welcome, each in a frame of its kind. Either side drops the link
-at the first thing that is wrong, and the server says why in a Failure first, unless the other side did not even speak frames.
-"""
+"""Peers over connections: a server that accepts them, and remotes that never give up."""
 
 import asyncio
 import errno
 import logging
 import random
-import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-import msgspec
-
-from nacrefs.common import auth
 from nacrefs.common.auth import Credentials, Keyring
 from nacrefs.common.buffers import BufferPool
-from nacrefs.common.framing import Frame, FramingError, Kind
+from nacrefs.common.framing import FramingError, Kind
+from nacrefs.common.handshake import HANDSHAKE_S, Refused, greet_client, greet_server
 from nacrefs.common.observe import Meter
-from nacrefs.common.rpc import Peer, Service
+from nacrefs.common.rpc import Peer, Service, again
 from nacrefs.common.transport import address as transport
-from nacrefs.common.transport.link import Link, Listener, scratch
-from nacrefs.common.wire import (
-    PROTOCOL_VERSION,
-    Challenge,
-    Failure,
-    Hello,
-    Message,
-    Proof,
-    Request,
-    Role,
-    Welcome,
-)
+from nacrefs.common.transport.link import Link, Listener
+from nacrefs.common.wire import Request
 
 log = logging.getLogger("nacre.rpc")
-MessageT = TypeVar("MessageT", bound=Message)
 ReplyT = TypeVar("ReplyT")
 
-HANDSHAKE_S: Final = 10.0
+GREETINGS_MAX: Final = 1024
+"""Strangers that may be in their handshake at a time."""
 _BACKOFF_S: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-_encode = msgspec.msgpack.Encoder().encode
-
-
-class Refused(OSError):
-    """The server does not want this peer: wrong key, cluster or version. Trying again will not help."""
-
-
-class _Greeting:
-    """A link during its handshake: frames one at a time, with a deadline."""
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._inbox: asyncio.Queue[tuple[Kind, bytes] | OSError] = asyncio.Queue()
-        link.start(self)
-
-    def sink(self, frame: Frame) -> Sequence[memoryview]:
-        return scratch(frame.bulk_bytes)
-
-    def frame(self, frame: Frame) -> None:
-        self._link.pause()  # what follows belongs to whoever takes the link over
-        self._inbox.put_nowait((frame.kind, bytes(frame.body)))
-
-    def closed(self, link: Link, error: OSError) -> None:
-        self._inbox.put_nowait(error)
-
-    def send(self, kind: Kind, message: Message) -> None:
-        self._link.send(kind, 0, 0, _encode(message))
-
-    async def receive(self, kind: Kind, message: type[MessageT]) -> MessageT:
-        self._link.resume()
-        try:
-            received = await asyncio.wait_for(self._inbox.get(), HANDSHAKE_S)
-        except TimeoutError:
-            raise ConnectionError(
-                errno.ETIMEDOUT, f"{self._link.peername}: no handshake in {HANDSHAKE_S:.0f} s"
-            ) from None
-        if isinstance(received, OSError):
-            raise received
-        try:
-            if received[0] is Kind.FAILURE:
-                failure = msgspec.msgpack.decode(received[1], type=Failure)
-                raise Refused(failure.errno, failure.text)
-            if received[0] is kind:
-                return msgspec.msgpack.decode(received[1], type=message)
-        except msgspec.MsgspecError:
-            pass
-        raise FramingError(f"{self._link.peername}: no {kind.name} in its handshake")
-
-
-async def greet_server(link: Link, credentials: Credentials, client: str) -> tuple[str, Role]:
-    """The connecting side's handshake: the server's name and the role that the key gives us. Refused, or ConnectionError."""
-    greeting = _Greeting(link)
-    nonce = secrets.token_bytes(auth.NONCE_BYTES)
-    greeting.send(Kind.HELLO, Hello(PROTOCOL_VERSION, credentials.cluster, credentials.key, client, nonce))
-    challenge = await greeting.receive(Kind.CHALLENGE, Challenge)
-    claims = (credentials.cluster, credentials.key, client, nonce + challenge.nonce)
-    if not auth.same(challenge.proof, auth.proof(credentials.secret, b"server", *claims)):
-        raise Refused(errno.EACCES, f"{link.peername} does not have our key {credentials.key!r}")
-    greeting.send(Kind.PROOF, Proof(auth.proof(credentials.secret, b"client", *claims)))
-    welcome = await greeting.receive(Kind.WELCOME, Welcome)
-    return challenge.server, welcome.role
-
-
-async def greet_client(link: Link, keyring: Keyring, name: str) -> tuple[str, Role]:
-    """The accepting side's handshake: the client's id and role. ConnectionError after having told the client why."""
-    greeting = _Greeting(link)
-    hello = await greeting.receive(Kind.HELLO, Hello)
-
-    def refuse(number: int, reason: str) -> ConnectionError:
-        greeting.send(Kind.FAILURE, Failure(number, reason))
-        return ConnectionError(number, reason)
-
-    if hello.version != PROTOCOL_VERSION:
-        raise refuse(errno.EPROTO, f"protocol version {hello.version} is not spoken here, {PROTOCOL_VERSION} is")
-    if hello.cluster != keyring.cluster:
-        raise refuse(errno.EACCES, f"this server belongs to cluster {keyring.cluster}, not to {hello.cluster[:64]}")
-    if len(hello.nonce) != auth.NONCE_BYTES or not 0 < len(hello.client) <= 128:
-        raise refuse(errno.EPROTO, "malformed Hello")
-    key = keyring.keys.get(hello.key)
-    # An unknown key gets a challenge too, so that key names cannot be found out.
-    secret = key.secret_bytes if key is not None else secrets.token_bytes(auth.SECRET_BYTES)
-    nonce = secrets.token_bytes(auth.NONCE_BYTES)
-    claims = (hello.cluster, hello.key, hello.client, hello.nonce + nonce)
-    greeting.send(Kind.CHALLENGE, Challenge(PROTOCOL_VERSION, name, nonce, auth.proof(secret, b"server", *claims)))
-    shown = await greeting.receive(Kind.PROOF, Proof)
-    if key is None or not auth.same(shown.proof, auth.proof(secret, b"client", *claims)):
-        raise refuse(errno.EACCES, f"key {hello.key[:64]!r} is unknown or wrong")
-    role = Role[key.role.upper()]
-    greeting.send(Kind.WELCOME, Welcome(role))
-    return hello.client, role
+_REFUSED_BACKOFF_S: Final = 5.0
 
 
 class Server:
     """Accepts peers and serves them. `on_peer` and `on_gone` tell the application who comes and goes."""
 
     def __init__(
-        self, service: Service, keyring: Keyring, name: str, meter: Meter, pool: BufferPool | None = None
+        self,
+        service: Service,
+        keyring: Keyring,
+        name: str,
+        meter: Meter,
+        pool: BufferPool | None = None,
+        handshake_s: float = HANDSHAKE_S,
     ) -> None:
         self.service = service
         self.meter = meter
@@ -147,8 +47,9 @@ class Server:
         self.refused = 0
         self._keyring = keyring
         self._pool = pool
+        self._handshake_s = handshake_s
         self._listeners: list[Listener] = []
-        self._greetings: set[asyncio.Task[None]] = set()
+        self._greetings: dict[asyncio.Task[None], Link] = {}
 
     async def listen(self, address: str) -> str:
         """Accept peers at an address too; the address to connect to."""
@@ -157,24 +58,36 @@ class Server:
         return listener.address
 
     def _accept(self, link: Link) -> None:
+        if len(self._greetings) >= GREETINGS_MAX:
+            self._refuse(link, f"{GREETINGS_MAX} others are in their handshake")
+            return
         task = asyncio.get_running_loop().create_task(self._greet(link))
-        self._greetings.add(task)
-        task.add_done_callback(self._greetings.discard)
+        self._greetings[task] = link
+        task.add_done_callback(self._greeted)
+
+    def _greeted(self, task: "asyncio.Task[None]") -> None:
+        link = self._greetings.pop(task)
+        if task.cancelled():  # perhaps before its first step
+            link.close("server is shutting down")
+        elif (error := task.exception()) is not None:
+            log.error("greeting %s failed", link.peername, exc_info=error)
+            link.close("internal error")
+
+    def _refuse(self, link: Link, reason: str) -> None:
+        self.refused += 1
+        log.warning("refused a connection from %s: %s", link.peername, reason)
+        link.close("refused")
 
     async def _greet(self, link: Link) -> None:
         try:
-            client, role = await greet_client(link, self._keyring, self.name)
+            client, role = await greet_client(link, self._keyring, self.name, self._handshake_s)
         except OSError as error:
-            self.refused += 1
-            log.warning("refused a connection from %s: %s", link.peername, error.strerror or error)
-            link.close("refused")
+            self._refuse(link, (error.strerror or str(error)).removeprefix(f"{link.peername}: "))
             return
-        except asyncio.CancelledError:
-            link.close("shutting down")
-            raise
         peer = Peer(self.service, self.meter, self._pool)
-        peer.name, peer.role, peer.link = client, role, link
+        peer.name, peer.role = client, role
         peer.on_closed = self._gone
+        peer.attach(link)
         self.peers.add(peer)
         if self.on_peer is not None:
             self.on_peer(peer)
@@ -182,7 +95,7 @@ class Server:
 
     def _gone(self, peer: Peer, error: OSError) -> None:
         self.peers.discard(peer)
-        log.debug("%s has gone: %s", peer.name, error)
+        log.log(logging.WARNING if isinstance(error, FramingError) else logging.DEBUG, "%s has gone: %s", peer, error)
         if self.on_gone is not None:
             self.on_gone(peer)
 
@@ -191,9 +104,10 @@ class Server:
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
-        for task in self._greetings:
+        greetings = list(self._greetings)
+        for task in greetings:
             task.cancel()
-        await asyncio.gather(*self._greetings, return_exceptions=True)
+        await asyncio.gather(*greetings, return_exceptions=True)
         peers = list(self.peers)
         for peer in peers:
             peer.close("server is shutting down")
@@ -203,11 +117,11 @@ class Server:
 
 
 class Remote(Peer):
-    """A peer that we connect to, and go on connecting to until `close`.
+    """A peer that we connect to, and go on connecting to until `aclose`.
 
-    `greet`, if set, runs on each new connection before anything else is sent; it asks with `ask_now`. When it has returned, the
-    requests that had no reply are sent again. `call` therefore waits for as long as the other side is away, unless it
-    has a deadline. `generation` counts connections.
+    `greet`, if set, runs on each new connection before anything else is sent; it asks with `ask_now`. When it has
+    returned, the requests that had no reply are sent again. `call` therefore waits for as long as the other side is
+    away, unless it has a deadline. `generation` counts connections.
     """
 
     def __init__(
@@ -218,6 +132,7 @@ class Remote(Peer):
         service: Service,
         meter: Meter,
         pool: BufferPool | None = None,
+        handshake_s: float = HANDSHAKE_S,
     ) -> None:
         super().__init__(service, meter, pool)
         self.name = self.address = address
@@ -227,7 +142,8 @@ class Remote(Peer):
         self.server = ""
         self._credentials = credentials
         self._client = client
-        self._new_link: Link | None = None
+        self._handshake_s = handshake_s
+        self._greeting: Link | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -242,30 +158,50 @@ class Remote(Peer):
 
     def open_later(self) -> None:
         """Connect in the background, for as long as it takes."""
-        if self._connecting is None and self.link is None and not self._closing:
+        idle = self._connecting is None or self._connecting.done()
+        if idle and self.link is None and not self._closing:
             self._connecting = self._loop.create_task(self._reconnect())
 
     def ask_now(self, request: Request[ReplyT]) -> "asyncio.Future[ReplyT]":
         """Ask on the connection that is being greeted (from within `greet` only)."""
-        return self._call(request, (), None, None, self._new_link or self.link)
+        return self._call(request, (), None, None, self._greeting or self.link)
 
     async def _connect(self) -> None:
         link = await transport.connect(self.address)
         try:
-            self.server, self.role = await greet_server(link, self._credentials, self._client)
-            self._new_link = link
+            self.server, self.role = await greet_server(link, self._credentials, self._client, self._handshake_s)
+            self._carrier = self._greeting = link
             link.start(self)
+            if self._overloaded:
+                link.pause()
             if self.greet is not None:
                 await self.greet()
-        except BaseException:
-            self._new_link = None
-            link.close("handshake failed")
+            if self._carrier is not link:
+                raise ConnectionResetError(errno.ECONNRESET, f"{self.address}: closed while it was greeted")
+        except BaseException as error:
+            link.close("greeting failed")
+            given_up = ConnectionAbortedError(errno.ECONNABORTED, f"{self.address}: greeting failed")
+            self._forget_greeting(link, error if isinstance(error, OSError) else given_up)
             raise
-        if self._new_link is not link:
-            raise ConnectionResetError(errno.ECONNRESET, f"{self.address}: closed during the handshake")
-        self._new_link = None
-        self.link = link
+        self._greeting = None
         self.generation += 1
+        self._resend(link)
+
+    def _forget_greeting(self, link: Link, error: OSError) -> None:
+        """A connection ended before it had been greeted: what the greeting asked fails and is not asked again."""
+        if self._greeting is not link:
+            return
+        self._greeting = None
+        self._let_go()
+        for xid, pending in list(self._pending.items()):
+            if pending.link is link:
+                del self._pending[xid]
+                if not pending.future.done():
+                    pending.future.set_exception(again(error))
+
+    def _resend(self, link: Link) -> None:
+        """Ask on a new connection what had no reply on the last one, or had to wait for it."""
+        self.link = link
         for xid, pending in list(self._pending.items()):
             if pending.link is link:
                 continue
@@ -276,32 +212,30 @@ class Remote(Peer):
 
     async def _reconnect(self) -> None:
         attempt = 0
-        try:
-            while not self._closing:
-                try:
-                    await self._connect()
-                    return
-                except OSError as error:
-                    if attempt in (3, 30) or isinstance(error, Refused):
-                        log.warning("cannot reach %s yet: %s", self.address, error.strerror or error)
-                    delay = 5.0 if isinstance(error, Refused) else _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)]
-                    attempt += 1
-                    await asyncio.sleep(delay * random.uniform(0.8, 1.2))
-        finally:
-            self._connecting = None
+        told = ""
+        while not self._closing:
+            try:
+                await self._connect()
+                return
+            except Exception as error:
+                refused = isinstance(error, Refused)
+                text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+                if not isinstance(error, OSError):
+                    log.exception("greeting %s failed", self.address)
+                elif text != told and (refused or attempt >= 3):
+                    log.warning("cannot reach %s yet: %s", self.address, text)
+                    told = text
+                delay = _REFUSED_BACKOFF_S if refused else _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)]
+                attempt += 1
+                await asyncio.sleep(delay * random.uniform(0.8, 1.2))
 
     def closed(self, link: Link, error: OSError) -> None:
         """A link is gone: connect again, and keep what waits for a reply. What the greeting asked fails."""
-        if link is self._new_link:
-            self._new_link = None
-            for xid, pending in list(self._pending.items()):
-                if pending.link is link:
-                    del self._pending[xid]
-                    if not pending.future.done():
-                        pending.future.set_exception(ConnectionResetError(error.errno, error.strerror))
+        if link is self._greeting:
+            self._forget_greeting(link, error)
         elif link is self.link:
             self.link = None
-            self._give_receiving()
+            self._let_go()
             if self._closing:
                 self._fail_pending(error)
                 return
@@ -316,10 +250,7 @@ class Remote(Peer):
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
-        link = self.link
         self.close("closed")
         await self.drain()
-        if link is None:
-            self._fail_pending(ConnectionAbortedError(errno.ECONNABORTED, f"{self.address}: closed"))
-        else:
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the link reports that it is closed in the next turn
+        self._fail_pending(ConnectionAbortedError(errno.ECONNABORTED, f"{self.address}: closed"))

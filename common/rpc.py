@@ -1,7 +1,8 @@
-"""Requests and replies over a link: typed calls both ways, reconnection, and resending under the same xid.
+"""Requests and replies over a link: typed calls both ways.
 
-`Peer` is one side of an authenticated link. `Remote` is a peer that connects, and reconnects, by itself: requests that
-had no reply are sent again under their old xid and marked as such, so that a server can answer them once. `Server` accepts peers.
+`Peer` is one side of an authenticated link; `common.remote` has the peers that connect and the server that accepts
+them. A request that may have arrived before is marked as sent again and keeps its xid, so that a server can answer it
+once.
 
 A service maps request types to handlers. A handler is a plain function `(request, call) -> reply`; it may also return
 a coroutine, which then runs as a task, or `LATER`, having arranged that `call.reply` or `call.fail` is called.
@@ -12,13 +13,13 @@ import errno
 import itertools
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final, TypeVar, Union, cast, get_args
-
-import msgspec
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from nacrefs.common.answer import is_later
 from nacrefs.common.buffers import BufferPool
+from nacrefs.common.codec import decode_failure, decode_reply, decode_request, encode
 from nacrefs.common.framing import Frame, Kind
 from nacrefs.common.observe import Meter
 from nacrefs.common.transport.link import Done, Link, scratch
@@ -27,16 +28,16 @@ from nacrefs.common.wire import Failure, Message, Request, Role
 log = logging.getLogger("nacre.rpc")
 
 ReplyT = TypeVar("ReplyT")
-RequestT = TypeVar("RequestT", bound="Request[Any]")
 
 Handler = Callable[[Any, "Call"], Any]
 Service = Mapping[type[Request[Any]], Handler]
 Absorb = Callable[[Request[Any], Any], None]
 
-_encode = msgspec.msgpack.Encoder().encode
-_failure_decoder = msgspec.msgpack.Decoder(Failure)
 IN_SERVICE_MAX: Final = 256
 """Requests of one peer that may be in service; a peer with more is not read from."""
+BACKLOG_BYTES_MAX: Final = 16 << 20
+"""Answers that may be queued for one peer; a peer that does not fetch them is not read from."""
+_SWEEP_S: Final = 0.25
 
 
 class _Later:
@@ -47,36 +48,21 @@ LATER: Final = _Later()
 """A handler's answer that says: I will call `call.reply` or `call.fail` myself."""
 
 
-def request_types() -> list[type[Request[Any]]]:
-    """Every request class of the wire."""
-    return cast("list[type[Request[Any]]]", Request.__subclasses__())
-
-
-def reply_type(request: type[Request[Any]]) -> type[Message]:
-    """What a request class says it is answered with."""
-    for base in getattr(request, "__orig_bases__", ()):
-        for argument in get_args(base):
-            return cast("type[Message]", argument)
-    raise TypeError(f"{request.__name__} does not name its reply type")
-
-
-_request_decoder: msgspec.msgpack.Decoder[Request[Any]] = msgspec.msgpack.Decoder(Union[tuple(request_types())])  # type: ignore[arg-type]
-_reply_decoders = {kind: msgspec.msgpack.Decoder(reply_type(kind)) for kind in request_types()}
-
-
 class Call:
     """One request in service: who asked, the bytes that came with it, and the way to answer."""
 
-    __slots__ = ("_done", "_push", "bulk", "kind", "oldest", "peer", "resent", "started_ns", "xid")
+    __slots__ = ("_done", "_push", "answered", "bulk", "kind", "link", "oldest", "peer", "resent", "started_ns", "xid")
 
-    def __init__(self, peer: "Peer", frame: Frame, kind: type[Request[Any]]) -> None:
+    def __init__(self, peer: "Peer", frame: Frame, kind: type[Request[Any]], link: Link) -> None:
         self.peer = peer
+        self.link = link
         self.xid = frame.xid
         self.oldest = frame.oldest
         self.resent = frame.kind is Kind.RESENT
         self.kind = kind
         self.bulk: memoryview | None = frame.bulk[0] if frame.bulk else None
         self.started_ns = time.perf_counter_ns()
+        self.answered = False
         self._push: Sequence[memoryview] = ()
         self._done: Done | None = None
 
@@ -85,13 +71,22 @@ class Call:
         return self.bulk if self.bulk is not None else memoryview(b"")
 
     def push(self, buffers: Sequence[memoryview], release: Done | None = None) -> None:
-        """Send these bytes with the reply; `release` is called when they may change again."""
+        """Send these bytes with the reply; `release` is called, once, when they may change again."""
         self._push = buffers
         self._done = release
 
+    def decode_reply(self, body: bytes) -> Message:
+        """An answer to a request of this kind, from its encoding; OSError EPROTO if it is none."""
+        return decode_reply(self.kind, body)
+
     def reply(self, reply: Message) -> None:
-        """Answer, once."""
-        self.peer._answer(self, Kind.REPLY, _encode(reply), self._push, self._done)
+        """Answer, once. A reply that cannot be encoded is a failure."""
+        try:
+            body = encode(reply)
+        except Exception as error:
+            self.fail(error)
+            return
+        self._answer(Kind.REPLY, body)
 
     def fail(self, error: BaseException) -> None:
         """Answer with an errno; anything but an OSError is EIO and logged."""
@@ -100,9 +95,23 @@ class Call:
         else:
             failure = Failure(errno.EIO, f"internal error, see the server's log for {self.peer.name}/{self.xid}")
             log.error("%s %s/%s failed", self.kind.__name__, self.peer.name, self.xid, exc_info=error)
-        if self._done is not None:
-            self._done()
-        self.peer._answer(self, Kind.FAILURE, _encode(failure), (), None)
+        self._push = ()
+        self._release_push()
+        self._answer(Kind.FAILURE, encode(failure))
+
+    def _answer(self, kind: Kind, body: bytes) -> None:
+        if self.answered:
+            log.error("%s %s/%s was answered twice", self.kind.__name__, self.peer.name, self.xid)
+            self._release_push()
+        else:
+            self.answered = True
+            release, self._done = self._done, None
+            self.peer.answer(self, kind, body, self._push, release)
+
+    def _release_push(self) -> None:
+        release, self._done = self._done, None
+        if release is not None:
+            release()
 
 
 class _Pending:
@@ -114,14 +123,13 @@ class _Pending:
         self,
         future: "asyncio.Future[Any]",
         request: Request[Any],
-        body: bytes,
         data: Sequence[memoryview],
         into: Sequence[memoryview] | None,
         deadline_s: float | None,
     ) -> None:
         self.future = future
         self.request = request
-        self.body = body
+        self.body = encode(request)
         self.data = data
         self.into = into
         self.deadline_s = deadline_s
@@ -132,8 +140,9 @@ class _Pending:
 class Peer:
     """One side of an authenticated link.
 
-    `session` is free for the application; `role` and `name` are what the handshake proved. `absorb`, if set, sees every
-    (request, reply) at the moment when the reply arrives, before any later frame is handled.
+    `session` and `state` are free for the application; `role` and `name` are what the handshake proved. `link` is None
+    while no requests can go out. `absorb`, if set, sees every (request, reply) at the moment when the reply arrives,
+    before any later frame is handled.
     """
 
     def __init__(self, service: Service, meter: Meter, pool: BufferPool | None = None) -> None:
@@ -151,11 +160,15 @@ class Peer:
         self._loop = asyncio.get_running_loop()
         self._pending: dict[int, _Pending] = {}
         self._xids = itertools.count(1)
-        self._in_service = 0
-        self._paused = False
-        self._receiving: memoryview | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._sweeping = False
+        # What follows is about the link that frames come from: `link`, or one that is still being greeted.
+        self._carrier: Link | None = None
+        self._receiving: memoryview | None = None
+        self._short_of_buffers = False
+        self._in_service = 0
+        self._unfetched = False
+        self._overloaded = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} {self.role.name} session {self.session}>"
@@ -187,16 +200,16 @@ class Peer:
     ) -> "asyncio.Future[ReplyT]":
         future: asyncio.Future[ReplyT] = self._loop.create_future()
         if self.closed_error is not None:
-            future.set_exception(_again(self.closed_error))
+            future.set_exception(again(self.closed_error))
             return future
         xid = next(self._xids)
         if deadline_s is not None:
+            self._sweep_in(deadline_s)
             deadline_s += time.monotonic()
-            self._sweep_later()
-        pending = _Pending(future, request, _encode(request), data, into, deadline_s)
+        pending = _Pending(future, request, data, into, deadline_s)
         self._pending[xid] = pending
-        if into is not None:
-            future.add_done_callback(lambda done: self._withdraw(xid) if done.cancelled() else None)
+        if into is not None or data:
+            future.add_done_callback(partial(self._ended, xid))
         if link is not None:
             self._send(xid, pending, Kind.REQUEST, link)
         return future
@@ -206,32 +219,40 @@ class Peer:
         oldest = next(iter(self._pending))
         link.send(kind, xid, oldest, pending.body, pending.data, None, pending.into)
 
+    def _ended(self, xid: int, future: "asyncio.Future[Any]") -> None:
+        if future.cancelled():
+            self._withdraw(xid)
+
     def _withdraw(self, xid: int) -> None:
+        """Nobody waits for this reply any more. It stays pending, if it may come, so that it is recognised."""
         pending = self._pending.get(xid)
-        if pending is not None:
-            pending.into = None
-            if pending.link is not None:
-                pending.link.withdraw(xid)
+        if pending is None:
+            return
+        if pending.link is None or self._carrier is None:
+            del self._pending[xid]
+        elif pending.into is not None or pending.data:
+            pending.into, pending.data = None, ()
+            pending.link.withdraw(xid)
 
     @property
     def outstanding(self) -> int:
         """Requests that wait for a reply."""
         return len(self._pending)
 
-    def _sweep_later(self) -> None:
+    def _sweep_in(self, delay_s: float) -> None:
         if not self._sweeping:
             self._sweeping = True
-            self._loop.call_later(0.25, self._sweep)
+            self._loop.call_later(min(delay_s, _SWEEP_S), self._sweep)
 
     def _sweep(self) -> None:
-        """Fail requests whose deadline is over. They stay pending, so that a late reply is recognised."""
+        """Fail requests whose deadline is over."""
         self._sweeping = False
         now = time.monotonic()
         for xid, pending in list(self._pending.items()):
             if pending.deadline_s is None or pending.future.done():
                 continue
             if pending.deadline_s > now:
-                self._sweep_later()
+                self._sweep_in(pending.deadline_s - now)
             else:
                 self._withdraw(xid)
                 name = type(pending.request).__name__
@@ -239,74 +260,95 @@ class Peer:
 
     # ------------------------------------------------------------------------------------------------------- receiving
 
+    def attach(self, link: Link) -> None:
+        """Ask over this link from now on. `link.start(peer)` comes next."""
+        self.link = self._carrier = link
+
     def sink(self, frame: Frame) -> Sequence[memoryview] | None:
         """Buffers for bulk: the caller's own for a reply, pooled ones for a request."""
-        if frame.kind is Kind.REPLY or frame.kind is Kind.FAILURE:
-            pending = self._pending.get(frame.xid)
-            if pending is None or pending.into is None or pending.future.done():
-                return scratch(frame.bulk_bytes)
-            return _first_bytes(pending.into, frame.bulk_bytes)
+        if frame.kind is Kind.REQUEST or frame.kind is Kind.RESENT:
+            return self._request_buffers(frame.bulk_bytes)
+        pending = self._pending.get(frame.xid)
+        if pending is None or pending.into is None or pending.future.done() or frame.kind is not Kind.REPLY:
+            return scratch(frame.bulk_bytes)
+        buffers = _first_bytes(pending.into, frame.bulk_bytes)
+        if sum(map(len, buffers)) < frame.bulk_bytes:
+            name = type(pending.request).__name__
+            text = f"{self.name}: reply to {name} brings {frame.bulk_bytes} bytes, more than were asked for"
+            pending.future.set_exception(OSError(errno.EPROTO, text))
+            return scratch(frame.bulk_bytes)
+        return buffers
+
+    def _request_buffers(self, size: int) -> Sequence[memoryview] | None:
         if self._pool is None:
-            return [memoryview(bytearray(frame.bulk_bytes))]
-        buffer = self._pool.take(frame.bulk_bytes)
+            return [memoryview(bytearray(size))]
+        buffer = self._pool.take(size)
         if buffer is None:
-            if self.link is not None:
-                self._pool.when_free(self.link.resume)
+            if not self._short_of_buffers:
+                self._short_of_buffers = True
+                self._pool.when_free(self._buffers_free)
             return None
         self._receiving = buffer
         return [buffer]
 
+    def _buffers_free(self) -> None:
+        self._short_of_buffers = False
+        if self._carrier is not None and not self._overloaded:
+            self._carrier.resume()
+
     def frame(self, frame: Frame) -> None:
         """Handle one frame."""
         kind = frame.kind
+        link = self._carrier
         if kind is Kind.REPLY or kind is Kind.FAILURE:
             self._replied(frame)
+        elif link is None:
+            return
         elif kind is Kind.REQUEST or kind is Kind.RESENT:
             self._receiving = None
-            self._serve(frame)
-        elif self.link is not None:
-            self.link.close(f"unexpected {kind.name} frame")
+            self._serve(frame, link)
+        else:
+            log.warning("%s sent a %s frame out of place, connection closed", self.name, kind.name)
+            link.close(f"unexpected {kind.name} frame")
 
     def _replied(self, frame: Frame) -> None:
         pending = self._pending.pop(frame.xid, None)
         if pending is None:
             return
-        request = pending.request
+        request, future = pending.request, pending.future
         kind = type(request)
+        failed = frame.kind is Kind.FAILURE
+        self.meter.record(kind, time.perf_counter_ns() - pending.started_ns, failed)
         try:
-            if frame.kind is Kind.FAILURE:
-                failure = _failure_decoder.decode(frame.body)
-                if not pending.future.done():
-                    pending.future.set_exception(OSError(failure.errno, failure.text))
-                self.meter.record(kind, time.perf_counter_ns() - pending.started_ns, failed=True)
-                return
-            reply = _reply_decoders[kind].decode(frame.body)
-        except msgspec.MsgspecError as error:
-            if not pending.future.done():
-                pending.future.set_exception(OSError(errno.EPROTO, f"{self.name}: reply to {kind.__name__}: {error}"))
-            return
-        self.meter.record(kind, time.perf_counter_ns() - pending.started_ns)
-        if self.absorb is not None:
-            self.absorb(request, reply)
-        if not pending.future.done():
-            pending.future.set_result(reply)
+            if failed:
+                raise decode_failure(frame.body)
+            reply = decode_reply(kind, frame.body)
+            if self.absorb is not None:
+                self.absorb(request, reply)
+        except OSError as error:
+            if not future.done():
+                future.set_exception(error)
+        except Exception as error:
+            log.exception("reply to %s from %s could not be taken in", kind.__name__, self.name)
+            if not future.done():
+                future.set_exception(error)
+        else:
+            if not future.done():
+                future.set_result(reply)
 
-    def _serve(self, frame: Frame) -> None:
+    def _serve(self, frame: Frame, link: Link) -> None:
         try:
-            request = _request_decoder.decode(frame.body)
-        except msgspec.MsgspecError as error:
-            self._refuse(frame, errno.EPROTO, f"request not understood: {error}")
+            request = decode_request(frame.body)
+            handler = self.service.get(type(request))
+            if handler is None:
+                raise OSError(errno.ENOSYS, f"{type(request).__name__} is not a request for this server")
+        except OSError as error:
+            self._refuse(frame, link, error)
             return
-        kind = type(request)
-        handler = self.service.get(kind)
-        if handler is None:
-            self._refuse(frame, errno.ENOSYS, f"{kind.__name__} is not a request for this server")
-            return
-        call = Call(self, frame, kind)
+        call = Call(self, frame, type(request), link)
         self._in_service += 1
-        if self._in_service >= IN_SERVICE_MAX and self.link is not None:
-            self._paused = True
-            self.link.pause()
+        if self._in_service >= IN_SERVICE_MAX:
+            self._balance()
         try:
             answer = handler(request, call)
         except Exception as error:
@@ -315,59 +357,76 @@ class Peer:
         if answer is LATER:
             return
         if is_later(answer):
-            task = self._loop.create_task(self._finish(call, answer))
+            task: asyncio.Task[Any] = self._loop.create_task(answer)
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._finished, call))
         else:
             call.reply(answer)
 
-    async def _finish(self, call: Call, answer: Coroutine[Any, Any, Message]) -> None:
-        try:
-            reply = await answer
-        except Exception as error:
-            call.fail(error)
-        except asyncio.CancelledError:
+    def _finished(self, call: Call, task: "asyncio.Task[Any]") -> None:
+        """Answer what a task has worked out. (A task that is cancelled before its first step ends here, too.)"""
+        self._tasks.discard(task)
+        if task.cancelled():
             call.fail(OSError(errno.ESHUTDOWN, "server is shutting down"))
-            raise
+        elif (error := task.exception()) is not None:
+            call.fail(error)
         else:
-            call.reply(reply)
+            call.reply(task.result())
 
-    def _refuse(self, frame: Frame, number: int, text: str) -> None:
-        log.warning("%s: %s", self.name, text)
+    def _refuse(self, frame: Frame, link: Link, error: OSError) -> None:
+        log.warning("%s: %s", self.name, error.strerror)
         if self._pool is not None:
             for buffer in frame.bulk:
                 self._pool.give(buffer)
-        if self.link is not None:
-            self.link.send(Kind.FAILURE, frame.xid, 0, _encode(Failure(number, text)))
+        link.send(Kind.FAILURE, frame.xid, 0, encode(Failure(error.errno or errno.EIO, error.strerror or "")))
 
-    def _answer(self, call: Call, kind: Kind, body: bytes, bulk: Sequence[memoryview], done: Done | None) -> None:
+    def answer(self, call: Call, kind: Kind, body: bytes, bulk: Sequence[memoryview], release: Done | None) -> None:
+        """Send an answer (`Call` does). It goes out on the link that the request came from, or nowhere."""
         self._in_service -= 1
-        self.meter.record(call.kind, time.perf_counter_ns() - call.started_ns, failed=kind is Kind.FAILURE)
-        if call.bulk is not None and self._pool is not None:
+        self.meter.record(call.kind, time.perf_counter_ns() - call.started_ns, kind is Kind.FAILURE)
+        if call.bulk is not None:
             buffer, call.bulk = call.bulk, None
-            self._pool.give(buffer)
-        link = self.link
-        if link is None:
-            if done is not None:
-                done()
-            return
-        link.send(kind, call.xid, 0, body, bulk, done)
-        if self._paused and self._in_service <= IN_SERVICE_MAX // 2:
-            self._paused = False
-            link.resume()
+            if self._pool is not None:
+                self._pool.give(buffer)
+        link = call.link
+        if link is self._carrier and link.backlog_bytes > BACKLOG_BYTES_MAX and not self._unfetched:
+            self._unfetched = True
+            release = partial(self._fetched, release)
+        link.send(kind, call.xid, 0, body, bulk, release)
+        if self._overloaded or self._unfetched:
+            self._balance()
+
+    def _fetched(self, release: Done | None) -> None:
+        self._unfetched = False
+        if release is not None:
+            release()
+        self._balance()
+
+    def _balance(self) -> None:
+        """Stop reading while the other side asks for more than it gets, or does not fetch what it gets."""
+        if not self._overloaded:
+            if self._unfetched or self._in_service >= IN_SERVICE_MAX:
+                self._overloaded = True
+                if self._carrier is not None:
+                    self._carrier.pause()
+        elif not self._unfetched and self._in_service <= IN_SERVICE_MAX // 2:
+            self._overloaded = False
+            if self._carrier is not None:
+                self._carrier.resume()
 
     # --------------------------------------------------------------------------------------------------------- closing
 
     def closed(self, link: Link, error: OSError) -> None:
         """The link is gone: every outstanding request fails."""
         self.link = None
-        self._give_receiving()
+        self._let_go()
         self._fail_pending(error)
         if self.on_closed is not None:
             self.on_closed(self, error)
 
-    def _give_receiving(self) -> None:
-        """Give back the buffer of a request whose bulk will not be complete any more."""
+    def _let_go(self) -> None:
+        """The carrier is gone: give back the buffer of a request whose bulk will not be complete any more."""
+        self._carrier = None
         if self._receiving is not None and self._pool is not None:
             self._pool.give(self._receiving)
         self._receiving = None
@@ -378,7 +437,7 @@ class Peer:
         pending, self._pending = self._pending, {}
         for waiting in pending.values():
             if not waiting.future.done():
-                waiting.future.set_exception(_again(error))
+                waiting.future.set_exception(again(error))
 
     async def drain(self) -> None:
         """Wait until no handler's task is running."""
@@ -387,19 +446,21 @@ class Peer:
 
     def close(self, reason: str = "closed") -> None:
         """Drop the link; handlers that still run lose their reply."""
-        if self.link is not None:
-            self.link.close(reason)
+        if self._carrier is not None:
+            self._carrier.close(reason)
         for task in self._tasks:
             task.cancel()
 
 
-def _again(error: OSError) -> OSError:
+def again(error: OSError) -> OSError:
     """The same error as a new object, since each waiter gets a traceback of its own."""
     return type(error)(error.errno or errno.ECONNRESET, error.strerror or str(error))
 
 
-def _first_bytes(buffers: Sequence[memoryview], size: int) -> list[memoryview]:
+def _first_bytes(buffers: Sequence[memoryview], size: int) -> Sequence[memoryview]:
     """The first `size` bytes of some buffers (fewer if they are not that long)."""
+    if len(buffers) == 1 and len(buffers[0]) == size:
+        return buffers
     chosen: list[memoryview] = []
     for buffer in buffers:
         if size <= 0:

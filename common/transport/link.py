@@ -1,15 +1,16 @@
 """What every transport offers: a link that carries frames and bulk in both directions, in order.
 
-The seam is made so that RDMA fits under it. `Link.send` with `bulk` *offers* those bytes: TCP puts them behind the frame,
-RDMA lets the receiver READ them. `Link.send` with `offer` names the buffers into which the reply's bulk may be put: TCP
-ignores it and asks the receiver's `sink` when the reply arrives, RDMA sends their keys and the server WRITEs into them.
-Nothing above a link knows which of the two happened.
+The seam is made so that RDMA fits under it. `Link.send` with `bulk` *offers* those bytes: TCP puts them behind the
+frame, RDMA lets the receiver READ them. `Link.send` with `offer` names the buffers into which the reply's bulk may be
+put: TCP ignores it and asks the receiver's `sink` when the reply arrives, RDMA sends their keys and the server WRITEs
+into them. Nothing above a link knows which of the two happened. docs/adr/0005-rpc-seam.md.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from nacrefs.common.framing import Frame, Kind
+from nacrefs.common.wire import BODY_BYTES_MAX
 
 Done = Callable[[], None]
 
@@ -26,7 +27,8 @@ class Receiver(Protocol):
         ...
 
     def closed(self, link: "Link", error: OSError) -> None:
-        """The link is gone, for this reason. Called exactly once, also after `Link.close`."""
+        """The link is gone, for this reason. Called exactly once, also after `Link.close`, when all frames that came
+        have been handed over."""
         ...
 
 
@@ -36,8 +38,8 @@ class Link(Protocol):
     peername: str
     """Whom it leads to, for logs."""
 
-    def start(self, receiver: Receiver) -> None:
-        """Deliver to `receiver` from now on (it may be called again to hand the link over)."""
+    def start(self, receiver: Receiver, body_bytes_max: int = BODY_BYTES_MAX) -> None:
+        """Deliver to `receiver` from now on, and close the link at a longer body (again: hand the link over)."""
         ...
 
     def send(
@@ -50,11 +52,11 @@ class Link(Protocol):
         done: Done | None = None,
         offer: Sequence[memoryview] | None = None,
     ) -> None:
-        """Queue a frame. `bulk` must stay unchanged until `done` is called (which also happens if the link closes)."""
+        """Queue a frame. `bulk` must stay unchanged until `done` is called, once (also if the link closes)."""
         ...
 
     def pause(self) -> None:
-        """Receive nothing until `resume`."""
+        """Hand over nothing until `resume`, not even what has come already. A paused link does not notice its end."""
         ...
 
     def resume(self) -> None:
@@ -62,7 +64,7 @@ class Link(Protocol):
         ...
 
     def withdraw(self, xid: int) -> None:
-        """The buffers for the reply to `xid` are wanted back: from now on nothing is put into them."""
+        """The buffers of request `xid` are wanted back: from now on nothing is put into them or taken from them."""
         ...
 
     @property
@@ -71,7 +73,7 @@ class Link(Protocol):
         ...
 
     def close(self, reason: str = "closed") -> None:
-        """Drop the link now."""
+        """Drop the link now. What was sent before still arrives, as far as the transport has taken it."""
         ...
 
 

@@ -1,21 +1,30 @@
 """Frames over TCP: bulk follows its frame in the stream, sent with scatter/gather and received in place.
 
 Frames that are queued in one turn of the event loop go out in one `sendmsg`; one `recv` takes in as many small
-frames as have come. The socket is driven directly (`add_reader`), which works alike on asyncio's own loop and on uvloop.
+frames as have come. The socket is driven directly (`add_reader`), which works alike on asyncio's own loop and uvloop.
 """
 
 import asyncio
 import errno
+import logging
 import socket
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
+from typing import Final
 
 from nacrefs.common.framing import Decoder, Frame, FramingError, Kind, encode_frame
 from nacrefs.common.transport.link import Accept, Done, Link, Listener, Receiver, scratch
+from nacrefs.common.wire import BODY_BYTES_MAX
 
-_IOV_MAX = 512
-_RECEIVES_PER_TURN = 4
+log = logging.getLogger("nacre.rpc")
+
+CONNECT_S: Final = 10.0
+_IOV_MAX: Final = 512
+_RECEIVES_PER_TURN: Final = 4
+_ACCEPTS_PER_TURN: Final = 64
+_KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6))
+"""A host that is gone without a word is noticed after a minute and a half, not after two hours."""
 
 
 class TcpLink:
@@ -26,6 +35,8 @@ class TcpLink:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
         self.peername = peername
         self._loop = asyncio.get_running_loop()
         self._sock = sock
@@ -40,16 +51,16 @@ class TcpLink:
         self._flush_planned = False
         self._reading = False
         self._closed: OSError | None = None
-        self._told = False
 
     @property
     def backlog_bytes(self) -> int:
         return self._queued_bytes - self._sent_bytes
 
-    def start(self, receiver: Receiver) -> None:
+    def start(self, receiver: Receiver, body_bytes_max: int = BODY_BYTES_MAX) -> None:
         self._receiver = receiver
+        self._decoder.body_bytes_max = body_bytes_max
         if self._closed is not None:
-            self._tell_closed()
+            self._loop.call_soon(receiver.closed, self, self._closed)
         else:
             self.resume()
 
@@ -62,11 +73,12 @@ class TcpLink:
         if self._closed is None and not self._reading:
             self._reading = True
             self._loop.add_reader(self._fd, self._readable)
-            if self._decoder.blocked:
-                self._loop.call_soon(self._received, 0)
+            self._loop.call_soon(self._deliver)  # what has come before the pause
 
     def withdraw(self, xid: int) -> None:
         self._decoder.redirect(xid, Kind.REPLY, scratch)
+        # Rare, so it need not be known which of the queued buffers belong to this request.
+        self._out = deque(bytes(item) if isinstance(item, memoryview) else item for item in self._out)
 
     # ------------------------------------------------------------------------------------------------------ receiving
 
@@ -75,12 +87,17 @@ class TcpLink:
         return self._receiver.sink(frame)
 
     def _readable(self) -> None:
+        decoder = self._decoder
         for _ in range(_RECEIVES_PER_TURN):
-            buffers = self._decoder.buffers()
+            if decoder.blocked and not self._deliver():
+                return
+            buffers = decoder.buffers()
             try:
                 if len(buffers) == 1:
+                    room = len(buffers[0])
                     count = self._sock.recv_into(buffers[0])
                 else:
+                    room = sum(map(len, buffers))
                     count = self._sock.recvmsg_into(buffers)[0]
             except (BlockingIOError, InterruptedError):
                 return
@@ -90,27 +107,27 @@ class TcpLink:
             if not count:
                 self._drop(ConnectionResetError(errno.ECONNRESET, f"{self.peername}: closed by peer"))
                 return
-            if not self._received(count) or count < sum(map(len, buffers)):
+            decoder.received(count)
+            if not self._deliver() or count < room:
                 return
 
-    def _received(self, count: int) -> bool:
-        """Handle `count` new bytes; whether reading goes on. What is sent meanwhile goes out together at the end."""
-        if self._closed is not None:
-            return False
+    def _deliver(self) -> bool:
+        """Hand over the frames that have come; whether reading goes on. What is sent meanwhile goes out together."""
         planned, self._flush_planned = self._flush_planned, True
         try:
-            for frame in self._decoder.received(count):
-                if self._receiver is not None and self._closed is None:
-                    self._receiver.frame(frame)
+            while self._reading and self._receiver is not None:
+                frame = self._decoder.next_frame()
+                if frame is None:
+                    if self._decoder.blocked:
+                        self.pause()
+                    break
+                self._receiver.frame(frame)
         except FramingError as error:
-            self._drop(error)
-            return False
+            self._drop(FramingError(error.errno, f"{self.peername}: {error.strerror}"))
         finally:
             self._flush_planned = planned
-        if self._out and not self._writing and not planned:
-            self._flush()
-        if self._decoder.blocked:
-            self.pause()
+            if self._out and not self._writing and not planned:
+                self._flush()
         return self._reading
 
     # -------------------------------------------------------------------------------------------------------- sending
@@ -147,31 +164,30 @@ class TcpLink:
             self._flush()
 
     def _flush(self) -> None:
-        out = self._out
-        while out and self._closed is None:
+        full = False
+        while self._out and not full and self._closed is None:
+            out = self._out
             try:
-                if len(out) == 1:
-                    sent = self._sock.send(out[0])
-                else:
-                    sent = self._sock.sendmsg(islice(out, _IOV_MAX))
+                sent = self._sock.send(out[0]) if len(out) == 1 else self._sock.sendmsg(islice(out, _IOV_MAX))
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
                 self._drop(error)
                 return
             self._sent_bytes += sent
-            while sent:
+            while out:
                 head = out[0]
-                if sent < len(head):
-                    out[0] = memoryview(head)[sent:]
+                size = len(head)
+                if sent < size:
+                    if sent:
+                        out[0] = memoryview(head)[sent:]
+                        full = True
                     break
-                sent -= len(head)
+                sent -= size
                 out.popleft()
-            while out and not len(out[0]):
-                out.popleft()
-        while self._done and self._done[0][0] <= self._sent_bytes:
-            self._done.popleft()[1]()
-        if out and self._closed is None:
+            while self._done and self._done[0][0] <= self._sent_bytes:
+                self._done.popleft()[1]()
+        if self._out and self._closed is None:
             if not self._writing:
                 self._writing = True
                 self._loop.add_writer(self._fd, self._flush)
@@ -196,15 +212,11 @@ class TcpLink:
             self._loop.remove_writer(self._fd)
         self._sock.close()
         self._out.clear()
+        self._sent_bytes = self._queued_bytes
         while self._done:
             self._done.popleft()[1]()
-        self._tell_closed()
-
-    def _tell_closed(self) -> None:
-        if self._receiver is not None and not self._told:
-            self._told = True
-            assert self._closed is not None
-            self._loop.call_soon(self._receiver.closed, self, self._closed)
+        if self._receiver is not None:
+            self._loop.call_soon(self._receiver.closed, self, error)
 
 
 class TcpListener:
@@ -219,7 +231,7 @@ class TcpListener:
         self._loop.add_reader(sock.fileno(), self._readable)
 
     def _readable(self) -> None:
-        for _ in range(64):
+        for _ in range(_ACCEPTS_PER_TURN):
             try:
                 sock, peer = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -227,6 +239,7 @@ class TcpListener:
             except OSError as error:  # out of descriptors: leave the backlog alone for a moment
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
                     raise
+                log.warning("%s accepts nothing for a second: %s", self.address, error.strerror)
                 self._loop.remove_reader(self._sock.fileno())
                 self._loop.call_later(1.0, self._retry)
                 return
@@ -262,7 +275,11 @@ async def connect(place: str) -> Link:
         sock = socket.socket(family, kind | socket.SOCK_CLOEXEC, proto)
         sock.setblocking(False)
         try:
-            await loop.sock_connect(sock, address)
+            async with asyncio.timeout(CONNECT_S):
+                await loop.sock_connect(sock, address)
+        except TimeoutError:
+            sock.close()
+            failure = TimeoutError(errno.ETIMEDOUT, f"no answer in {CONNECT_S:.0f} s")
         except OSError as error:
             sock.close()
             failure = error
@@ -280,11 +297,18 @@ async def connect(place: str) -> Link:
 async def listen(place: str, accept: Accept) -> Listener:
     """Accept links at `HOST:PORT` (port 0: any free one); OSError naming the address if it is taken."""
     host, port = _split(place)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    loop = asyncio.get_running_loop()
+    try:
+        infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise OSError(
+            errno.EADDRNOTAVAIL, f"cannot listen at tcp://{place}: host {host!r} is unknown ({error.strerror})"
+        ) from None
+    family, _, _, _, where = infos[0]
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
+        sock.bind(where)
         sock.listen(1024)
     except OSError as error:
         sock.close()
