@@ -61,18 +61,31 @@ def format_command(directory: str, keyring: str | None, cluster: str | None) -> 
 @click.option("--metrics", help="HOST:PORT of /metrics and /health.")
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--log-file", type=click.Path(dir_okay=False), help="Log here instead of to standard error.")
-def serve_command(config: str | None, log_level: str, log_file: str | None, **given: Any) -> None:
+@click.option(
+    "--format", "format_first", is_flag=True, help="Make OSTs first of directories that are empty or missing."
+)
+def serve_command(config: str | None, log_level: str, log_file: str | None, format_first: bool, **given: Any) -> None:
     """Serve OSTs until SIGTERM or SIGINT. Options outweigh the configuration file."""
     start_logging(log_level, log_file)
     try:
         settings = load_oss_config(Path(config)) if config else OssConfig()
         settings = msgspec.structs.replace(settings, **{key: value for key, value in given.items() if value})
         settings.check()
+        if format_first:
+            _format_missing(settings)
         _run(settings)
     except (ConfigError, ValueError) as error:
         _fail(str(error), 2)
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error), 1)
+
+
+def _format_missing(config: OssConfig) -> None:
+    """Make OSTs of the directories that are empty or do not exist; others are left to be found unfit when opened."""
+    cluster = load_keyring(Path(config.keyring)).cluster
+    for directory in config.osts:
+        if not Path(directory).exists() or not any(Path(directory).iterdir()):
+            format_target(directory, cluster)
 
 
 def _run(config: OssConfig) -> None:
