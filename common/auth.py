@@ -146,7 +146,7 @@ def sign_capability(key: bytes, fid: int, generation: int, session: int, rights:
 def check_capability(
     key: bytes, capability: Capability, *, fid: int, generation: int, session: int, right: Right, now_s: float
 ) -> None:
-    """Whether a capability allows all of `right`.
+    """Whether a capability allows (any of) `right`.
 
     OSError EACCES if it is forged, for something else or lacks the right, EKEYEXPIRED if its time is over.
     """
@@ -157,7 +157,7 @@ def check_capability(
         raise OSError(errno.EACCES, "capability has fields out of range") from None
     if not hmac.compare_digest(mac, capability.mac):
         raise OSError(errno.EACCES, "capability is not the MDS's for this file, layout generation and session")
-    if right & ~rights:
+    if not rights & right:
         raise OSError(errno.EACCES, f"capability does not allow {right.name}")
     if now_s > expires_s:
         raise OSError(errno.EKEYEXPIRED, "capability has expired")

@@ -101,6 +101,11 @@ class Decoder:
         self._target = 0
         self._missing_bytes = 0
 
+    @property
+    def idle(self) -> bool:
+        """Whether all that was received has been taken as whole frames."""
+        return self._start == self._end and self._header is None and self._large is None and self._waiting is None
+
     def buffers(self) -> list[memoryview]:
         """Where the next bytes go, in order; none of them is empty unless `blocked`."""
         if self._targets:
@@ -127,7 +132,7 @@ class Decoder:
     def next_frame(self) -> Frame | None:
         """The next frame that is complete, or None; FramingError if the bytes are not frames."""
         if self._waiting is None:
-            if self._start == self._end and self._large is None and self._header is None:
+            if self.idle:
                 return None
             frame = self._next_body()
             if frame is None or not frame.bulk_bytes:

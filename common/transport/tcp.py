@@ -108,7 +108,7 @@ class TcpLink:
                 self._drop(ConnectionResetError(errno.ECONNRESET, f"{self.peername}: closed by peer"))
                 return
             decoder.received(count)
-            if not self._deliver() or count < room:
+            if not self._deliver() or count < room or decoder.idle:
                 return
 
     def _deliver(self) -> bool:
