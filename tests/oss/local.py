@@ -3,7 +3,7 @@
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ class LocalOss:
 
 
 @asynccontextmanager
-async def local_oss(root: Path, limits: Limits = LIMITS, *, fresh: bool = True) -> AsyncIterator[LocalOss]:
+async def local_oss(root: Path, limits: Limits = LIMITS, *, fresh: bool = True) -> AsyncGenerator[LocalOss, None]:
     """An OSS over the OST in `root`, formatted unless it is there; stopped cleanly in the end."""
     if fresh:
         format_target(str(root), CLUSTER, index=0)

@@ -3,8 +3,9 @@
 import asyncio
 import errno
 import json
+import shutil
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ class Cluster:
         return sign_capability(self.keyring.capability_key(), FID, 0, session, Right.READ | Right.WRITE, 1 << 40)
 
     @asynccontextmanager
-    async def mds(self, at: str = "") -> AsyncIterator[tuple[StandInMds, str]]:
+    async def mds(self, at: str = "") -> AsyncGenerator[tuple[StandInMds, str], None]:
         mds = StandInMds(self.keyring)
         address = await mds.server.listen(at or self.place("mds"))
         try:
@@ -100,7 +101,7 @@ class Cluster:
             await mds.server.close()
 
     @asynccontextmanager
-    async def oss(self, config: OssConfig) -> AsyncIterator[OssServer]:
+    async def oss(self, config: OssConfig) -> AsyncGenerator[OssServer, None]:
         server = OssServer(config, self.keyring)
         await server.start()
         try:
@@ -109,7 +110,7 @@ class Cluster:
             await server.stop()
 
     @asynccontextmanager
-    async def client(self, server: OssServer, session: int = SESSION) -> AsyncIterator[Remote]:
+    async def client(self, server: OssServer, session: int = SESSION) -> AsyncGenerator[Remote, None]:
         remote = Remote(server.addresses[0], self.keyring.credentials(Role.CLIENT), f"{session}.abc", {}, Meter())
         await remote.open()
         try:
@@ -193,11 +194,12 @@ async def test_server_registers_again_when_the_mds_comes_back_and_learns_who_is_
 async def test_io_waits_for_the_first_registration(cluster: Cluster) -> None:
     async with cluster.mds() as (_, address):
         pass  # there is none now
+    for directory in cluster.osts:
+        shutil.rmtree(directory)
+    format_target(cluster.osts[0], "c1", index=4)
+    format_target(cluster.osts[1], "c1", index=5)
     async with cluster.oss(cluster.config(address)) as server:
         assert server.problems() == [f"not registered with the MDS at {address}"]
-        for target, index in zip(server.targets, (4, 5), strict=True):
-            target.set_index(index)
-            server._gate.targets[index] = target
         async with cluster.client(server) as client:
             waiting = client.call(write(cluster, b"early"), data=[memoryview(b"early")])
             async with cluster.mds(address) as (mds, _):

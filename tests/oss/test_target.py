@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -71,11 +70,12 @@ async def test_ost_is_served_by_one_process_only(tmp_path: Path) -> None:
             "    Target.open(sys.argv[1], sys.argv[2], Limits(), IoThreads(1))\n"
             "asyncio.run(main())\n"
         )
-        other = await asyncio.to_thread(
-            subprocess.run, [sys.executable, "-c", program, root, CLUSTER], capture_output=True, text=True, check=False
+        other = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", program, root, CLUSTER, stderr=asyncio.subprocess.PIPE
         )
+        _, said = await other.communicate()
         assert other.returncode == 1
-        assert "in use by another process" in other.stderr.splitlines()[-1]
+        assert b"in use by another process" in said.splitlines()[-1]
 
 
 async def test_index_from_the_mds_is_remembered(tmp_path: Path) -> None:
