@@ -1,6 +1,7 @@
 """Moving names: one step, whatever hangs below them."""
 
 import errno
+from typing import Final
 
 from nacrefs.common.wire import Attr, Removed, Rename, Renamed, RenameFlag
 from nacrefs.mds.cache import ABSENT
@@ -10,12 +11,16 @@ from nacrefs.mds.namespace.remove import check_empty, release, release_directory
 from nacrefs.mds.step import Step
 from nacrefs.mds.tx import Tx
 
+NOREPLACE: Final = int(RenameFlag.NOREPLACE)
+EXCHANGE: Final = int(RenameFlag.EXCHANGE)
+
 
 def rename(step: Step, request: Rename) -> Renamed:
     """Move a name, replacing what the new one stands for, or exchange the two."""
     tx, leases = step.tx, step.leases
-    parent, new_parent, flags = request.parent, request.new_parent, request.flags
-    _check_flags(flags)
+    parent, new_parent, flags = request.parent, request.new_parent, int(request.flags)
+    if flags not in (0, NOREPLACE, EXCHANGE):
+        raise OSError(errno.EINVAL, f"rename flags {flags:#x} are neither NOREPLACE nor EXCHANGE")
     tx.need_directory(parent)
     tx.need_directory(new_parent)
     check_name(request.name)
@@ -26,22 +31,16 @@ def rename(step: Step, request: Rename) -> Renamed:
     other = tx.lookup(new_parent, request.new_name)
     if moved is None:
         raise OSError(errno.ENOENT, "no such name", request.name)
-    if other is not None and flags & RenameFlag.NOREPLACE:
+    if other is not None and flags == NOREPLACE:
         raise FileExistsError(errno.EEXIST, "the new name exists", request.new_name)
-    if other is None and flags & RenameFlag.EXCHANGE:
+    if other is None and flags == EXCHANGE:
         raise OSError(errno.ENOENT, "no such name to exchange with", request.new_name)
     _check_loop(tx, moved, parent, new_parent)
     if other is not None and moved.attr.fid == other.attr.fid:
         return _unchanged(step, request, moved)
-    if other is not None and flags & RenameFlag.EXCHANGE:
+    if other is not None and flags == EXCHANGE:
         return _exchange(step, request, moved, other)
     return _move(step, request, moved, other)
-
-
-def _check_flags(flags: RenameFlag) -> None:
-    known = RenameFlag.NOREPLACE | RenameFlag.EXCHANGE
-    if flags & ~known or flags & known == known:
-        raise OSError(errno.EINVAL, f"rename flags {int(flags):#x} are not NOREPLACE or EXCHANGE")
 
 
 def _check_loop(tx: Tx, inode: Inode, parent: int, new_parent: int) -> None:
@@ -61,7 +60,7 @@ def _check_loop(tx: Tx, inode: Inode, parent: int, new_parent: int) -> None:
 def _unchanged(step: Step, request: Rename, inode: Inode) -> Renamed:
     """Both names stand for the same inode: POSIX says that nothing happens."""
     step.leases.truth(inode.attr.fid)
-    other = inode.attr if request.flags & RenameFlag.EXCHANGE else None
+    other = inode.attr if request.flags == EXCHANGE else None
     parent, new_parent = step.tx.need(request.parent), step.tx.need(request.new_parent)
     return Renamed(parent.attr, new_parent.attr, inode.attr, other)
 
