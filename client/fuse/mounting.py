@@ -41,16 +41,20 @@ class MountEntry(NamedTuple):
     source: str
 
 
-def mounts_at(path: str) -> list[MountEntry]:
-    """What is mounted on exactly this directory (an absolute path), the visible one last."""
+def all_mounts() -> list[MountEntry]:
+    """Everything that is mounted, what covers something else after it."""
     found: list[MountEntry] = []
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             left, _, right = line.rstrip("\n").partition(" - ")
             fields, more = left.split(" "), right.split(" ")
-            if (at := _unescape(fields[4])) == path:
-                found.append(MountEntry(fields[2], at, more[0], _unescape(more[1])))
+            found.append(MountEntry(fields[2], _unescape(fields[4]), more[0], _unescape(more[1])))
     return found
+
+
+def mounts_at(path: str) -> list[MountEntry]:
+    """What is mounted on exactly this directory (an absolute path), the visible one last."""
+    return [entry for entry in all_mounts() if entry.path == path]
 
 
 def _unescape(text: str) -> str:
