@@ -97,9 +97,7 @@ class Objects:
             assert capability is not None
         return layout, capability
 
-    async def _granting(
-        self, inode: Inode, right: Right, work: Callable[[Layout, Capability], Awaitable[Any]]
-    ) -> Any:
+    async def _granting(self, inode: Inode, right: Right, work: Callable[[Layout, Capability], Awaitable[Any]]) -> Any:
         """Do I/O, and once more with a new layout and capability if the OSTs say that the old ones are."""
         layout, capability = await self._granted(inode, right)
         try:
@@ -125,9 +123,7 @@ class Objects:
         layout, capability = await self._granted(inode, Right.READ)
         return await self._read(inode.fid, layout, capability, start, target)
 
-    async def _read(
-        self, fid: int, layout: Layout, capability: Capability, start: int, target: memoryview
-    ) -> int:
+    async def _read(self, fid: int, layout: Layout, capability: Capability, start: int, target: memoryview) -> int:
         end = start + len(target)
         unit = layout.stripe_bytes
         if layout.stripe_count == 1 or start // unit == (end - 1) // unit:
@@ -137,7 +133,12 @@ class Objects:
         seen = await asyncio.gather(
             *(
                 self._read_stripe(
-                    fid, layout, capability, stripe, extents, [target[low - start : high - start] for low, high in extents]
+                    fid,
+                    layout,
+                    capability,
+                    stripe,
+                    extents,
+                    [target[low - start : high - start] for low, high in extents],
                 )
                 for stripe, extents in parts.items()
             ),
@@ -165,9 +166,7 @@ class Objects:
             ost = layout.osts[number]
             try:
                 server = await self.session.server_of(ost)
-                data = await server.call(
-                    Read(ost, fid, number, layout.generation, capability, wanted), into=targets
-                )
+                data = await server.call(Read(ost, fid, number, layout.generation, capability, wanted), into=targets)
                 return self._verify(fid, number, ost, wanted, targets, data)
             except OSError as error:
                 if number == copies[-1] or error.errno in _STALE:

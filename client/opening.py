@@ -5,7 +5,7 @@ import os
 import stat
 from typing import Final
 
-from nacrefs.client.cache import READ, WRITE, Inode
+from nacrefs.client.cache import NONE, READ, WRITE, Inode
 from nacrefs.client.file import INLINE, File, Store
 from nacrefs.client.filesystem import Cred, Found, Handle
 from nacrefs.client.handle import Handles, OpenFile
@@ -179,10 +179,11 @@ class Opening:
             file.writers -= 1
         if file.writers:
             return
-        nameless = inode.gone or (inode.attr is not None and not inode.attr.nlink)
-        if nameless and not file.readers:
+        if not file.readers and (inode.gone or (inode.attr is not None and not inode.attr.nlink)):
+            # It has no name any more and nobody has it open: this ends it.
             file.abandon(lost=False)
-        if nameless and not file.readers and inode.registered == Mode.CLOSED:
+            if inode.registered != Mode.CLOSED:
+                self._session.spawn(file.commit_quietly(NONE))
             file.let_go()
         elif (file.dirty and handle.writable) or inode.registered != file.mode_beside(inode.lease):
             self._session.spawn(file.commit_quietly(READ))
