@@ -1,15 +1,18 @@
 """What a process tells about itself: counters per request kind, logging, and `/metrics` and `/health` over HTTP.
 
-aiohttp and the Prometheus client take 0.2 s to import, so that happens only in a process that serves HTTP.
+aiohttp and the Prometheus client take 0.2 s to import, so that happens when somebody first asks over HTTP.
 """
 
+import asyncio
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -130,41 +133,73 @@ class Observatory:
     """
 
     def __init__(
-        self, meter: Meter, health: Callable[[], list[str]], gauges: Callable[[], dict[str, float]] = dict
+        self,
+        meter: Meter,
+        health: Callable[[], list[str]],
+        gauges: Callable[[], dict[str, float]] = dict,
+        extend: "Callable[[web.Application], None] | None" = None,
     ) -> None:
+        """`extend` adds further routes to the application."""
         self._collector = _MeterCollector(meter, gauges)
         self._health = health
+        self._extend = extend
+        self._socket: socket.socket | None = None
         self._runner: web.AppRunner | None = None
+        self._building: asyncio.Task[None] | None = None
 
-    @cached_property
-    def app(self) -> "web.Application":
-        """The application, to which other routes can be added before it is started."""
+    async def start(self, host: str, port: int) -> str:
+        """Serve; the URL. OSError naming the address if it is taken."""
+        loop = asyncio.get_running_loop()
+        listening: socket.socket | None = None
+        try:
+            infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, _, _, _, address = infos[0]
+            listening = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(128)
+        except OSError as error:
+            if listening is not None:
+                listening.close()
+            raise OSError(error.errno, f"cannot serve metrics at http://{host}:{port}: {error.strerror}") from None
+        self._socket = listening
+        loop.add_reader(listening.fileno(), self._visited)
+        return f"http://{host}:{listening.getsockname()[1]}"
+
+    def _visited(self) -> None:
+        """Somebody has connected for the first time."""
+        loop = asyncio.get_running_loop()
+        if self._socket is not None:
+            loop.remove_reader(self._socket.fileno())
+            self._building = loop.create_task(self._build(self._socket))
+
+    async def _build(self, listening: socket.socket) -> None:
+        with ThreadPoolExecutor(1) as importer:  # importing aiohttp takes 0.2 s: others are served meanwhile
+            await asyncio.get_running_loop().run_in_executor(importer, import_module, "aiohttp.web")
         from aiohttp import web
 
         app = web.Application()
         app.router.add_get("/metrics", self._serve_metrics)
         app.router.add_get("/health", self._serve_health)
-        return app
-
-    async def start(self, host: str, port: int) -> str:
-        """Serve; the URL. OSError naming the address if it is taken."""
-        from aiohttp import web
-
-        self._runner = web.AppRunner(self.app, access_log=None, handle_signals=False)
+        if self._extend is not None:
+            self._extend(app)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await self._runner.setup()
-        try:
-            await web.TCPSite(self._runner, host, port, shutdown_timeout=1.0).start()
-        except OSError as error:
-            await self.stop()
-            raise OSError(error.errno, f"cannot serve metrics at http://{host}:{port}: {error.strerror}") from None
-        address: tuple[str, int] = self._runner.addresses[0][:2]
-        return f"http://{address[0]}:{address[1]}"
+        await web.SockSite(self._runner, listening, shutdown_timeout=1.0).start()
+        self._socket = None  # the runner's now
 
     async def stop(self) -> None:
         """Stop serving."""
+        if self._building is not None:
+            await asyncio.gather(self._building, return_exceptions=True)
+            self._building = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
 
     async def _serve_metrics(self, request: "web.Request") -> "web.Response":
         from aiohttp import web

@@ -22,7 +22,7 @@ ReplyT = TypeVar("ReplyT")
 
 GREETINGS_MAX: Final = 1024
 """Strangers that may be in their handshake at a time."""
-_BACKOFF_S: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_BACKOFF_S: Final = (0.02, 0.05, *[0.1] * 8, 0.2, 0.3, 0.5, 1.0)
 _REFUSED_BACKOFF_S: Final = 5.0
 
 

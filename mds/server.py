@@ -1,18 +1,21 @@
 """An MDS from start to clean stop: its database, its listeners, its HTTP side."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nacrefs.common.auth import Keyring, load_keyring
 from nacrefs.common.clock import Clock, SystemClock
 from nacrefs.common.observe import Meter, Observatory
 from nacrefs.common.remote import Server
-from nacrefs.mds.admin import add_routes
 from nacrefs.mds.cache import Cache
 from nacrefs.mds.config import MdsConfig
 from nacrefs.mds.database import open_store
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.service import Mds
 from nacrefs.mds.settings import Settings
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 
 class MdsServer:
@@ -61,8 +64,7 @@ class MdsServer:
             self._server.on_gone = self.mds.gone
             addresses = [await self._server.listen(address) for address in config.addresses]
             self.url = addresses[0]
-            self._observatory = Observatory(self.meter, self._problems, self._gauges)
-            add_routes(self._observatory.app, self.mds)
+            self._observatory = Observatory(self.meter, self._problems, self._gauges, self._add_routes)
             if config.metrics_at is not None:
                 self.metrics_url = await self._observatory.start(*config.metrics_at)
             self.mds.start()
@@ -82,6 +84,11 @@ class MdsServer:
             await self.mds.stop()
             self._mdt.store.close()
             self._mdt = None
+
+    def _add_routes(self, app: "web.Application") -> None:
+        from nacrefs.mds.admin import add_routes  # not needed before somebody asks over HTTP
+
+        add_routes(app, self.mds)
 
     def _problems(self) -> list[str]:
         down = [str(info.index) for info in self.mds.targets.table() if not info.up]
