@@ -52,7 +52,7 @@ class Changes:
             len(batches) == 1
             and not request.sync
             and self._gate.admitted.is_set()
-            and not target.durability.overfull
+            and not target.durability.overfull()
             and target.space.has_room(total)
         ):
             stored = target.find(request.fid, request.number, create=True)

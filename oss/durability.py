@@ -56,6 +56,7 @@ class Durability:
         self._dirty: dict[StoredObject, None] = {}
         self._dirty_bytes = 0
         self._unsynced: dict[str, int] = {}
+        self._trouble: OSError | None = None
         self._kick = asyncio.Event()
         self._relief = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -95,17 +96,20 @@ class Durability:
         """The objects whose bytes the disk has refused."""
         return [stored.name for stored in self._dirty if stored.failure is not None]
 
-    @property
     def overfull(self) -> bool:
         """Whether writers must wait in `relief`."""
         return self._dirty_bytes > self._dirty_bytes_max or len(self._dirty) > self._dirty_objects_max
 
     async def relief(self) -> None:
-        """Wait until there are fewer dirty bytes and objects."""
-        while self.overfull:
+        """Wait until there are fewer dirty bytes and objects; OSError if they cannot be made durable."""
+        while self.overfull():
             self._kick.set()
             self._relief.clear()
             await self._relief.wait()
+            if self.overfull() and self._trouble is not None:
+                raise OSError(
+                    self._trouble.errno, f"{self._index.where} takes no more writes: {self._trouble.strerror}"
+                )
 
     # --------------------------------------------------------------------------------------------------------- requests
 
@@ -211,8 +215,9 @@ class Durability:
                     stored.durable_version = max(stored.durable_version, version)
             if clean:
                 await self._make_clean(victims, versions)
+            self._trouble = None
         except OSError as error:
-            failed = error
+            failed = self._trouble = error
             _log.error("%s: cannot flush: %s", self._index.where, error.strerror)
         finally:
             self._relief.set()

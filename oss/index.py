@@ -100,6 +100,11 @@ class Index:
             value = txn.get(key)
         return None if value is None else _unpack(key, bytes(value), self.where)
 
+    def knows(self, fid: int, number: int) -> bool:
+        """Whether there is a record of an object, sound or not."""
+        with self._env.begin(db=self._objects) as txn:
+            return txn.get(_KEY.pack(fid, number)) is not None
+
     def page(self, fid: int, number: int, page: int) -> bytes:
         """The sums of blocks `page * 128 …`, 8 bytes each; those missing at the end are of blocks never written."""
         with self._env.begin(db=self._sums) as txn:

@@ -17,6 +17,7 @@ from nacrefs.common.wire import Message
 P = ParamSpec("P")
 MessageT = TypeVar("MessageT", bound=Message)
 _CLIENTS_MAX: Final = 16384
+_REPLIES_MAX: Final = 4096
 
 
 class ClientReplies:
@@ -53,7 +54,10 @@ class ClientReplies:
 
     def keep(self, xid: int, reply: MessageT) -> MessageT:
         """Remember an answer."""
-        self._done[xid] = reply
+        done = self._done
+        done[xid] = reply
+        if len(done) > _REPLIES_MAX:  # only a client that never says what it has received comes here
+            del done[next(iter(done))]
         return reply
 
     async def serve(

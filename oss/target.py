@@ -117,6 +117,7 @@ def format_target(root: str, cluster: str, *, index: int = -1) -> Label:
     os.mkdir(os.path.join(root, "index"), mode=0o700)
     label = Label(FORMAT, cluster, str(uuid.uuid4()), index)
     _write_label(root, label)
+    blockio.sync_directory(os.path.dirname(os.path.abspath(root)))
     return label
 
 
@@ -134,7 +135,7 @@ class Target:
         self._objects_root = os.path.join(root, "objects")
         total = os.statvfs(root).f_blocks * os.statvfs(root).f_frsize
         # 1/8192 of the bytes are sums; the map is address space, not memory, so be generous.
-        self.index = Index(os.path.join(root, "index"), max(1 << 30, total // 256), self.where)
+        self.index = Index(os.path.join(root, "index"), max(1 << 30, total // 64), self.where)
         self.space = Space(root, limits.reserve_bytes, limits.reserve_percent, self.where)
         self._table: OrderedDict[tuple[int, int], StoredObject] = OrderedDict()
         self._unclean = self.index.meta(b"clean") == b"0"
@@ -182,7 +183,13 @@ class Target:
         return f"OST {self.label.index}" if self.label.index >= 0 else f"OST in {self.root}"
 
     def set_index(self, index: int) -> None:
-        """Remember, durably, the index that the MDS gave this OST."""
+        """Remember, durably, the index that the MDS gave this OST; EPROTO if it has another one already."""
+        if 0 <= self.label.index != index:
+            raise OSError(
+                errno.EPROTO,
+                f"{self.where} in {self.root} (uuid {self.label.uuid}) is OST {index} to the MDS: is that the MDS of "
+                f"this cluster, or has it been set up anew?",
+            )
         if index != self.label.index:
             self.label = msgspec.structs.replace(self.label, index=index)
             _write_label(self.root, self.label)
@@ -251,7 +258,7 @@ class Target:
         """Destroy objects `(fid, number)`, durably; those that do not exist are destroyed already."""
         doomed: list[StoredObject] = []
         try:
-            for fid, number in keys:
+            for fid, number in sorted(set(keys)):  # in one order, or two requests could wait for each other
                 if (stored := await self._doom(fid, number)) is not None:
                     doomed.append(stored)
             # The record goes first: a file without a record is a leftover, a record without a file is a loss.
@@ -259,10 +266,9 @@ class Target:
             for directory in await self._threads.run(_unlink, [(stored.path, stored.directory) for stored in doomed]):
                 self.durability.entered(directory)
                 await self.durability.sync_directories(directory)
-            for stored in doomed:
-                self.durability.forget(stored)
         finally:
             for stored in doomed:
+                self.durability.forget(stored)
                 del self._table[(stored.fid, stored.number)]
                 os.close(stored.fd)
                 if stored.turning is not None:
@@ -419,7 +425,7 @@ class Target:
         return 1
 
     def _unknown(self, directory: str) -> list[tuple[int, int]]:
-        return [key for key in _object_files(directory) if self.index.record(*key) is None]
+        return [key for key in _object_files(directory) if not self.index.knows(*key)]
 
     async def close(self) -> None:
         """Make everything clean and leave service. No request may be in service any more."""

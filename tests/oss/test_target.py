@@ -80,9 +80,14 @@ async def test_ost_is_served_by_one_process_only(tmp_path: Path) -> None:
 
 async def test_index_from_the_mds_is_remembered(tmp_path: Path) -> None:
     root = tmp_path / "ost"
-    async with local_oss(root) as oss:
+    format_target(str(root), CLUSTER)
+    async with local_oss(root, fresh=False) as oss:
+        assert oss.target.info().index == -1
         oss.target.set_index(12)
         assert oss.target.info().index == 12
+        assert oss.target.where == "OST 12"
+        with pytest.raises(OSError, match="is OST 13 to the MDS"):
+            oss.target.set_index(13)
     assert read_label(str(root)).index == 12
 
 
