@@ -6,10 +6,13 @@ An MDT has one owner: a second server is refused by a lock (SQLite: a lock file;
 that was replaced while it slept by the epoch, which every transaction checks.
 """
 
+import contextlib
 import errno
 import fcntl
+import functools
 import os
 import sqlite3
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -26,8 +29,13 @@ PAGE_CACHE_KIB = 32 * 1024
 """SQLite's page cache per connection."""
 CHECKPOINT_PAGES = 4096
 """SQLite moves its log into the database when it has this many pages: a page that changes often is moved once."""
+OWNER_ATTEMPTS = 5
+OWNER_WAIT_S = 0.2
 _ADVISORY_CLASS = 0x6E616372
 """First half of the advisory lock's key on PostgreSQL ("nacr"); the second is the schema's hash."""
+
+
+_statements = functools.cache(Statements)
 
 
 class Cursor(Protocol):
@@ -67,7 +75,7 @@ class Store:
     def __init__(self, url: URL) -> None:
         self.url = url
         self.backend = url.get_backend_name()
-        self.statements = Statements(self.backend)
+        self.statements = _statements(self.backend)
         self.epoch = 0
         self._lock = -1
         self._closed = False
@@ -101,13 +109,19 @@ class Store:
     def _open_postgresql(self) -> None:
         conninfo = self.url.set(drivername="postgresql").render_as_string(hide_password=False)
         self._writer = psycopg.connect(conninfo, autocommit=True)
-        owner = self._writer.execute(
-            "SELECT pg_try_advisory_lock(%s, hashtext(current_schema()))", (_ADVISORY_CLASS,)
-        ).fetchone()
-        if not owner[0]:
+        if not self._own_postgresql():
             self._writer.close()
             raise NotTheOwner(errno.EBUSY, f"another MDS is serving this MDT ({self.name}): stop it first")
         self._reader = psycopg.connect(conninfo, autocommit=True)
+
+    def _own_postgresql(self) -> bool:
+        """Take the advisory lock. The server may need a moment to notice that a killed owner's connection is gone."""
+        question = "SELECT pg_try_advisory_lock(%s, hashtext(current_schema()))"
+        for _ in range(OWNER_ATTEMPTS):
+            if self._writer.execute(question, (_ADVISORY_CLASS,)).fetchone()[0]:
+                return True
+            time.sleep(OWNER_WAIT_S)
+        return False
 
     @property
     def name(self) -> str:
@@ -186,6 +200,9 @@ class Store:
         self._closed = True
         self.rollback()
         self._reader.close()
+        if self.backend == "postgresql":
+            with contextlib.suppress(psycopg.Error):  # closing would give it up too, a moment later
+                self._writer.execute("SELECT pg_advisory_unlock_all()")
         self._writer.close()
         self._unlock()
 

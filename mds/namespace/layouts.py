@@ -11,7 +11,6 @@ from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace.bits import DEFAULT_LAYOUT
 from nacrefs.mds.step import Step
 
-"""What files get where nobody has asked for anything."""
 _INHERIT: Final = LayoutSpec()
 
 

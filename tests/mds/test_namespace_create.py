@@ -26,26 +26,8 @@ from nacrefs.common.wire import (
     Want,
 )
 from nacrefs.mds.inode import LINK_MAX
+from tests.mds.actions import directory, failing, file
 from tests.mds.world import INLINE_BYTES, World
-
-
-def failing(number: int) -> pytest.RaisesExc[OSError]:
-    """Expect an OSError with this errno."""
-    return pytest.raises(OSError, check=lambda error: error.errno == number)
-
-
-def directory(world: World, name: bytes = b"d", mode: int = 0o755, gid: int = 0) -> int:
-    """Make a directory below the root; its fid."""
-    node = world.do(Mkdir(ROOT, name, mode, 0, gid)).node
-    assert node is not None
-    return node.attr.fid
-
-
-def file(world: World, name: bytes = b"f", session: int = 1, mode: Mode = Mode.WRITE, data: bytes | None = None) -> int:
-    """Make a file below the root; its fid."""
-    node = world.do(Create(ROOT, name, 0o644, 0, 0, mode, data=data), session).node
-    assert node is not None
-    return node.attr.fid
 
 
 class TestCreate:
@@ -146,9 +128,10 @@ class TestCreate:
 
     def test_names_may_be_any_other_bytes(self, world: World) -> None:
         for name in (b"\xff\xfe", b"n" * 255, b" ", b"\n", b"'; DROP TABLE inode; --", b"%s", b"?"):
-            assert world.do(Create(ROOT, name, 0o644, 0, 0, Mode.WRITE)).node == world.do(
-                Lookup(ROOT, name, Want.LEASE | Want.LAYOUT)
-            ).node
+            assert (
+                world.do(Create(ROOT, name, 0o644, 0, 0, Mode.WRITE)).node
+                == world.do(Lookup(ROOT, name, Want.LEASE | Want.LAYOUT)).node
+            )
 
     def test_parent_must_be_a_directory_that_exists(self, world: World) -> None:
         with failing(errno.ENOTDIR):

@@ -13,7 +13,14 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from nacrefs.common.fid import ROOT
 from nacrefs.common.wire import (
@@ -208,9 +215,7 @@ class Comparison(RuleBasedStateMachine):
         other = new_parent.entries.get(new_name)
         expected = self._fid(other) if other is not None and knows else 0
         opened = self._is_open(other) and knows
-        request = Rename(
-            self._fid(parent), name, self._fid(new_parent), new_name, RenameFlag(flags), expected, opened
-        )
+        request = Rename(self._fid(parent), name, self._fid(new_parent), new_name, RenameFlag(flags), expected, opened)
         both = self._both(request, self.model.rename, parent, name, new_parent, new_name, flags)
         if both is not None:
             reply, replaced = both
@@ -257,7 +262,9 @@ class Comparison(RuleBasedStateMachine):
         if not self._is_open(inode):
             self.world.batched(Commit(self._fid(inode), Lease.WRITE, Mode.CLOSED), self.session)
 
-    @rule(pick=PICK, name=st.sampled_from([b"user.x", b"user.y"]), size=st.sampled_from([0, 9]), flags=st.integers(0, 2))
+    @rule(
+        pick=PICK, name=st.sampled_from([b"user.x", b"user.y"]), size=st.sampled_from([0, 9]), flags=st.integers(0, 2)
+    )
     def set_xattr(self, pick: int, name: bytes, size: int, flags: int) -> None:
         inode = self._any(pick)
         request = SetXattr(self._fid(inode), name, b"v" * size, XattrFlag(flags))

@@ -22,13 +22,8 @@ from nacrefs.common.wire import (
 )
 from nacrefs.mds.namespace.files import settle_orphan
 from nacrefs.mds.step import Blocked
-from tests.mds.test_namespace_create import directory, failing, file
+from tests.mds.actions import directory, failing, file, spill
 from tests.mds.world import World
-
-
-def spill(world: World, fid: int, size: int = 1 << 20, session: int = 1) -> None:
-    """The session, which has the WRITE lease, moves the file's contents to OSTs."""
-    world.do(Commit(fid, Lease.WRITE, Mode.CLOSED, True, size, world.now_ns, size // 512), session)
 
 
 class TestUnlink:

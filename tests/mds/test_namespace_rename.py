@@ -7,18 +7,15 @@ import pytest
 from nacrefs.common.fid import ROOT
 from nacrefs.common.wire import Create, GetParent, Lease, Link, Lookup, Mkdir, Mode, Rename, RenameFlag
 from nacrefs.mds.step import Blocked
-from tests.mds.test_namespace_create import directory, failing, file
-from tests.mds.test_namespace_remove import spill
+from tests.mds.actions import directory, failing, file, spill
 from tests.mds.world import World
 
 NOREPLACE, EXCHANGE = RenameFlag.NOREPLACE, RenameFlag.EXCHANGE
 
 
 def below(world: World, parent: int, name: bytes) -> int:
-    """Make a directory; its fid."""
-    node = world.do(Mkdir(parent, name, 0o755, 0, 0)).node
-    assert node is not None
-    return node.attr.fid
+    """Make a directory in another one; its fid."""
+    return directory(world, name, parent=parent)
 
 
 def found(world: World, parent: int, name: bytes) -> int | None:
