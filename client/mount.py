@@ -127,12 +127,13 @@ def _explained(error: OSError, spec: MountSpec) -> OSError:
 # --------------------------------------------------------------------------------------------------------- from outside
 
 
-def mounted_at(path: str) -> str:
+def mounted_at(path: str, follow: bool = True) -> str:
     """The mount point of nacrefs below which `path` lies; OSError (ENOENT) if there is none.
 
-    A dead mount counts: nothing is asked of it.
+    With `follow`, what a symbolic link leads to counts. A dead mount counts too: nothing is asked of it.
     """
-    at = os.path.realpath(path)
+    folder, name = os.path.split(os.path.abspath(path))
+    at = os.path.realpath(path) if follow else os.path.join(os.path.realpath(folder), name)
     while True:
         here = mounting.mounts_at(at)
         if here:

@@ -62,7 +62,7 @@ def words_of(error: OSError) -> str:
     if error.filename is None:
         return text
     about = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
-    return text if about in text else f"{about}: {text}"
+    return text if text.startswith(about) else f"{about}: {text}"
 
 
 def json_option(command: F) -> F:

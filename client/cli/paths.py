@@ -18,7 +18,7 @@ def path2fid_command(paths: Sequence[str], as_json: bool) -> None:
 
     found: list[dict[str, str | int]] = []
     for path in paths:
-        mounted_at(os.path.dirname(os.path.abspath(path)))
+        mounted_at(path, follow=False)
         number = os.lstat(path).st_ino
         found.append({"path": path, "fid": format_fid(number), "number": number})
     if as_json:
