@@ -11,8 +11,9 @@ from typing import Any, Final, TypeVar
 from nacrefs.client.control import ost_report
 from nacrefs.client.mountspec import find_keyring, parse_source
 from nacrefs.common.auth import load_keyring
+from nacrefs.common.handshake import Refused
 from nacrefs.common.observe import Meter
-from nacrefs.common.remote import Refused, Remote
+from nacrefs.common.remote import Remote
 from nacrefs.common.wire import Attach, Detach, GetOsts, Inspect, Role, SetPool, Statfs
 
 T = TypeVar("T")

@@ -314,30 +314,26 @@ class DevCluster:
         """Take one mount away; a warning if that was not a clean end."""
         from nacrefs.client import mount
 
-        servers = [self.mds, *self.oss]
-        if all(process.pid for process in servers):
+        in_use = False
+        if all(process.pid for process in (self.mds, *self.oss)):
             answer = _in_thread(lambda: mount.unmount(at, wait_s=STOP_S), STOP_S)
-            if not isinstance(answer, OSError) and answer is not None:
+            if answer is not None and not isinstance(answer, OSError):
                 return ""
-            reason = answer.strerror if isinstance(answer, OSError) else f"it takes longer than {STOP_S:.0f} s"
-            if isinstance(answer, OSError) and answer.errno == errno.EBUSY:
-                reason = "it is in use"
+            reason = f"it takes longer than {STOP_S:.0f} s" if answer is None else answer.strerror or str(answer)
+            in_use = answer is not None and answer.errno == errno.EBUSY
         else:
-            reason = "servers are not running, so what was not stored yet is lost"
+            reason = "servers are not running: what was not stored yet is lost"
         daemon = _in_thread(lambda: mount.ask_json(at, "mount")["pid"], 2.0)
         with contextlib.suppress(OSError):
             unmount(at, lazy=True)
         if isinstance(daemon, int):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(daemon, signal.SIGTERM)
-                if "in use" not in reason:
-                    os.kill(daemon, signal.SIGKILL)
-                else:
-                    _wait_end(daemon, STOP_S)
-        return f"{at}: detached, though {reason}"
+                os.kill(daemon, signal.SIGTERM if in_use else signal.SIGKILL)
+            _wait_end(daemon, STOP_S)
+        return f"{at}: detached, though {'it is in use' if in_use else reason}"
 
     def purge(self) -> None:
-        """Remove everything; only after `down`. OSError (EBUSY) if something of it still runs or is mounted below it."""
+        """Remove everything; only after `down`. OSError (EBUSY) if some of it still runs or is mounted below it."""
         inside = [entry.path for entry in all_mounts() if f"{entry.path}/".startswith(f"{self.directory}/")]
         if alive := [process.name for process in self.processes if process.pid] + inside:
             raise OSError(errno.EBUSY, f"not removed: still there: {', '.join(alive)}", str(self.directory))
@@ -362,7 +358,7 @@ class DevCluster:
         return bool(here) and here[-1].fstype == FSTYPE
 
     def status(self) -> dict[str, Any]:
-        """What is there and what runs, as plain data. The MDS is asked if it runs, some seconds at most."""
+        """What is there and what runs, as plain data. The MDS is asked for some seconds at most."""
         config = self.config
         processes = [
             {

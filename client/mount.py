@@ -23,8 +23,8 @@ from nacrefs.client.fuse.session import Session as FuseSession
 from nacrefs.client.mountspec import MountSpec
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.auth import Credentials, load_keyring
+from nacrefs.common.handshake import Refused
 from nacrefs.common.observe import start_logging
-from nacrefs.common.remote import Refused
 from nacrefs.common.wire import Role
 
 log = logging.getLogger("nacre.mount")
@@ -133,7 +133,7 @@ def mounted_at(path: str, follow: bool = True) -> str:
     With `follow`, what a symbolic link leads to counts. A dead mount counts too: nothing is asked of it.
     """
     folder, name = os.path.split(os.path.abspath(path))
-    at = os.path.realpath(path) if follow else os.path.join(os.path.realpath(folder), name)
+    at: str = os.path.realpath(path) if follow else f"{os.path.realpath(folder)}/{name}"
     while True:
         here = mounting.mounts_at(at)
         if here:

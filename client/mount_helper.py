@@ -52,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
         print("usage: mount.nacre tcp://HOST:PORT[/SUBTREE] DIRECTORY [-o OPTIONS]", file=sys.stderr)  # noqa: T201
         return USAGE
     try:
-        spec = make_spec(*places, options)
+        spec = make_spec(places[0], places[1], options)
         if not pretend:
             mount_in_background(spec)
     except ConfigError as error:

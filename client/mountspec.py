@@ -5,7 +5,7 @@ Nothing here opens a connection, and little is imported: a mistake is told at on
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -152,7 +152,7 @@ def _config_of(mds: str, given: dict[str, str], subtree: str, keyring: str | Non
     )
 
 
-def keyring_places(environment: "os._Environ[str] | dict[str, str]" = os.environ) -> list[Path]:
+def keyring_places(environment: Mapping[str, str] = os.environ) -> list[Path]:
     """Where a keyring is looked for if none is named, in order."""
     home = environment.get("XDG_CONFIG_HOME") or os.path.join(environment.get("HOME", "/"), ".config")
     places = [Path(home, "nacre", "keyring.toml"), Path(SYSTEM_KEYRING)]

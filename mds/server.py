@@ -1,7 +1,7 @@
 """An MDS from start to clean stop: its database, its listeners, its HTTP side."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from nacrefs.common.auth import Keyring, load_keyring
 from nacrefs.common.clock import Clock, SystemClock
@@ -13,10 +13,6 @@ from nacrefs.mds.database import open_store
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.service import Mds
 from nacrefs.mds.settings import Settings
-
-if TYPE_CHECKING:
-    from aiohttp import web
-
 
 class MdsServer:
     """One MDS in the running event loop: `start`, then `stop`, once each."""
@@ -85,7 +81,7 @@ class MdsServer:
             self._mdt.store.close()
             self._mdt = None
 
-    def _add_routes(self, app: "web.Application") -> None:
+    def _add_routes(self, app: Any) -> None:
         from nacrefs.mds.admin import add_routes  # not needed before somebody asks over HTTP
 
         add_routes(app, self.mds)

@@ -36,8 +36,10 @@ def bench_command(
     list_rows: bool,
     as_json: bool,
 ) -> None:
-    """Measure the directory MNT in a mount, next to a local directory: create, stat, read, remove, list, streams, random
-    access; operations per second, CPU and requests per operation. docs/benchmarks.md explains the rows.
+    """Measure the directory MNT in a mount, next to a local directory.
+
+    Create, stat, read, remove, list, streams and random access: operations per second, CPU and requests per operation.
+    docs/benchmarks.md explains the rows.
 
     Its files are in new directories below MNT and the local directory, and are removed.
     """

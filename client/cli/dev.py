@@ -71,7 +71,7 @@ def _stay(cluster: "DevCluster") -> None:
     while not told:
         time.sleep(0.5)
         _reap()
-        if not told and (gone := [process.name for process in cluster.processes if not process.pid]):
+        if gone := [process.name for process in cluster.processes if not process.pid]:
             click.echo(f"nacre: {', '.join(gone)} ended: starting again", err=True)
             cluster.up()
     _warn(cluster.down())

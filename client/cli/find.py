@@ -33,51 +33,56 @@ class Found:
 Test = Callable[[Found], bool]
 
 
-class _Bound(click.ParamType):
-    """`+N` (more), `-N` (less) or `N`, of a quantity: kept as the sign and the number."""
+Bound = tuple[str, float]
+"""`+N` (more), `-N` (less) or `N`: the sign, `+`, `-` or empty, and the number."""
 
-    def __init__(self, name: str, parse: Callable[[str], float]) -> None:
-        self.name = name
-        self._parse = parse
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        """The sign, `+`, `-` or empty, and the number."""
-        if isinstance(value, tuple):
-            return value  # pyright: ignore[reportUnknownVariableType]
+def _bound(parse: Callable[[str], float]) -> Callable[[click.Context, click.Parameter, str | None], Bound | None]:
+    """What turns the text of an option into a bound."""
+
+    def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> Bound | None:
+        if value is None:
+            return None
         sign = value[0] if value[:1] in ("+", "-") else ""
         try:
-            return sign, self._parse(value[len(sign) :])
+            return sign, parse(value[len(sign) :])
         except ValueError as error:
-            self.fail(str(error), param, ctx)
+            raise click.BadParameter(str(error), ctx, param) from None
+
+    return convert
 
 
-_SIZE: Final = _Bound("[+-]SIZE", parse_size)
-_AGE: Final = _Bound("[+-]AGE", lambda text: parse_duration(text if not text.isdigit() else f"{text}d"))
-_COUNT: Final = _Bound("[+-]N", int)
+_size: Final = _bound(parse_size)
+_age: Final = _bound(lambda text: parse_duration(f"{text}d" if text.isdigit() else text))
+_count: Final = _bound(int)
 
 
-@click.command("find", epilog=EXIT_CODES, context_settings={"ignore_unknown_options": False})
+@click.command("find", epilog=EXIT_CODES)
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…")
 @click.option("--name", "-name", multiple=True, metavar="PATTERN", help="Name matches a shell pattern; repeatable: or.")
 @click.option("--type", "-type", "kinds", metavar="fdlbcps", help="One of these kinds, as in find(1).")
-@click.option("--size", "-size", type=_SIZE, help="More, less or just so large: +1M, -4K, 0.")
-@click.option("--mtime", "-mtime", type=_AGE, help="Changed longer or shorter ago: +30d, -12h; a bare number is days.")
-@click.option("--atime", "-atime", type=_AGE, help="The same of the last access.")
+@click.option("--size", "-size", metavar="[+-]SIZE", callback=_size, help="More, less or just so large: +1M, -4K, 0.")
+@click.option(
+    "--mtime",
+    "-mtime",
+    metavar="[+-]AGE",
+    callback=_age,
+    help="Changed longer or shorter ago: +30d, -12h; a bare number is days.",
+)
+@click.option("--atime", "-atime", metavar="[+-]AGE", callback=_age, help="The same of the last access.")
 @click.option("--newer", "-newer", metavar="FILE", help="Changed after FILE was.")
 @click.option("--uid", "-uid", "-u", metavar="USER", help="Of this user, by name or number.")
 @click.option("--gid", "-gid", "-g", metavar="GROUP", help="Of this group, by name or number.")
-@click.option("--links", "-links", type=_COUNT, help="With so many names.")
-@click.option("--stripe-count", "-c", type=_COUNT, help="Files with so many stripes.")
-@click.option("--stripe-size", "-S", type=_SIZE, help="Files with stripes of this size.")
+@click.option("--links", "-links", metavar="[+-]N", callback=_count, help="With so many names.")
+@click.option("--stripe-count", "-c", metavar="[+-]N", callback=_count, help="Files with so many stripes.")
+@click.option("--stripe-size", "-S", metavar="[+-]SIZE", callback=_size, help="Files with stripes of this size.")
 @click.option("--ost", "-i", type=int, multiple=True, help="Files with an object on this OST; repeatable: or.")
 @click.option("--pool", "-p", metavar="POOL", help="Files all whose objects are on OSTs of this pool.")
 @click.option("--maxdepth", "-maxdepth", type=click.IntRange(min=0), help="Go down so far at most.")
 @click.option("--not", "invert", is_flag=True, help="Show what does not fit instead.")
 @click.option("--print0", "-print0", "-0", is_flag=True, help="End each path with NUL instead of a new line.")
 @json_option
-@click.pass_context
 def find_command(
-    ctx: click.Context,
     paths: Sequence[str],
     maxdepth: int | None,
     invert: bool,
@@ -85,7 +90,9 @@ def find_command(
     as_json: bool,
     **wanted: Any,
 ) -> None:
-    """Show the files below each PATH that fit all that is asked. Options may also be written as in find(1): -name -type.
+    """Show the files below each PATH that fit all that is asked.
+
+    Options may also be written as in find(1): -name -type -size.
 
     Ends with 1 if some directory could not be read; the others are shown nevertheless.
     """
@@ -116,7 +123,7 @@ def find_command(
     out.flush()
     if as_json:
         print_json(shown)
-    ctx.exit(ExitCode.FAILED if failed else ExitCode.OK)
+    click.get_current_context().exit(ExitCode.FAILED if failed else ExitCode.OK)
 
 
 def walk(path: str, maxdepth: int | None, complain: Callable[[OSError], None]) -> Iterator[Found]:

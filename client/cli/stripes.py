@@ -37,8 +37,11 @@ def setstripe_command(
     delete: bool,
     as_json: bool,
 ) -> None:
-    """Give PATH a layout: a directory hands it to new files in it, an empty file gets it, and a file that is not there is
-    made with it. A file that has contents keeps the layout it has."""
+    """Give PATH a layout.
+
+    A directory hands it to new files in it, an empty file gets it, and a file that is not there is made with it. A file
+    that has contents keeps the layout it has.
+    """
     try:
         spec = LayoutSpec(stripe_count, parse_size(stripe_size), first_ost, pool, mirrors)
         spec.check()
