@@ -20,6 +20,9 @@ from nacrefs.common.wire import BODY_BYTES_MAX
 log = logging.getLogger("nacre.rpc")
 
 CONNECT_S: Final = 10.0
+SEND_BUFFER_BYTES: Final = 512 * 1024
+"""The kernel takes twice that. Left to itself it queues so much on loopback that the bytes have left the CPU's cache when
+they are received: eight reads of 1 MiB in flight cost the receiver 370 µs of CPU each, and 140 to 230 µs with this."""
 _IOV_MAX: Final = 512
 _RECEIVES_PER_TURN: Final = 4
 _ACCEPTS_PER_TURN: Final = 64
@@ -34,6 +37,7 @@ class TcpLink:
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in _KEEPALIVE:
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
