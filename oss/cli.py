@@ -15,8 +15,8 @@ from nacrefs.common.auth import load_keyring
 from nacrefs.common.config import ConfigError
 from nacrefs.common.observe import start_logging
 from nacrefs.oss.config import OssConfig, load_oss_config
+from nacrefs.oss.label import format_target
 from nacrefs.oss.server import OssServer
-from nacrefs.oss.target import format_target
 
 _EXIT_CODES = """\b
 Exit codes: 0 stopped or done · 1 it did not work · 2 wrong usage or configuration."""

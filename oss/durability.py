@@ -260,7 +260,7 @@ class Durability:
 
     async def _make_clean(self, victims: Sequence[StoredObject], versions: Sequence[int]) -> None:
         changes: list[Change] = []
-        taken: list[tuple[StoredObject, set[int]]] = []
+        taken: list[tuple[StoredObject, dict[int, bytes]]] = []
         for stored, version in zip(victims, versions, strict=True):
             if stored.failure is not None or stored.state not in (DIRTY, CLEAN):
                 continue
@@ -268,25 +268,23 @@ class Durability:
             if stored.state is DIRTY and quiet:
                 stored.state = CLEANING
                 stored.turning = self._loop.create_future()
-            numbers, stored.fresh = stored.fresh, set()
             stored.record_stale = False
-            pages = {number: bytes(stored.pages[number]) for number in numbers}
+            pages = stored.sums.take_fresh()
             changes.append(Change(stored.fid, stored.number, stored.record(dirty=stored.state is DIRTY), pages))
-            taken.append((stored, numbers))
+            taken.append((stored, pages))
         failed: OSError | None = None
         try:
             await self._index.commit(changes)
         except OSError as error:
             failed = error
         now = self._loop.time()
-        for stored, numbers in taken:
+        for stored, pages in taken:
             stored.dirty_since = now
             if failed is not None:
-                stored.fresh |= numbers
+                stored.sums.not_kept(pages)
                 stored.record_stale = True
             else:
-                for number in numbers - stored.fresh:
-                    del stored.pages[number]
+                stored.sums.kept(pages)
             if stored.state is CLEANING:
                 stored.state = DIRTY if failed is not None else CLEAN
             if stored.state is CLEAN and not stored.record_stale:

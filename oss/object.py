@@ -19,22 +19,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import xxhash
 
-from nacrefs.common.checksum import SUM_BYTES, block_sums
+from nacrefs.common.checksum import SUM_BYTES
 from nacrefs.common.fid import format_fid
 from nacrefs.common.layout import BLOCK_BYTES
 from nacrefs.oss import blockio
-from nacrefs.oss.index import PAGE_BLOCKS, Index, Record
+from nacrefs.oss.index import Index, Record
+from nacrefs.oss.sums import BlockSums
 
 if TYPE_CHECKING:
     import asyncio
 
 _SHIFT: Final = 16
 _MASK: Final = BLOCK_BYTES - 1
-_PAGE_BYTES: Final = PAGE_BLOCKS * SUM_BYTES
 _hash = xxhash.xxh3_64_intdigest
 _ZEROS: Final = memoryview(bytes(BLOCK_BYTES))
-ZERO_SUM: Final = _hash(_ZEROS).to_bytes(SUM_BYTES, "little")
-"""The sum of a block that was never written."""
 
 
 class State(enum.IntEnum):
@@ -75,37 +73,6 @@ class Cold(NamedTuple):
     ranges: list[tuple[int, int]]
 
 
-class Run(NamedTuple):
-    """Whole blocks `[start, end)` to be read (cut at the object's end), for extents `[first, last)` of a request."""
-
-    start: int
-    end: int
-    first: int
-    last: int
-
-
-def plan_runs(extents: Sequence[tuple[int, int]], size: int, run_bytes_max: int) -> list[Run]:
-    """What to read of an object of `size` bytes for these extents: neighbours share a run, up to `run_bytes_max`."""
-    runs: list[Run] = []
-    for index, (offset, length) in enumerate(extents):
-        stop = offset + length
-        if stop > size:
-            stop = size
-        if stop <= offset:
-            continue
-        start = offset & ~_MASK
-        end = (stop + _MASK) & ~_MASK
-        if end > size:
-            end = size
-        if runs:
-            run = runs[-1]
-            if run.start <= start <= run.end and max(end, run.end) - run.start <= run_bytes_max:
-                runs[-1] = Run(run.start, max(end, run.end), run.first, index + 1)
-                continue
-        runs.append(Run(start, end, index, index + 1))
-    return runs
-
-
 class StoredObject:
     """An object in use. Plain state; `Target` opens and closes it, `Durability` moves it between states."""
 
@@ -120,25 +87,23 @@ class StoredObject:
         "fd",
         "fid",
         "flushing",
-        "fresh",
         "generation",
         "hot",
         "idle",
         "index",
         "mtime_ns",
         "number",
-        "pages",
         "path",
         "pins",
         "record_stale",
         "size",
         "state",
+        "sums",
         "turning",
         "version",
     )
 
     def __init__(self, index: Index, fid: int, number: int, directory: str) -> None:
-        self.index = index
         self.fid = fid
         self.number = number
         self.directory = directory
@@ -155,10 +120,8 @@ class StoredObject:
         self.allocated_bytes = 0
         self.record_stale = False
         """the generation in the index is older"""
-        self.pages: dict[int, bytearray] = {}
-        """pages of sums that the index does not have yet (an empty one is to be removed from it)"""
-        self.fresh: set[int] = set()
-        """which of them no transaction in flight contains"""
+        self.index = index
+        self.sums = BlockSums(index, fid, number)
         self.durable_version = 0
         """version of the bytes that are on the disk for certain"""
         self.dirty_bytes = 0
@@ -196,63 +159,6 @@ class StoredObject:
         """What the index is to know."""
         return Record(dirty, self.size, self.version, self.mtime_ns, self.generation, self.allocated_bytes)
 
-    # ------------------------------------------------------------------------------------------------------------- sums
-
-    def sums(self, block: int, count: int) -> bytes:
-        """The stored sum string of `count` blocks from `block` on."""
-        number, at = divmod(block, PAGE_BLOCKS)
-        if at + count <= PAGE_BLOCKS:
-            page = self.pages.get(number)
-            part = (self.index.page(self.fid, self.number, number) if page is None else page)[
-                at * SUM_BYTES : (at + count) * SUM_BYTES
-            ]
-            lacking = count - len(part) // SUM_BYTES
-            return bytes(part) + ZERO_SUM * lacking if lacking else bytes(part)
-        parts: list[bytes] = []
-        while count:
-            take = min(count, PAGE_BLOCKS - block % PAGE_BLOCKS)
-            parts.append(self.sums(block, take))
-            block += take
-            count -= take
-        return b"".join(parts)
-
-    def put_sums(self, block: int, sums: bytes) -> None:
-        """Store a sum string from `block` on."""
-        number, at = divmod(block, PAGE_BLOCKS)
-        at *= SUM_BYTES
-        if at + len(sums) <= _PAGE_BYTES:
-            page = self.pages.get(number)
-            if page is None:
-                page = self.pages[number] = bytearray(self.index.page(self.fid, self.number, number))
-            gap = at - len(page)
-            if gap > 0:
-                page.extend(ZERO_SUM * (gap // SUM_BYTES))
-            page[at : at + len(sums)] = sums
-            self.fresh.add(number)
-            return
-        while sums:
-            take = _PAGE_BYTES - block % PAGE_BLOCKS * SUM_BYTES
-            self.put_sums(block, sums[:take])
-            sums = sums[take:]
-            block += take // SUM_BYTES
-
-    def _clear_sums(self, block: int, end: int) -> None:
-        """Make blocks `[block, end)` unwritten ones; costs what there is, not what the range spans."""
-        first, last = block // PAGE_BLOCKS, -(-end // PAGE_BLOCKS)
-        numbers = {number for number in self.pages if first <= number < last}
-        numbers.update(self.index.pages(self.fid, self.number, first, last))
-        for number in numbers:
-            low = max(0, block - number * PAGE_BLOCKS) * SUM_BYTES
-            high = min(PAGE_BLOCKS, end - number * PAGE_BLOCKS) * SUM_BYTES
-            page = self.pages.get(number)
-            if page is None:
-                page = self.pages[number] = bytearray(self.index.page(self.fid, self.number, number))
-            if high >= len(page):
-                del page[low:]
-            else:
-                page[low:high] = ZERO_SUM * ((high - low) // SUM_BYTES)
-            self.fresh.add(number)
-
     def mismatch(self, offset: int) -> OSError:
         """The error for a block whose bytes are not those that were written."""
         return OSError(errno.EBADMSG, f"checksum mismatch on {self.name}, block at offset {offset}")
@@ -262,49 +168,6 @@ class StoredObject:
         return OSError(
             errno.EBADMSG, f"{self.name}: its file ends at offset {offset}, the object at {self.size}", self.path
         )
-
-    # ------------------------------------------------------------------------------------------------------------- read
-
-    def take(
-        self, extents: Sequence[tuple[int, int]], run: Run, buffer: memoryview, lengths: list[int], sums: list[bytes]
-    ) -> list[memoryview]:
-        """The bytes of a run's extents, as parts of `buffer`, which holds the run. Verifies blocks that are asked for
-        in part. Fills in `lengths`, appends to `sums`. EBADMSG if a block is not what was written."""
-        views: list[memoryview] = []
-        size = self.size
-        origin = run.start
-        verified = -1
-        for index in range(run.first, run.last):
-            offset, length = extents[index]
-            stop = offset + length
-            if stop > size:
-                stop = size
-            if stop <= offset:
-                continue
-            lengths[index] = stop - offset
-            views.append(buffer[offset - origin : stop - origin])
-            block = offset >> _SHIFT
-            last = (stop - 1) >> _SHIFT
-            while block <= last:
-                start = block << _SHIFT
-                end = start + BLOCK_BYTES
-                if end > size:
-                    end = size
-                if offset <= start and stop >= end:
-                    # Whole blocks up to the last but perhaps one: as stored.
-                    count = last - block + (1 if stop == size or not stop & _MASK else 0)
-                    sums.append(self.sums(block, count))
-                    block += count
-                    continue
-                if block != verified:
-                    actual = _hash(buffer[start - origin : end - origin]).to_bytes(SUM_BYTES, "little")
-                    if actual != self.sums(block, 1):
-                        raise self.mismatch(start)
-                    verified = block
-                part = buffer[max(start, offset) - origin : min(end, stop) - origin]
-                sums.append(_hash(part).to_bytes(SUM_BYTES, "little"))
-                block += 1
-        return views
 
     # ----------------------------------------------------------------------------------------------------------- change
 
@@ -345,7 +208,7 @@ class StoredObject:
             self.state = SUSPECT
             raise
         for block, sums in whole:
-            self.put_sums(block, sums)
+            self.sums.put(block, sums)
         self._changed(new_size, sum(len(segment.data) for segment in segments))
         return None
 
@@ -362,9 +225,9 @@ class StoredObject:
         except OSError:
             self.state = SUSPECT
             raise
-        self._clear_sums(-(-size // BLOCK_BYTES), -(-self.size // BLOCK_BYTES))
+        self.sums.clear(-(-size // BLOCK_BYTES), -(-self.size // BLOCK_BYTES))
         for block, sums in changed:
-            self.put_sums(block, sums)
+            self.sums.put(block, sums)
         self._changed(size, 0)
         if not size:
             self.failure = None
@@ -403,9 +266,9 @@ class StoredObject:
             self.state = SUSPECT
             raise
         for block, sums in changed:
-            self.put_sums(block, sums)
+            self.sums.put(block, sums)
         for first, last in whole:  # after `changed`: an extent may cover wholly what another covers in part
-            self._clear_sums(first, last)
+            self.sums.clear(first, last)
         self._changed(size, 0)
         return None
 
@@ -434,7 +297,7 @@ class StoredObject:
                     continue
                 if blocking and (end := blockio.load(self.fd, loads)) is not None:
                     raise self.too_short(end)
-                if _hash(scratch[:held]).to_bytes(SUM_BYTES, "little") != self.sums(block, 1):
+                if _hash(scratch[:held]).to_bytes(SUM_BYTES, "little") != self.sums.get(block, 1):
                     raise self.mismatch(start)
             held = max(held, 0)
             if held < covered:
@@ -443,36 +306,3 @@ class StoredObject:
                 scratch[at : at + len(data)] = data
             changed.append((block, _hash(scratch[:covered]).to_bytes(SUM_BYTES, "little")))
         return Cold(cold) if cold else changed
-
-
-def rehash(fd: int) -> tuple[int, dict[int, bytearray]]:
-    """Size of a file and the pages of sums of its bytes; skips holes. Waits for the disk: for threads."""
-    size = os.fstat(fd).st_size
-    pages: dict[int, bytearray] = {}
-    buffer = memoryview(bytearray(16 * BLOCK_BYTES))
-    offset = 0
-    while offset < size:
-        try:
-            offset = os.lseek(fd, offset, os.SEEK_DATA) & ~_MASK
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            offset = size & ~_MASK  # only a hole is left; a short last block needs a sum of its own
-            if not size & _MASK:
-                break
-        end = min(size, max(os.lseek(fd, offset, os.SEEK_HOLE), offset + 1))
-        end = min(size, (end + _MASK) & ~_MASK)
-        while offset < end:
-            view = buffer[: min(end - offset, len(buffer))]
-            if (short := blockio.load(fd, (blockio.Load(offset, view),))) is not None:
-                raise OSError(errno.EIO, f"the object file became shorter ({short} bytes) while it was read")
-            sums = block_sums(view, offset)
-            while sums:
-                number, at = divmod(offset >> _SHIFT, PAGE_BLOCKS)
-                page = pages.setdefault(number, bytearray())
-                page.extend(ZERO_SUM * (at - len(page) // SUM_BYTES))
-                part = sums[: _PAGE_BYTES - at * SUM_BYTES]
-                page[at * SUM_BYTES : at * SUM_BYTES + len(part)] = part
-                sums = sums[len(part) :]
-                offset = min(end, ((offset >> _SHIFT) + len(part) // SUM_BYTES) << _SHIFT)
-    return size, pages

@@ -18,7 +18,8 @@ from nacrefs.oss import blockio
 from nacrefs.oss.admission import check_extents
 from nacrefs.oss.durability import unpin
 from nacrefs.oss.gate import Call, Gate, check_generation
-from nacrefs.oss.object import Run, State, StoredObject, plan_runs
+from nacrefs.oss.object import State, StoredObject
+from nacrefs.oss.runs import Run, plan_runs, take
 from nacrefs.oss.target import Target
 
 _RUN_BYTES_MAX: Final = 1 << 20
@@ -87,7 +88,7 @@ class Reads:
         at = 0
         try:
             for run in runs:
-                views += stored.take(extents, run, buffer[at:], lengths, sums)
+                views += take(stored, extents, run, buffer[at:], lengths, sums)
                 at += run.end - run.start
         except OSError:
             self._pool.give(buffer)
@@ -198,7 +199,7 @@ class Reads:
                 return None
             if short is not None:
                 raise stored.too_short(short)
-            for part in stored.take(extents, run, view, lengths, sums):
+            for part in take(stored, extents, run, view, lengths, sums):
                 out[at : at + len(part)] = part
                 at += len(part)
         call.push([out[:at]], partial(self._pool.give, out))

@@ -15,39 +15,25 @@ import errno
 import fcntl
 import logging
 import os
-import re
 import time
-import tomllib
-import uuid
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Final
 
 import msgspec
 
 from nacrefs.common.wire import ObjectStat, TargetInfo
 from nacrefs.oss import blockio
-from nacrefs.oss.durability import Durability, unpin
+from nacrefs.oss.durability import Durability
 from nacrefs.oss.index import Change, Index
-from nacrefs.oss.object import CLEAN, CLEANING, DEAD, DIRTY, SUSPECT, StoredObject, rehash
+from nacrefs.oss.label import Label, read_label, write_label
+from nacrefs.oss.object import CLEAN, CLEANING, DEAD, DIRTY, SUSPECT, StoredObject
+from nacrefs.oss.recovery import objects_in_doubt, rehash_object
 from nacrefs.oss.space import Space
 
 _log = logging.getLogger(__name__)
-FORMAT: Final = 1
-"""Version of what is in an OST's directory (docs/on-disk.md)."""
-_LABEL: Final = "ost.toml"
-_CLUSTER: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_SCAN_RECORDS: Final = 2000
 _ABSENT: Final = ObjectStat(0, 0, 0, 0)
-
-
-class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `ost.toml` says. `index` is -1 until the MDS has given one."""
-
-    format: int
-    cluster: str
-    uuid: str
-    index: int = -1
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -58,67 +44,6 @@ class Limits(msgspec.Struct, frozen=True):
     open_objects: int = 4096
     dirty_bytes: int = 512 << 20
     flush_s: float = 5.0
-
-
-def _write_label(root: str, label: Label) -> None:
-    text = (
-        "# A nacrefs OST. `nacre oss format` wrote this file, `nacre oss serve` keeps it. Do not edit.\n"
-        f'format = {label.format}\ncluster = "{label.cluster}"\nuuid = "{label.uuid}"\nindex = {label.index}\n'
-    )
-    path = os.path.join(root, _LABEL)
-    with open(path + ".new", "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(path + ".new", path)
-    blockio.sync_directory(root)
-
-
-def read_label(root: str) -> Label:
-    """What an OST's directory says it is; OSError with one line that says what to do if it is none of ours."""
-    path = os.path.join(root, _LABEL)
-    try:
-        with open(path, "rb") as file:
-            fields = tomllib.load(file)
-    except FileNotFoundError:
-        raise OSError(
-            errno.ENOENT, f"not an OST: there is no {_LABEL} (make one with `nacre oss format {root}`)", root
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise OSError(errno.EINVAL, f"{_LABEL} is damaged: {error}", path) from error
-    version = fields.get("format")
-    if isinstance(version, int) and version > FORMAT:
-        raise OSError(
-            errno.EPROTONOSUPPORT,
-            f"this OST has format {version}, this program knows up to {FORMAT}: install a newer nacrefs",
-            root,
-        )
-    try:
-        return msgspec.convert(fields, Label)
-    except msgspec.ValidationError as error:
-        raise OSError(errno.EINVAL, f"{_LABEL} is damaged: {error}", path) from error
-
-
-def format_target(root: str, cluster: str, *, index: int = -1) -> Label:
-    """Make an empty OST of a cluster in `root` (made if need be). EEXIST if there is one, ENOTEMPTY if there is
-    anything else."""
-    if not _CLUSTER.fullmatch(cluster):
-        raise ValueError(f"cluster id {cluster!r} is not 1 to 64 letters, digits, dots, dashes or underscores")
-    os.makedirs(root, mode=0o700, exist_ok=True)
-    names = sorted(os.listdir(root))
-    if _LABEL in names:
-        label = read_label(root)
-        raise OSError(
-            errno.EEXIST, f"already an OST (uuid {label.uuid}, cluster {label.cluster}); remove it by hand first", root
-        )
-    if names and names != ["lost+found"]:
-        raise OSError(errno.ENOTEMPTY, f"not empty ({names[0]} …); an OST needs a directory of its own", root)
-    os.mkdir(os.path.join(root, "objects"), mode=0o700)
-    os.mkdir(os.path.join(root, "index"), mode=0o700)
-    label = Label(FORMAT, cluster, str(uuid.uuid4()), index)
-    _write_label(root, label)
-    blockio.sync_directory(os.path.dirname(os.path.abspath(root)))
-    return label
 
 
 class Target:
@@ -192,7 +117,7 @@ class Target:
             )
         if index != self.label.index:
             self.label = msgspec.structs.replace(self.label, index=index)
-            _write_label(self.root, self.label)
+            write_label(self.root, self.label)
             self.index.where = self.where
             self.space.where = self.where
 
@@ -225,7 +150,7 @@ class Target:
                 return stored
             if stored.state is SUSPECT and stored.turning is None:
                 stored.turning = asyncio.get_running_loop().create_future()
-                self.durability.spawn(self._rehash(stored))
+                self.durability.spawn(rehash_object(stored, self._threads, self.durability))
             if stored.turning is not None:
                 await asyncio.shield(stored.turning)
         return None
@@ -368,64 +293,23 @@ class Target:
             if len(self._table) <= self._limits.open_objects:
                 return
 
-    async def _rehash(self, stored: StoredObject) -> None:
-        turning = stored.turning
-        assert turning is not None
-        stored.pins += 1
-        try:
-            size, pages = await self._threads.run(rehash, stored.fd)
-            stale = self.index.pages(stored.fid, stored.number, 0, 1 << 63)
-        except OSError as error:
-            failed = OSError(error.errno, f"{stored.name}: cannot be re-hashed: {error.strerror}", stored.path)
-            _log.error("%s", failed)
-            turning.set_exception(failed)
-            turning.exception()
-        else:
-            stored.pages = pages
-            for number in stale:
-                pages.setdefault(number, bytearray())
-            stored.fresh = set(pages)
-            stat = os.fstat(stored.fd)
-            stored.size, stored.mtime_ns = size, stat.st_mtime_ns
-            stored.allocated_bytes = stat.st_blocks * 512
-            stored.version = max(stored.version + 1, time.time_ns())
-            stored.state = DIRTY
-            self.durability.entered(stored.directory)  # whether its name is durable is not known either
-            self.durability.changed(stored, 0)
-            turning.set_result(None)
-        finally:
-            stored.turning = None
-            unpin(stored)
-
     async def _recover(self) -> None:
         """Re-hash, in the background, what an unclean stop left in doubt."""
         count = 0
-        after: tuple[int, int] | None = (0, 0)
         try:
-            while after is not None:
-                dirty, after = await self._threads.run(self.index.scan, after, _SCAN_RECORDS)
-                for fid, number in dirty:
-                    count += await self._recover_one(fid, number)
-            for directory in await self._threads.run(_directories, self._objects_root):
-                for fid, number in await self._threads.run(self._unknown, directory):
-                    count += await self._recover_one(fid, number)
+            async with aclosing(objects_in_doubt(self.index, self._objects_root, self._threads)) as doubtful:
+                async for fid, number in doubtful:
+                    await self.durability.relief()
+                    try:
+                        await self.usable(fid, number)
+                        count += 1
+                    except OSError as error:
+                        _log.error("%s", error)
         except OSError as error:
             _log.error("%s: cannot look for objects in doubt: %s; the next start tries again", self.where, error)
             return
         self._unclean = False
         _log.info("%s: %d objects re-hashed after an unclean stop", self.where, count)
-
-    async def _recover_one(self, fid: int, number: int) -> int:
-        await self.durability.relief()
-        try:
-            await self.usable(fid, number)
-        except OSError as error:
-            _log.error("%s", error)
-            return 0
-        return 1
-
-    def _unknown(self, directory: str) -> list[tuple[int, int]]:
-        return [key for key in _object_files(directory) if not self.index.knows(*key)]
 
     async def close(self) -> None:
         """Make everything clean and leave service. No request may be in service any more."""
@@ -452,25 +336,3 @@ def _unlink(paths: Sequence[tuple[str, str]]) -> list[str]:
         except FileNotFoundError:
             continue
     return list({directory for _, directory in paths})
-
-
-def _directories(root: str) -> list[str]:
-    """The object directories below `objects/`."""
-    return [
-        inner.path
-        for outer in sorted(os.scandir(root), key=lambda entry: entry.name)
-        if outer.is_dir()
-        for inner in os.scandir(outer.path)
-        if inner.is_dir()
-    ]
-
-
-def _object_files(directory: str) -> Iterator[tuple[int, int]]:
-    """The objects `(fid, number)` whose files are in a directory; other files are ignored."""
-    for name in os.listdir(directory):
-        fid, dot, number = name.partition(".")
-        try:
-            if dot and len(fid) == 16:
-                yield int(fid, 16), int(number)
-        except ValueError:
-            continue

@@ -16,8 +16,9 @@ from nacrefs.common.wire import Capability, Punch, Read, Right, StatObject, Sync
 from nacrefs.oss.admission import Admission
 from nacrefs.oss.blockio import IoThreads
 from nacrefs.oss.gate import Gate
+from nacrefs.oss.label import format_target
 from nacrefs.oss.service import Service
-from nacrefs.oss.target import Limits, Target, format_target
+from nacrefs.oss.target import Limits, Target
 
 CLUSTER = "test"
 KEY = bytes(32)

@@ -36,8 +36,8 @@ from nacrefs.common.wire import (
     Write,
 )
 from nacrefs.oss.config import OssConfig, OstConfig
+from nacrefs.oss.label import format_target, read_label
 from nacrefs.oss.server import OssServer
-from nacrefs.oss.target import format_target, read_label
 
 FID = 0x2A
 SESSION = 3

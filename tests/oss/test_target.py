@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from nacrefs.oss.blockio import IoThreads
+from nacrefs.oss.label import format_target, read_label
 from nacrefs.oss.space import Space
-from nacrefs.oss.target import Limits, Target, format_target, read_label
+from nacrefs.oss.target import Limits, Target
 from tests.oss.local import CLUSTER, FID, LIMITS, LocalOss, local_oss
 
 
