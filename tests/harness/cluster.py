@@ -22,7 +22,7 @@ from nacrefs.mds.database import format_mdt
 from nacrefs.mds.server import MdsServer
 from nacrefs.oss.config import OssConfig
 from nacrefs.oss.server import OssServer
-from nacrefs.oss.target import format_target
+from nacrefs.oss.label import format_target
 
 _numbers = itertools.count()
 
