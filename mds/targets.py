@@ -65,6 +65,8 @@ class Targets:
     def load(self, records: Iterable[OstRecord], pools: dict[str, tuple[int, ...]]) -> None:
         """What the database knows."""
         self.osts = {record.number: Ost(record) for record in records}
+        for ost in self.osts.values():
+            ost.heard_s = self._clock.monotonic_s()  # they have as long as after a lost connection to come back
         self.pools = pools
         self.refresh()
 
@@ -124,8 +126,11 @@ class Targets:
 
     def is_up(self, ost: Ost) -> bool:
         """Whether an OST is connected and reports."""
-        silent_s = self._clock.monotonic_s() - ost.heard_s
-        return ost.peer is not None and silent_s < MISSED_HEARTBEATS * self._heartbeat_s
+        return ost.peer is not None and self._is_expected(ost)
+
+    def _is_expected(self, ost: Ost) -> bool:
+        """Whether an OST has reported lately: if it is away, it may be about to come back."""
+        return self._clock.monotonic_s() - ost.heard_s < MISSED_HEARTBEATS * self._heartbeat_s
 
     def refresh(self) -> None:
         """Take over for placement, and for clients, what has changed."""
@@ -150,6 +155,9 @@ class Targets:
         if before != [(info.index, info.address, info.up, info.pools) for info in self._table]:
             self.version += 1
         targets = [Target(info.index, info.up, info.free_bytes, info.pools) for info in self._table]
+        if not any(target.up for target in targets):
+            # Just after a restart, of the MDS or of all OSSes: a create must not fail for that. Its data will wait.
+            targets = [target._replace(up=self._is_expected(self.osts[target.ost])) for target in targets]
         self._placer = Placer(targets, self._placer.placed, self._reserve_bytes)
 
     _table: tuple[OstInfo, ...] = ()
