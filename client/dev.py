@@ -378,7 +378,7 @@ class DevCluster:
             with contextlib.suppress(OSError):
                 osts = admin.ask(config.url, str(self.keyring), admin.space)["osts"]
         cluster = load_keyring(self.keyring).cluster if self.keyring.exists() else ""
-        mounted = self._is_mounted() if config.mount else False
+        mounted = bool(config.mount and self.mount.pid) and self._is_mounted()
         return {
             "directory": str(self.directory),
             "url": config.url if config.ports else "",

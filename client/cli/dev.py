@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -39,16 +40,30 @@ def up_command(
     """
     from nacrefs.client.dev import DevCluster, Wish
 
-    began = time.monotonic()
     cluster = DevCluster.prepare(directory, Wish(osts, mount, engine))
+    if foreground:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _up(cluster, as_json)
+        if foreground:
+            _stay(cluster)
+    except KeyboardInterrupt:
+        if not foreground:
+            raise
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        _warn(cluster.down())
+
+
+def _up(cluster: "DevCluster", as_json: bool) -> None:
+    began = time.monotonic()
     started = cluster.up()
     seconds = round(time.monotonic() - began, 3)
     if as_json:
         print_json({**cluster.status(), "started": started, "seconds": seconds})
     else:
         click.echo(_told(cluster, started, seconds))
-    if foreground:
-        _stay(cluster)
+    sys.stdout.flush()
 
 
 def _told(cluster: "DevCluster", started: list[str], seconds: float) -> str:
@@ -59,22 +74,13 @@ def _told(cluster: "DevCluster", started: list[str], seconds: float) -> str:
 
 
 def _stay(cluster: "DevCluster") -> None:
-    """Restart what ends, until SIGINT or SIGTERM; then stop all."""
-    told = False
-
-    def stop(number: int, frame: object) -> None:
-        nonlocal told
-        told = True
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    while not told:
+    """Start again what ends, until interrupted."""
+    while True:
         time.sleep(0.5)
         _reap()
         if gone := [process.name for process in cluster.processes if not process.pid]:
             click.echo(f"nacre: {', '.join(gone)} ended: starting again", err=True)
             cluster.up()
-    _warn(cluster.down())
 
 
 def _reap() -> None:

@@ -86,16 +86,20 @@ def mount(source: str, directory: str, options: Sequence[str], max_read_bytes: i
 def clear_stale(directory: str) -> None:
     """Take away what a dead daemon left mounted here ("transport endpoint is not connected"); EBUSY if it is alive."""
     while (here := mounts_at(directory)) and here[-1].fstype == FSTYPE:
-        try:
-            os.stat(directory)
-        except OSError as error:
-            if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
-                raise
-            unmount(directory, lazy=True)
-        else:
+        if _is_alive(directory):
             raise OSError(
                 errno.EBUSY, f"{here[-1].source} is mounted here already (`nacre umount` it first)", directory
             )
+        unmount(directory, lazy=True)
+
+
+def _is_alive(directory: str) -> bool:
+    """Whether somebody serves this mount. `stat` would not tell: the kernel may answer that by itself."""
+    try:
+        os.getxattr(directory, "nacre.mount")
+    except OSError as error:
+        return error.errno not in (errno.ENOTCONN, errno.ECONNABORTED)
+    return True
 
 
 def _mount_as_root(source: str, directory: str, options: Sequence[str], max_read_bytes: int) -> int:
