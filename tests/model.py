@@ -19,8 +19,8 @@ class Inode:
     rdev: int = 0
     contents: bytearray = field(default_factory=bytearray)
     target: bytes = b""
-    xattrs: dict[bytes, bytes] = field(default_factory=dict)
-    entries: dict[bytes, "Inode"] = field(default_factory=dict)
+    xattrs: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
+    entries: dict[bytes, "Inode"] = field(default_factory=dict[bytes, "Inode"])
     parent: "Inode | None" = None
     links: int = 0
     """Names; for a directory too (the root has none)."""

@@ -99,7 +99,7 @@ def commit(step: Step, request: Commit) -> Node:
     register(step, inode, request.mode, lease)
     if settle_orphan(step, fid):
         return Node(inode.attr)
-    return Node(inode.attr, lease, shared=sharing(step, inode)[1])
+    return Node(inode.attr, leases.grant(fid, Lease.NONE), shared=sharing(step, inode)[1])
 
 
 def _check_report(step: Step, request: Commit, inode: Inode, held: Lease) -> None:

@@ -20,7 +20,7 @@ def readdir(step: Step, request: Readdir) -> Listing:
         del rows[limit:]
     if not request.lease:
         entries = tuple([DirEntry(name, attr) for name, attr in rows])
-        return Listing(entries, end, tx.need(fid).attr, leases.held(fid))
+        return Listing(entries, end, tx.need(fid).attr, leases.grant(fid, Lease.NONE))
     own = leases.grant(fid, Lease.READ)
     grant, read = leases.grant, Lease.READ
     if tx.mdt.opens or tx.open_sets:

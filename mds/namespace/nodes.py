@@ -33,7 +33,7 @@ def sharing(step: Step, inode: Inode) -> tuple[Lease, bool]:
 
 
 def node(step: Step, inode: Inode, want: int, lease: Lease = Lease.READ) -> Node:
-    """The inode as the requester wants it (`bits.WANT_*`); with WANT_LEASE it gets `lease` as far as the rules allow."""
+    """The inode as the requester wants it (`bits.WANT_*`); WANT_LEASE gets it `lease`, as far as the rules allow."""
     attr = inode.attr
     fid = attr.fid
     most, shared = sharing(step, inode)
@@ -43,7 +43,7 @@ def node(step: Step, inode: Inode, want: int, lease: Lease = Lease.READ) -> Node
     elif want & WANT_LEASE:
         got = step.leases.grant(fid, lease if lease <= most else most)
     else:
-        got = step.leases.held(fid)
+        got = step.leases.grant(fid, Lease.NONE)  # what it holds and is not giving back
     layout = capability = data = None
     if inode.layout is not None:
         if want & WANT_LAYOUT:

@@ -34,24 +34,30 @@ class TestCreate:
     def test_reply_brings_everything_a_writer_needs(self, world: World) -> None:
         made = world.do(Create(ROOT, b"a", 0o640, 10, 20, Mode.WRITE))
         node = made.node
-        assert node is not None and node.layout is not None and node.capability is not None
+        assert node is not None
+        assert node.layout is not None
+        assert node.capability is not None
         assert node.lease == Lease.WRITE
         assert (node.attr.mode, node.attr.uid, node.attr.gid, node.attr.nlink) == (0o100640, 10, 20, 1)
         assert node.attr.flags == AttrFlag.INLINE
         assert node.attr.btime_ns == node.attr.mtime_ns == world.now_ns
-        assert made.parent is not None and made.parent.mtime_ns == made.parent.ctime_ns == world.now_ns
+        assert made.parent is not None
+        assert made.parent.mtime_ns == made.parent.ctime_ns == world.now_ns
         assert made.parent_lease == Lease.READ
         assert not world.mdt.opens
 
     def test_created_file_is_found_by_name_and_fid(self, world: World) -> None:
         made = world.do(Create(ROOT, b"a", 0o644, 0, 0, Mode.WRITE)).node
         found = world.do(Lookup(ROOT, b"a")).node
-        assert made is not None and found is not None and found.attr == made.attr
+        assert made is not None
+        assert found is not None
+        assert found.attr == made.attr
         assert world.do(GetAttr(made.attr.fid)).attr == made.attr
 
     def test_with_contents_the_file_is_complete_in_one_request(self, world: World) -> None:
         node = world.do(Create(ROOT, b"a", 0o644, 0, 0, Mode.CLOSED, data=b"hello")).node
-        assert node is not None and (node.attr.size, node.attr.blocks) == (5, 1)
+        assert node is not None
+        assert (node.attr.size, node.attr.blocks) == (5, 1)
         assert world.do(GetAttr(node.attr.fid, Want.DATA)).data == b"hello"
         assert world.findings() == []
 
@@ -68,13 +74,15 @@ class TestCreate:
         fid = file(world, b"a", data=b"old")
         world.recall(1, fid)
         node = world.do(Create(ROOT, b"a", 0o600, 0, 0, Mode.WRITE), 2).node
-        assert node is not None and node.attr.fid == fid
+        assert node is not None
+        assert node.attr.fid == fid
         assert (node.attr.mode, node.data, node.lease) == (0o100644, b"old", Lease.WRITE)
 
     def test_truncate_empties_the_existing_file(self, world: World) -> None:
         fid = file(world, b"a", data=b"old")
         node = world.do(Create(ROOT, b"a", 0o600, 0, 0, Mode.WRITE, truncate=True)).node
-        assert node is not None and (node.attr.fid, node.attr.size, node.data) == (fid, 0, b"")
+        assert node is not None
+        assert (node.attr.fid, node.attr.size, node.data) == (fid, 0, b"")
         assert world.findings() == []
 
     def test_directory_and_symlink_are_not_opened(self, world: World) -> None:
@@ -89,7 +97,8 @@ class TestCreate:
         world.do(SetAttr(parent, Set.MODE, mode=0o2775))
         node = world.do(Create(parent, b"a", 0o644, 0, 1, Mode.WRITE)).node
         below = world.do(Mkdir(parent, b"b", 0o755, 0, 1)).node
-        assert node is not None and below is not None
+        assert node is not None
+        assert below is not None
         assert (node.attr.gid, node.attr.mode) == (7, 0o100644)
         assert (below.attr.gid, below.attr.mode) == (7, 0o042755)
 
@@ -153,7 +162,8 @@ class TestMknod:
     @pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFREG])
     def test_makes_every_other_type(self, world: World, kind: int) -> None:
         node = world.do(Mknod(ROOT, b"n", kind | 0o600, 0x103, 1, 2)).node
-        assert node is not None and node.attr.mode == kind | 0o600
+        assert node is not None
+        assert node.attr.mode == kind | 0o600
         assert node.attr.rdev == (0x103 if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0)
         assert world.findings() == []
 
@@ -171,7 +181,8 @@ class TestMknod:
 class TestMkdir:
     def test_counts_in_its_parent(self, world: World) -> None:
         entry = world.do(Mkdir(ROOT, b"d", 0o7755, 1, 2))
-        assert entry.node is not None and entry.parent is not None
+        assert entry.node is not None
+        assert entry.parent is not None
         assert (entry.node.attr.nlink, entry.parent.nlink) == (2, 3)
         assert entry.node.attr.mode == 0o041755
         assert world.findings() == []
@@ -180,7 +191,8 @@ class TestMkdir:
         parent = directory(world)
         world.do(SetLayout(parent, LayoutSpec(stripe_count=2)))
         below = world.do(Mkdir(parent, b"b", 0o755, 0, 0)).node
-        assert below is not None and below.attr.flags == AttrFlag.DEFAULT_LAYOUT
+        assert below is not None
+        assert below.attr.flags == AttrFlag.DEFAULT_LAYOUT
         assert world.findings() == []
 
     def test_too_many_subdirectories(self, world: World) -> None:
@@ -193,10 +205,12 @@ class TestMkdir:
 class TestSymlink:
     def test_target_comes_with_every_reply(self, world: World) -> None:
         node = world.do(Symlink(ROOT, b"s", b"../x\xff", 1, 2)).node
-        assert node is not None and (node.data, node.attr.size, node.attr.mode) == (b"../x\xff", 5, 0o120777)
+        assert node is not None
+        assert (node.data, node.attr.size, node.attr.mode) == (b"../x\xff", 5, 0o120777)
         world.mdt.cache.clear()
         found = world.do(Lookup(ROOT, b"s")).node
-        assert found is not None and found.data == b"../x\xff"
+        assert found is not None
+        assert found.data == b"../x\xff"
 
     @pytest.mark.parametrize(
         ("target", "number"), [(b"", errno.ENOENT), (b"t" * 4096, errno.ENAMETOOLONG), (b"a\0", errno.EINVAL)]
@@ -210,7 +224,8 @@ class TestLink:
     def test_both_names_are_the_same_inode(self, world: World) -> None:
         fid = file(world)
         entry = world.do(Link(fid, ROOT, b"g"))
-        assert entry.node is not None and entry.node.attr.fid == fid
+        assert entry.node is not None
+        assert entry.node.attr.fid == fid
         assert (entry.node.attr.nlink, entry.node.attr.ctime_ns) == (2, world.now_ns)
         assert entry.node.attr.mtime_ns < world.now_ns
         assert (fid, None) in world.leases.changes

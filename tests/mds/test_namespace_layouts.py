@@ -15,7 +15,8 @@ class TestSetLayout:
         fid = file(world)
         world.do(SetLayout(fid, LayoutSpec(stripe_count=2, first_ost=3)))
         layout = world.do(GetLayout(fid)).layout
-        assert layout is not None and (layout.osts, layout.generation) == ((3, 0), 1)
+        assert layout is not None
+        assert (layout.osts, layout.generation) == ((3, 0), 1)
         assert (fid, None) in world.leases.changes
 
     def test_file_with_contents_or_objects_keeps_its_layout(self, world: World) -> None:

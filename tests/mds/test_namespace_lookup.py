@@ -16,7 +16,8 @@ class TestLookup:
         file(world)
         world.recall(1, 16)
         entry = world.do(Lookup(ROOT, b"f"), 2)
-        assert entry.node is not None and entry.node.lease == Lease.READ
+        assert entry.node is not None
+        assert entry.node.lease == Lease.READ
         assert (entry.parent_lease, entry.parent) == (Lease.READ, world.do(GetAttr(ROOT)).attr)
 
     def test_absent_name_is_an_answer_under_the_parents_lease(self, world: World) -> None:
@@ -27,14 +28,18 @@ class TestLookup:
         world.do(Lookup(ROOT, b"f"))
         fid = file(world)
         node = world.do(Lookup(ROOT, b"f")).node
-        assert node is not None and node.attr.fid == fid
+        assert node is not None
+        assert node.attr.fid == fid
 
     def test_brings_layout_and_contents_if_wanted(self, world: World) -> None:
         file(world, data=b"hello")
         plain = world.do(Lookup(ROOT, b"f")).node
         full = world.do(Lookup(ROOT, b"f", Want.LEASE | Want.LAYOUT | Want.DATA)).node
-        assert plain is not None and (plain.layout, plain.capability, plain.data) == (None, None, None)
-        assert full is not None and full.layout is not None and full.capability is not None
+        assert plain is not None
+        assert (plain.layout, plain.capability, plain.data) == (None, None, None)
+        assert full is not None
+        assert full.layout is not None
+        assert full.capability is not None
         assert full.data == b"hello"
 
     def test_without_lease_wanted_shows_what_is_held(self, world: World) -> None:
@@ -48,7 +53,7 @@ class TestLookup:
         fid = file(world)
         for request in (Lookup(ROOT, b"f"), GetAttr(fid)):
             with pytest.raises(Blocked) as caught:
-                world.do(request, 2)  # type: ignore[type-var]
+                world.do(request, 2)
             assert (caught.value.fid, caught.value.keep) == (fid, Lease.READ)
 
     def test_refusals(self, world: World) -> None:
@@ -66,7 +71,9 @@ class TestLookup:
     def test_sees_earlier_steps_of_the_batch(self, world: World) -> None:
         made = world.batched(Create(ROOT, b"a", 0o644, 0, 0, Mode.WRITE)).node
         found = world.batched(Lookup(ROOT, b"a")).node
-        assert made is not None and found is not None and found.attr == made.attr
+        assert made is not None
+        assert found is not None
+        assert found.attr == made.attr
         world.abandon()
         assert world.batched(Lookup(ROOT, b"a")).node is None
 

@@ -2,6 +2,8 @@
 
 import errno
 
+import pytest
+
 from nacrefs.common.fid import ROOT
 from nacrefs.common.wire import (
     Commit,
@@ -88,12 +90,9 @@ class TestUnlink:
 
     def test_another_sessions_write_lease_is_given_back_first(self, world: World) -> None:
         fid = file(world)
-        try:
+        with pytest.raises(Blocked) as caught:
             world.batched(Unlink(ROOT, b"f", fid), 2)
-        except Blocked as blocked:
-            assert (blocked.fid, blocked.keep) == (fid, Lease.NONE)
-        else:
-            raise AssertionError("not blocked")
+        assert (caught.value.fid, caught.value.keep) == (fid, Lease.NONE)
 
     def test_another_sessions_read_lease_may_hide_an_open(self, world: World) -> None:
         fid = file(world)

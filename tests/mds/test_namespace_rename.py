@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from nacrefs.common.fid import ROOT
-from nacrefs.common.wire import Create, GetParent, Lease, Link, Lookup, Mkdir, Mode, Rename, RenameFlag
+from nacrefs.common.wire import Create, GetParent, Lease, Link, Lookup, Mode, Rename, RenameFlag
 from nacrefs.mds.step import Blocked
 from tests.mds.actions import directory, failing, file, spill
 from tests.mds.world import World
@@ -55,13 +55,15 @@ class TestMove:
         file(world, b"a")
         victim = file(world, b"b")
         removed = world.do(Rename(ROOT, b"a", ROOT, b"b", expected=victim, opened=True)).removed
-        assert removed is not None and removed.orphan
+        assert removed is not None
+        assert removed.orphan
         assert (world.mdt.orphans(), world.findings()) == ([victim], [])
 
     def test_over_an_empty_directory(self, world: World) -> None:
         one, two = directory(world, b"1"), directory(world, b"2")
         renamed = world.do(Rename(ROOT, b"1", ROOT, b"2"))
-        assert renamed.removed is not None and renamed.removed.victim.fid == two
+        assert renamed.removed is not None
+        assert renamed.removed.victim.fid == two
         assert (found(world, ROOT, b"2"), renamed.parent.nlink) == (one, 3)
         assert world.findings() == []
 
@@ -69,7 +71,8 @@ class TestMove:
         one, two = directory(world, b"1"), directory(world, b"2")
         moved, replaced = below(world, one, b"x"), below(world, two, b"x")
         renamed = world.do(Rename(one, b"x", two, b"x"))
-        assert renamed.removed is not None and renamed.removed.victim.fid == replaced
+        assert renamed.removed is not None
+        assert renamed.removed.victim.fid == replaced
         assert (found(world, two, b"x"), renamed.parent.nlink, renamed.new_parent.nlink) == (moved, 2, 3)
         assert world.findings() == []
 
@@ -135,7 +138,8 @@ class TestExchange:
         node = world.do(Create(two, b"y", 0o644, 0, 0, Mode.CLOSED)).node
         assert node is not None
         renamed = world.do(Rename(one, b"x", two, b"y", EXCHANGE))
-        assert renamed.other is not None and renamed.removed is None
+        assert renamed.other is not None
+        assert renamed.removed is None
         assert (renamed.moved.fid, renamed.other.fid) == (inner, node.attr.fid)
         assert (renamed.parent.nlink, renamed.new_parent.nlink) == (2, 3)
         assert (found(world, one, b"x"), found(world, two, b"y")) == (node.attr.fid, inner)
@@ -160,4 +164,5 @@ class TestExchange:
     def test_name_with_itself(self, world: World) -> None:
         fid = file(world)
         renamed = world.do(Rename(ROOT, b"f", ROOT, b"f", EXCHANGE))
-        assert renamed.other is not None and renamed.other.fid == fid
+        assert renamed.other is not None
+        assert renamed.other.fid == fid

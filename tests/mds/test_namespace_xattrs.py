@@ -38,7 +38,8 @@ class TestStored:
     def test_the_attributes_say_whether_there_are_any(self, world: World) -> None:
         fid = file(world)
         node = world.do(SetXattr(fid, b"user.x", b""))
-        assert node.attr.flags & AttrFlag.XATTRS and node.attr.ctime_ns == world.now_ns
+        assert node.attr.flags & AttrFlag.XATTRS
+        assert node.attr.ctime_ns == world.now_ns
         assert not world.do(RemoveXattr(fid, b"user.x")).attr.flags & AttrFlag.XATTRS
         assert world.findings() == []
 
@@ -130,7 +131,8 @@ class TestComputed:
         fid = file(world)
         world.do(SetXattr(fid, b"nacre.layout", text))
         layout = world.do(GetLayout(fid)).layout
-        assert layout is not None and (layout.stripe_count, sorted(layout.osts)) == (2, [0, 1])
+        assert layout is not None
+        assert (layout.stripe_count, sorted(layout.osts)) == (2, [0, 1])
         assert world.do(GetXattr(fid, b"nacre.layout")).value.startswith(b"stripe_count=2 stripe_size=131072")
         world.do(RemoveXattr(parent, b"nacre.layout"))
         assert world.do(GetAttr(parent)).attr.flags == 0
