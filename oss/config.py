@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -21,6 +22,15 @@ class OstConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Most bytes that were written and are not yet on the disk for certain; writers wait when there are more."""
     flush_after: Duration = Duration(5)
     """How long an object that nobody syncs stays marked as changing; after a crash such objects are re-hashed."""
+
+
+class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the server says what it does."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """debug, info, warning or error."""
+    file: str = ""
+    """The log file; empty: standard error."""
 
 
 class OssConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,6 +55,7 @@ class OssConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     buffer_bytes: Size = Size(256 << 20)
     """Most memory for bytes that arrive or leave; requests wait when it is used up."""
     ost: OstConfig = OstConfig()
+    log: LogConfig = LogConfig()
 
     def check(self) -> None:
         """ValueError, naming the key and what is allowed, unless all values make sense together."""

@@ -3,13 +3,15 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
+from nacrefs.client.cli import run as nacre
 from nacrefs.common.auth import new_keyring, save_keyring
-from nacrefs.oss.cli import command
+
+Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
@@ -19,18 +21,25 @@ def keyring(tmp_path: Path) -> str:
     return str(path)
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(command, arguments)
-    return result.exit_code, result.output
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """`nacre oss …`: its exit code and what it printed."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        code = nacre(["oss", *arguments])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return run
 
 
-def test_format_says_what_it_made_and_refuses_to_do_it_twice(tmp_path: Path, keyring: str) -> None:
+def test_format_says_what_it_made_and_refuses_to_do_it_twice(tmp_path: Path, keyring: str, run: Run) -> None:
     ost = str(tmp_path / "ost")
     code, said = run("format", ost, "--keyring", keyring)
     assert (code, said.startswith(f"{ost}: OST ")) == (0, True)
     code, said = run("format", ost, "--keyring", keyring)
-    assert code == 1
-    assert said.startswith(f"nacre oss: {ost}: already an OST")
+    assert code == 6
+    assert said.startswith(f"nacre: {ost}: already an OST")
     assert said.count("\n") == 1
 
 
@@ -45,14 +54,14 @@ def test_format_says_what_it_made_and_refuses_to_do_it_twice(tmp_path: Path, key
         (["serve", "--config", "/nonexistent"], "/nonexistent"),
     ],
 )
-def test_wrong_usage_is_exit_code_2_and_names_what_is_wrong(arguments: list[str], text: str) -> None:
+def test_wrong_usage_is_exit_code_2_and_names_what_is_wrong(arguments: list[str], text: str, run: Run) -> None:
     code, said = run(*arguments)
     assert code == 2
     assert text in said
     assert "Traceback" not in said
 
 
-def test_config_file_is_strict(tmp_path: Path) -> None:
+def test_config_file_is_strict(tmp_path: Path, run: Run) -> None:
     config = tmp_path / "oss.toml"
     config.write_text("[ost]\nreserve = 5\n")
     code, said = run("serve", "--config", str(config))
@@ -61,19 +70,18 @@ def test_config_file_is_strict(tmp_path: Path) -> None:
     assert "reserve" in said
 
 
-def test_what_cannot_be_served_is_exit_code_1_and_one_line(tmp_path: Path, keyring: str) -> None:
+def test_what_cannot_be_served_is_one_line_with_an_exit_code_of_its_own(tmp_path: Path, keyring: str) -> None:
     common = ["--mds", "tcp://127.0.0.1:1", "--listen", "tcp://127.0.0.1:0", "--keyring", keyring]
-    program = [sys.executable, "-c", "from nacrefs.oss.cli import command; command()", "serve", *common]
-    result = subprocess.run([*program, "--ost", str(tmp_path / "x")], capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith(f"nacre oss: {tmp_path}/x: not an OST")
-    assert "Traceback" not in result.stderr
+    program = [sys.executable, "-m", "nacrefs.client.cli", "oss", "serve", "--ost", str(tmp_path / "x"), *common]
+    result = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert result.returncode == 3
+    assert result.stderr.startswith(f"nacre: {tmp_path}/x: not an OST")
+    assert result.stderr.count("\n") == 1
 
 
 def test_served_until_sigterm_and_stopped_cleanly(tmp_path: Path, keyring: str) -> None:
     ost = str(tmp_path / "ost")
-    assert run("format", ost, "--keyring", keyring)[0] == 0
-    program = [sys.executable, "-c", "from nacrefs.oss.cli import command; command()", "serve", "--ost", ost]
+    program = [sys.executable, "-m", "nacrefs.client.cli", "oss", "serve", "--format", "--ost", ost]
     options = ["--mds", "tcp://127.0.0.1:1", "--listen", "tcp://127.0.0.1:0", "--keyring", keyring]
     with subprocess.Popen([*program, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None

@@ -33,10 +33,8 @@ async def process(cluster: Cluster, mds: str, port: int) -> AsyncGenerator[async
     if not keyring.exists():
         save_keyring(keyring, cluster.keyring)
     options = ["--mds", mds, "--keyring", str(keyring), "--listen", f"tcp://127.0.0.1:{port}", "--ost", cluster.osts[0]]
-    program = "from nacrefs.oss.cli import command; command()"
-    oss = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", program, "serve", "--log-level", "warning", *options, stdout=asyncio.subprocess.PIPE
-    )
+    program = [sys.executable, "-m", "nacrefs.client.cli", "oss", "serve", "--log-level", "warning", *options]
+    oss = await asyncio.create_subprocess_exec(*program, stdout=asyncio.subprocess.PIPE)
     try:
         assert oss.stdout is not None
         assert (await oss.stdout.readline()).startswith(b"serving 1 OSTs")

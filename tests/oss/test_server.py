@@ -35,7 +35,7 @@ from nacrefs.common.wire import (
     Sync,
     Write,
 )
-from nacrefs.oss.config import OssConfig, OstConfig
+from nacrefs.oss.config import LogConfig, OssConfig, OstConfig
 from nacrefs.oss.label import format_target, read_label
 from nacrefs.oss.server import OssServer
 
@@ -260,6 +260,6 @@ def test_conf_file_is_complete_and_equal_to_the_defaults() -> None:
     path = Path(__file__).parents[2] / "conf" / "oss.toml"
     assert load_config(path, OssConfig) == OssConfig()
     text = path.read_text()
-    for struct in (OssConfig, OstConfig):
+    for struct in (OssConfig, OstConfig, LogConfig):
         for field in struct.__struct_fields__:
             assert f"\n{field} = " in text or f"[{field}]" in text
