@@ -130,8 +130,11 @@ def _counters(store: Store) -> Iterator[str]:
     if row is None:
         yield "the MDT has no row about itself"
         return
-    _, number, next_counter, next_session, _ = row
-    for (fid,) in store.fetchall("SELECT fid FROM inode"):
+    _, number, next_counter, next_session, files, _ = row
+    fids = store.fetchall("SELECT fid FROM inode")
+    if len(fids) != files:
+        yield f"the MDT says that it has {files} inodes but has {len(fids)}"
+    for (fid,) in fids:
         if fid != ROOT and not (fid_mdt(fid) == number and FIRST_FREE <= fid_counter(fid) < next_counter):
             yield f"{format_fid(fid)} was never given out"
     for (session,) in store.fetchall("SELECT id FROM session"):

@@ -32,7 +32,13 @@ def format_mdt(url: str, cluster: str, number: int, now_ns: int) -> None:
             _migrate(connection)
             connection.execute(
                 schema.mdt.insert().values(
-                    id=1, cluster=cluster, number=number, next_counter=FIRST_FREE, next_session=1, epoch=0
+                    id=1,
+                    cluster=cluster,
+                    number=number,
+                    next_counter=FIRST_FREE,
+                    next_session=1,
+                    files=1 if number == 0 else 0,
+                    epoch=0,
                 )
             )
             if number == 0:

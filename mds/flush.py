@@ -174,6 +174,9 @@ def _has_inline_row(inode: Inode) -> bool:
 
 def _flush_rest(tx: Tx, cursor: Cursor, statements: Statements) -> None:
     mdt = tx.mdt
+    files = len(tx.fresh) - len(tx.destroyed)
+    if files:
+        cursor.execute(statements.add_files, (files,))
     if tx.counters_moved:
         cursor.execute(statements.set_counters, (tx.counter_limit, mdt.next_session))
     ended = tx.ended_sessions

@@ -37,7 +37,7 @@ class Mdt:
         self.cache.clear()
         row = store.fetchone(statements.mdt)
         assert row is not None, "a formatted MDT has its row"
-        self.cluster, self.number, counter, self.next_session, _ = row
+        self.cluster, self.number, counter, self.next_session, self.files, _ = row
         self.next_counter = self.counter_limit = counter
         self.opens = {}
         for session, fid, mode in store.fetchall(statements.opens):
@@ -45,8 +45,6 @@ class Mdt:
         self.intents = {
             fid: Intent(fid, size, decode_layout(layout)) for fid, size, layout in store.fetchall(statements.intents)
         }
-        count = store.fetchone(statements.inode_count)
-        self.files = count[0] if count is not None else 0
 
     def sessions(self) -> list[SessionRecord]:
         """All sessions, oldest first."""

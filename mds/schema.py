@@ -32,6 +32,8 @@ mdt: Final = Table(
     Column("next_counter", Int64, nullable=False),
     # Session numbers from here on were never given out.
     Column("next_session", Int64, nullable=False),
+    # Number of inodes, so that nobody has to count them.
+    Column("files", Int64, nullable=False),
     # Grows when a server takes the MDT over. Every transaction checks it: a server that was replaced cannot commit.
     Column("epoch", Int64, nullable=False),
 )

@@ -8,7 +8,7 @@ dialect of one engine; its parameters stand in the order given beside it, which 
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, bindparam, delete, func, insert, literal_column, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, insert, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.engine import Dialect
@@ -64,7 +64,6 @@ class Statements:
             select(xattr.c.name, xattr.c.value).where(xattr.c.fid == key("fid")).order_by(xattr.c.name), "fid"
         )
         self.orphans = self._text(select(inode.c.fid).where(inode.c.nlink == literal_column("0")), "")
-        self.inode_count = self._text(select(func.count()).select_from(inode), "")
         self.opens = self._text(select(open_.c.session, open_.c.fid, open_.c.mode), "")
         # session, xid -> body
         self.reply = self._text(
@@ -83,13 +82,15 @@ class Statements:
         )
         self.intents = self._text(select(intent.c.fid, intent.c.size, intent.c.layout), "")
         self.mdt = self._text(
-            select(mdt.c.cluster, mdt.c.number, mdt.c.next_counter, mdt.c.next_session, mdt.c.epoch), ""
+            select(mdt.c.cluster, mdt.c.number, mdt.c.next_counter, mdt.c.next_session, mdt.c.files, mdt.c.epoch), ""
         )
         # The row stays locked until the commit, so a takeover waits for it (SQLite has one owner by its lock file).
         self.check_epoch = self._text(select(mdt.c.epoch).with_for_update(read=True), "")
 
         # --- the MDT's row
         self.take_over = self._text(update(mdt).values(epoch=mdt.c.epoch + literal_column("1")), "")
+        # number of inodes that are new, less those that are gone
+        self.add_files = self._text(update(mdt).values(files=mdt.c.files + key("d_files")), "d_files")
         # next_counter, next_session
         self.set_counters = self._text(
             update(mdt).values(next_counter=key("next_counter"), next_session=key("next_session")),

@@ -50,6 +50,7 @@ def tree(world: World) -> World:
         ("INSERT INTO destroy SELECT fid, layout FROM inode WHERE fid = 17", "objects are being destroyed"),
         ("UPDATE inode SET size = -1 WHERE fid = 17", "has size -1"),
         ("UPDATE mdt SET next_counter = 17", "was never given out"),
+        ("UPDATE mdt SET files = files + 1", "says that it has 7 inodes but has 6"),
         ("UPDATE mdt SET next_session = 2", "session 2 was never given out"),
         ("UPDATE inode SET layout = spec WHERE fid = 17", "is a file without one"),
     ],

@@ -28,7 +28,7 @@ def upgrade() -> None:
         "mdt",
         _integer("id", primary_key=True),
         _text("cluster"),
-        *(_integer(name) for name in ("number", "next_counter", "next_session", "epoch")),
+        *(_integer(name) for name in ("number", "next_counter", "next_session", "files", "epoch")),
     )
     op.create_table(
         "inode",
