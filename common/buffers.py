@@ -18,7 +18,7 @@ class BufferPool:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
         self._keep_bytes = limit_bytes if keep_bytes is None else keep_bytes
-        self._kept_bytes = 0
+        self.kept_bytes = 0
         self._free: dict[int, list[bytearray]] = {}
         self._out: set[int] = set()
         self._waiting: deque[Callable[[], None]] = deque()
@@ -34,7 +34,7 @@ class BufferPool:
         self.used_bytes += capacity
         free = self._free.get(capacity)
         if free:
-            self._kept_bytes -= capacity
+            self.kept_bytes -= capacity
             memory = free.pop()
         else:
             self._forget_kept()
@@ -44,10 +44,10 @@ class BufferPool:
 
     def _forget_kept(self) -> None:
         """Make room in memory for a new buffer: free ones of other sizes go, the largest first."""
-        while self._kept_bytes and self.used_bytes + self._kept_bytes > self.limit_bytes:
+        while self.kept_bytes and self.used_bytes + self.kept_bytes > self.limit_bytes:
             capacity = max(capacity for capacity, free in self._free.items() if free)
             self._free[capacity].pop()
-            self._kept_bytes -= capacity
+            self.kept_bytes -= capacity
 
     def give(self, buffer: memoryview) -> None:
         """Give back a buffer that `take` returned (any view of it), once. No view of it may be used any more."""
@@ -57,8 +57,8 @@ class BufferPool:
         self._out.remove(id(memory))
         capacity = len(memory)
         self.used_bytes -= capacity
-        if self._kept_bytes + capacity <= self._keep_bytes:
-            self._kept_bytes += capacity
+        if self.kept_bytes + capacity <= self._keep_bytes:
+            self.kept_bytes += capacity
             self._free.setdefault(capacity, []).append(memory)
         for _ in range(len(self._waiting)):
             if self.used_bytes >= self.limit_bytes:

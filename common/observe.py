@@ -35,7 +35,7 @@ class Tally:
         self.buckets = [0] * _BUCKETS
 
     def percentile_us(self, fraction: float) -> float:
-        """An upper bound of this percentile, in µs (a power of two)."""
+        """An upper bound of this percentile, in µs: a power of two (2^23 for all that took longer than 4 s)."""
         wanted, seen = fraction * self.count, 0
         for power, count in enumerate(self.buckets):
             seen += count
@@ -164,7 +164,7 @@ class Observatory:
             raise OSError(error.errno, f"cannot serve metrics at http://{host}:{port}: {error.strerror}") from None
         self._socket = listening
         loop.add_reader(listening.fileno(), self._visited)
-        return f"http://{host}:{listening.getsockname()[1]}"
+        return f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
 
     def _visited(self) -> None:
         """Somebody has connected for the first time."""
@@ -183,9 +183,9 @@ class Observatory:
         app.router.add_get("/health", self._serve_health)
         if self._extend is not None:
             self._extend(app)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
-        await web.SockSite(self._runner, listening, shutdown_timeout=1.0).start()
+        await web.SockSite(self._runner, listening).start()
         self._socket = None  # the runner's now
 
     async def stop(self) -> None:
@@ -203,11 +203,11 @@ class Observatory:
 
     async def _serve_metrics(self, request: "web.Request") -> "web.Response":
         from aiohttp import web
-        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
         registry = CollectorRegistry()
         registry.register(self._collector)
-        return web.Response(body=generate_latest(registry), content_type="text/plain")
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _serve_health(self, request: "web.Request") -> "web.Response":
         from aiohttp import web

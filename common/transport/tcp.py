@@ -21,8 +21,8 @@ log = logging.getLogger("nacre.rpc")
 
 CONNECT_S: Final = 10.0
 SEND_BUFFER_BYTES: Final = 512 * 1024
-"""The kernel takes twice that. Left to itself it queues so much on loopback that the bytes have left the CPU's cache when
-they are received: eight reads of 1 MiB in flight cost the receiver 370 µs of CPU each, and 140 to 230 µs with this."""
+"""The kernel takes twice that. Left to itself it queues so much on loopback that the bytes have left the CPU's cache
+when they are received: eight reads of 1 MiB in flight cost the receiver 370 µs of CPU each, 140 to 230 µs with this."""
 _IOV_MAX: Final = 512
 _RECEIVES_PER_TURN: Final = 4
 _ACCEPTS_PER_TURN: Final = 64
