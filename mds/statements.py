@@ -1,8 +1,9 @@
 """Every SQL statement that an MDT runs, built with SQLAlchemy Core and compiled once.
 
-SQLAlchemy's own execution costs 60-90 µs per statement here, the driver's 4-9 µs; so the text is made at start-up and
-run through the driver's cursor with a tuple of parameters. `Statements` is the list: each attribute is SQL text in the
-dialect of one engine; its parameters stand in the order given beside it, which is verified when it is compiled.
+SQLAlchemy's own execution costs about ten times the driver's (docs/adr/0002-sql-store.md); so the text is made at
+start-up and run through the driver's cursor with a tuple of parameters. `Statements` is the list: each attribute is SQL
+text in the dialect of one engine; its parameters stand in the order given beside it, which is verified when it is
+compiled.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """The wire's flags as plain integers.
 
-`&` and `|` of an IntFlag run Python code, 1.5 µs each here; a create met six of them. So the operations turn a
-request's flags into an int once and test it against these.
+`&` and `|` of an IntFlag run Python code, 0.6 µs and more each: without them a create costs 28 µs instead of 39. So
+the operations turn a request's flags into an int once and test it against these.
 """
 
 from typing import Final
