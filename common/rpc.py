@@ -13,7 +13,7 @@ import errno
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -160,7 +160,7 @@ class Peer:
         self._loop = asyncio.get_running_loop()
         self._pending: dict[int, _Pending] = {}
         self._xids = itertools.count(1)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._sweeping = False
         # What follows is about the link that frames come from: `link`, or one that is still being greeted.
         self._carrier: Link | None = None
@@ -357,21 +357,29 @@ class Peer:
         if answer is LATER:
             return
         if is_later(answer):
-            task: asyncio.Task[Any] = self._loop.create_task(answer)
+            task = self._loop.create_task(self._finish(call, answer))
             self._tasks.add(task)
-            task.add_done_callback(partial(self._finished, call))
+            task.add_done_callback(partial(self._finished, call, answer))
         else:
             call.reply(answer)
 
-    def _finished(self, call: Call, task: "asyncio.Task[Any]") -> None:
-        """Answer what a task has worked out. (A task that is cancelled before its first step ends here, too.)"""
-        self._tasks.discard(task)
-        if task.cancelled():
+    async def _finish(self, call: Call, answer: Coroutine[Any, Any, Message]) -> None:
+        """Answer in the very step in which the handler returns: nothing that is asked later may overtake the answer."""
+        try:
+            reply = await answer
+        except asyncio.CancelledError:
             call.fail(OSError(errno.ESHUTDOWN, "server is shutting down"))
-        elif (error := task.exception()) is not None:
+            raise
+        except Exception as error:
             call.fail(error)
         else:
-            call.reply(task.result())
+            call.reply(reply)
+
+    def _finished(self, call: Call, answer: Coroutine[Any, Any, Message], task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not call.answered:  # cancelled before its first step
+            answer.close()
+            call.fail(OSError(errno.ESHUTDOWN, "server is shutting down"))
 
     def _refuse(self, frame: Frame, link: Link, error: OSError) -> None:
         log.warning("%s: %s", self.name, error.strerror)

@@ -327,6 +327,27 @@ async def test_an_answer_may_come_later_and_out_of_order(scheme: str) -> None:
         assert (await futures[1]).report == b"1"
 
 
+async def test_nothing_that_is_asked_after_a_handler_returns_overtakes_its_answer(both: Ends) -> None:
+    order: list[str] = []
+
+    async def recalled(request: Recall, call: Call) -> Recalled:
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon(remote.call, Inspect(""))
+        return Recalled(())
+
+    def inspected(request: Inspect, call: Call) -> Inspection:
+        order.append("asked later")
+        return Inspection(b"")
+
+    remote = await both.connected({Recall: recalled})
+    peer = both.peer
+    peer.service = {**HANDLERS, Inspect: inspected}
+    peer.absorb = lambda request, reply: order.append("answer")
+    await peer.call(Recall(()))
+    await until(lambda: len(order) == 2)
+    assert order == ["answer", "asked later"]
+
+
 async def test_a_second_answer_is_logged_and_dropped(both: Ends, caplog: pytest.LogCaptureFixture) -> None:
     released: list[int] = []
 
