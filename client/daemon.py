@@ -66,6 +66,8 @@ def _run(work: Callable[[Ready], None], pipe: int, log: int) -> None:
             os.dup2(source, number)
         os.close(null)
         os.close(log)
+        sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         os.chdir("/")
         work(lambda: tell(_READY))
         code = 0

@@ -136,6 +136,8 @@ def _config_of(mds: str, given: dict[str, str], subtree: str, keyring: str | Non
     if "memory" in given:
         cache = replace(cache, memory_bytes=parse_size(given["memory"]))
     if "inodes" in given:
+        if not (given["inodes"].isascii() and given["inodes"].isdigit()):
+            raise ValueError(f"inodes={given['inodes']} is not a number")
         cache = replace(cache, inodes=int(given["inodes"]))
     if "ahead" in given:
         read = replace(read, ahead_bytes=parse_size(given["ahead"]))
