@@ -85,7 +85,8 @@ class Role(enum.IntEnum):
 
 class Attr(Message, frozen=True, array_like=True, gc=False):
     """An inode's attributes, as `stat` shows them. `blocks` counts 512-byte units. `change` grows with every change of
-    anything here. `flags`: see `AttrFlag`."""
+    anything here; 0 in a reply says that they are out of date already and must not be remembered (in replies about
+    names: on a directory's attributes, that the names must not be remembered either). `flags`: see `AttrFlag`."""
 
     fid: int
     mode: int
@@ -125,7 +126,7 @@ class Capability(Message, frozen=True, array_like=True, gc=False):
 class Node(Message, frozen=True, array_like=True, gc=False):
     """An inode as a client may use it: attributes, the lease granted with them, and what was wanted besides.
 
-    `data` is the whole contents of an inline file, or a symlink's target. `shared` says that several sessions have the
+    `data` is the whole contents of an inline file (if shorter than its size, the rest is a hole), or a symlink's target. `shared` says that several sessions have the
     file open and one of them writes: nobody caches it, I/O goes straight to the OSTs.
     """
 
@@ -265,9 +266,11 @@ class Reclaimed(Message, frozen=True, array_like=True, gc=False):
 
 
 class Reclaim(Request[Reclaimed], frozen=True, array_like=True, tag=4):
-    """After an MDS restart, in its grace term: what the client held before."""
+    """After an MDS restart, in its grace term: what the client held before. `more`: another request with the rest
+    follows."""
 
     holdings: tuple[Holding, ...]
+    more: bool = False
 
 
 class Yield(Request[Done], frozen=True, array_like=True, tag=5):
