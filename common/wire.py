@@ -126,7 +126,8 @@ class Capability(Message, frozen=True, array_like=True, gc=False):
 class Node(Message, frozen=True, array_like=True, gc=False):
     """An inode as a client may use it: attributes, the lease granted with them, and what was wanted besides.
 
-    `data` is the whole contents of an inline file (if shorter than its size, the rest is a hole), or a symlink's target. `shared` says that several sessions have the
+    `data` is the whole contents of an inline file (where shorter than its size, the rest is a hole), or a symlink's
+    target. `shared` says that several sessions have the
     file open and one of them writes: nobody caches it, I/O goes straight to the OSTs.
     """
 
