@@ -65,6 +65,7 @@ class Inode:
 
     __slots__ = (
         "attr",
+        "before",
         "capability",
         "ceiling",
         "cold",
@@ -97,6 +98,8 @@ class Inode:
         self.attr: Attr | None = None
         self.lease = NONE
         self.ceiling = WRITE
+        self.before = NONE
+        """the lease held when giving back began"""
         self.lowering = 0
         """how many givings-back are under way that keep the ceiling down"""
         self.shared = False
@@ -134,6 +137,8 @@ class Inode:
 
     def lower(self, lease: int) -> None:
         """Begin to give back what is above `lease`: it counts no more, nor do grants above it that cross, until `lowered`."""
+        if not self.lowering:
+            self.before = self.lease
         self.lowering += 1
         self.ceiling = min(self.ceiling, lease)
         if self.lease > lease:
@@ -146,6 +151,12 @@ class Inode:
         self.lowering -= 1
         if not self.lowering:
             self.ceiling = WRITE
+
+    @property
+    def claimed(self) -> int:
+        """The lease that the MDS may think we hold: what is being given back counts until it has answered. A Commit that is
+        sent again after its restart needs the right under which its data was written."""
+        return max(self.before, self.lease) if self.lowering else self.lease
 
     def begin_mutation(self) -> None:
         """A change of this directory's entries is in service from now on."""
@@ -273,7 +284,11 @@ class Cache:
             inode.lease = lease
         if attr is not None:
             known = inode.attr
-            if known is None or attr.change >= known.change:
+            if not attr.change:  # out of date when it was sent
+                inode.stale = True
+                if known is None:
+                    inode.attr = attr
+            elif known is None or attr.change >= known.change:
                 inode.attr = attr
                 inode.stale = False
         return inode
@@ -287,7 +302,7 @@ class Cache:
             inode.capability = new
         if node.layout is not None:
             inode.layout = node.layout
-        if node.data is not None and inode.lease:
+        if node.data is not None and inode.lease and inode.attr is node.attr:  # not older than what we know
             inode.data = node.data
         elif not node.attr.flags & AttrFlag.INLINE and stat.S_ISREG(node.attr.mode):
             inode.data = None
@@ -299,7 +314,7 @@ class Cache:
     def _set_attr(self, request: SetAttr, reply: Node) -> None:
         inode = self.node(reply)
         if request.valid & 8 and reply.data is None and inode.data is not None:  # Set.SIZE
-            inode.data = inode.data[: request.size].ljust(request.size, b"\0")
+            inode.data = inode.data[: request.size]
 
     def _open(self, request: Open, reply: Node) -> None:
         inode = self.node(reply)
@@ -327,11 +342,13 @@ class Cache:
     def _entry(self, parent: int, name: bytes, reply: Entry) -> None:
         node = reply.node
         directory = self.grant(parent, reply.parent, reply.parent_lease)
-        if node is None:
-            directory.set_name(name, 0)
+        inode = self.node(node) if node is not None else None
+        if reply.parent_lease:
+            directory.set_name(name, 0 if inode is None else inode.fid)
+        else:  # whatever we hold: the answer was overtaken by a change, or is given for a second time
+            directory.forget_names((name,))
+        if node is None or inode is None:
             return
-        inode = self.node(node)
-        directory.set_name(name, inode.fid)
         if node.attr.mode & 0o170000 == 0o040000:
             inode.parent = parent
 
@@ -347,17 +364,24 @@ class Cache:
                 made.complete = True
 
     def _unnamed(self, directory: Inode, name: bytes, removed: Removed) -> None:
-        directory.set_name(name, 0)
+        self._name(directory, name, 0, removed.parent)
         victim = self.inodes.get(removed.victim.fid)
         if victim is None:
             return
-        if not victim.attr or removed.victim.change >= victim.attr.change:
-            victim.attr = removed.victim
+        self.grant(victim.fid, removed.victim, NONE)
         is_directory = stat.S_ISDIR(removed.victim.mode)
         if (is_directory or not removed.victim.nlink) and not removed.orphan:
             victim.gone = True
             if victim.file is None and not victim.recall:
                 self.drop(victim)
+
+    @staticmethod
+    def _name(directory: Inode, name: bytes, fid: int, attr: Attr) -> None:
+        """Remember what a name stands for, if the directory's attributes that came along are not out of date."""
+        if attr.change:
+            directory.set_name(name, fid)
+        else:
+            directory.forget_names((name,))
 
     def _removed(self, request: Unlink | Rmdir, reply: Removed) -> None:
         directory = self.grant(request.parent, reply.parent, NONE)
@@ -372,12 +396,12 @@ class Cache:
         other = reply.other
         if other is not None:
             self.grant(other.fid, other, NONE).parent = request.parent
-            old.set_name(request.name, other.fid)
+            self._name(old, request.name, other.fid, reply.parent)
         elif reply.removed is None and reply.moved.nlink > 1 and not stat.S_ISDIR(reply.moved.mode):
             old.forget_names((request.name,))  # if both names stood for this inode, both are still there
         else:
-            old.set_name(request.name, 0)
-        new.set_name(request.new_name, moved.fid)
+            self._name(old, request.name, 0, reply.parent)
+        self._name(new, request.new_name, moved.fid, reply.new_parent)
         moved.parent = request.new_parent
 
     def _listing(self, request: Readdir, reply: Listing) -> None:

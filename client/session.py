@@ -143,7 +143,8 @@ class Session:
         if reply.resumed and reply.grace and self.holder is not None:
             holdings = self.holder.holdings()
             for at in range(0, max(1, len(holdings)), RECLAIM_MAX):
-                answer = await self.mds.ask_now(Reclaim(tuple(holdings[at : at + RECLAIM_MAX])))
+                part = tuple(holdings[at : at + RECLAIM_MAX])
+                answer = await self.mds.ask_now(Reclaim(part, more=at + RECLAIM_MAX < len(holdings)))
                 for holding in answer.holdings:
                     self.holder.reclaimed(holding)
 

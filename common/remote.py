@@ -99,6 +99,14 @@ class Server:
         if self.on_gone is not None:
             self.on_gone(peer)
 
+    def drop(self, reason: str) -> None:
+        """Stop listening and drop all peers, at once."""
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        for peer in list(self.peers):
+            peer.close(reason)
+
     async def close(self) -> None:
         """Stop listening, drop all peers, and wait for their handlers."""
         for listener in self._listeners:

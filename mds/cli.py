@@ -128,9 +128,14 @@ async def _serve(settings: MdsConfig) -> None:
     click.echo(f"serving MDT {settings.mdt} at {server.url}")
     sys.stdout.flush()
     log.info("serving MDT %d at %s, metrics at %s", settings.mdt, server.url, server.metrics_url or "no address")
-    await stop.wait()
+    waiting = {loop.create_task(stop.wait()), loop.create_task(server.failed.wait())}
+    _, pending = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
     log.info("stopping")
     await server.stop()
+    if server.failure is not None:
+        raise server.failure
 
 
 def _settings(config: str | None, given: dict[str, Any]) -> MdsConfig:

@@ -1,11 +1,13 @@
 """Merged transactions: requests that arrive together are executed in order and committed as one.
 
-    queue → one batch: each request's step against one `Tx` → recalls go out → flush, commit (another thread)
+    queue → one batch: each request's step against one `Tx` → flush → recalls go out → commit (another thread)
           → publish → replies, each as soon as its recalls have been answered too
 
 While a commit is in flight the next batch forms, and reads of committed state that the batch did not touch are served.
-A step that fails before it writes leaves no trace. If one fails after it has written, which is a bug, the batch is run again without it.
-A failed commit fails its whole batch with EIO and drops the caches.
+A step that fails before it writes leaves no trace. If one fails after it has written, which is a bug, the batch is run
+again without it. If SQL refuses a batch, its requests are run again one by one, so that each gets the answer it deserves.
+A failed commit fails its whole batch with EIO and drops the caches. A database that is lost, or another server's, ends
+all service: nobody gets an answer, so clients ask again where it is served next (docs/adr/0007).
 """
 
 import asyncio
@@ -13,14 +15,17 @@ import errno
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
 from nacrefs.common.rpc import Call
-from nacrefs.common.wire import Lease, Message
+from nacrefs.common.wire import Attr, Lease, Message
 from nacrefs.mds import flush
+from nacrefs.mds.engine import NotTheOwner
+from nacrefs.mds.late import corrected
 from nacrefs.mds.leases import Busy, Change, LeaseTable, LeaseView
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.records import Intent
@@ -37,23 +42,33 @@ TRIM_EVERY: Final = 64
 
 _encode = msgspec.msgpack.Encoder().encode
 Operation = Callable[[Step, Any], Any]
+Undo = list[tuple[int, int, Lease]]
 
 
 class Work:
     """One request on its way: what to do, for whom, and where the answer goes."""
 
     __slots__ = (
-        "after", "call", "changes", "claimed", "error", "intents", "operation", "outstanding", "reply", "request", "session", "settled",
+        "after", "again", "call", "changes", "claimed", "error", "intents", "operation", "outstanding", "reads", "reply",
+        "request", "seen", "session", "session_id", "settled",
     )  # fmt: skip
 
-    def __init__(self, operation: Operation, request: Any, session: Session | None, call: Call | None) -> None:
+    def __init__(
+        self, operation: Operation, request: Any, session: Session | None, call: Call | None, reads: bool = False
+    ) -> None:
         self.operation = operation
         self.request = request
         self.session = session
+        self.session_id = 0 if session is None else session.id
+        """The requester; 0 for the MDS itself."""
         self.call = call
-        self.changes: list[Change] = []
+        self.reads = reads
+        """It only reads, as far as is known: it need not wait for a batch."""
+        self.again = False
+        """It answers a request that has had its effect: the reply is stored already."""
+        self.changes: list[Change] | None = None
         """What its step changed."""
-        self.intents: list[Intent] = []
+        self.intents: list[Intent] | None = None
         """Truncations of objects that its step wants."""
         self.after: Callable[[Work], bool] | None = None
         """Looks at the reply before it goes out; True if it will call `finish` again itself, later."""
@@ -61,35 +76,12 @@ class Work:
         """The fid whose leases this request has waited for, and may take now."""
         self.outstanding = 0
         """Recalls and truncations that must end before the reply."""
+        self.seen = 0
+        """How many recalls the requester had been sent when the step was executed."""
         self.reply: Message | None = None
         self.error: Exception | None = None
         self.settled: asyncio.Future[Any] | None = None
         """For the MDS's own steps: where the result goes instead of a call."""
-
-    @property
-    def session_id(self) -> int:
-        """The requester; 0 for the MDS itself."""
-        return 0 if self.session is None else self.session.id
-
-    def finish(self) -> None:
-        """Give the answer to whoever asked."""
-        after, self.after = self.after, None
-        if after is not None and self.error is None and after(self):
-            return
-        session, call = self.session, self.call
-        if call is not None:
-            if session is not None:
-                session.in_flight.pop(call.xid, None)
-            if self.error is not None:
-                call.fail(self.error)
-            else:
-                assert self.reply is not None
-                call.reply(self.reply)
-        elif self.settled is not None and not self.settled.done():
-            if self.error is not None:
-                self.settled.set_exception(self.error)
-            else:
-                self.settled.set_result(self.reply)
 
 
 def _refuse_gone(work: Work) -> None:
@@ -108,6 +100,8 @@ class Committer:
         self._jobs: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="mdt-commit")
         self._thread.start()
+        self.seconds = 0.0
+        """How long commits took, all together."""
 
     def commit(self) -> None:
         """Commit what has been flushed, and report on the event loop."""
@@ -121,10 +115,14 @@ class Committer:
     def _run(self) -> None:
         while self._jobs.get():
             error: OSError | None = None
+            began = time.perf_counter()
             try:
                 self._mdt.store.commit()
             except OSError as failure:
                 error = failure
+            except Exception as failure:  # a driver's bug must not end the thread
+                error = OSError(errno.EIO, f"{type(failure).__name__}: {failure}")
+            self.seconds += time.perf_counter() - began
             self._loop.call_soon_threadsafe(self._done, error)
 
 
@@ -132,8 +130,9 @@ class Journal:
     """The batches of one MDT.
 
     `make_step(tx, view, session)` surrounds a request. `on_changes(works)` sends the recalls of a batch and counts them in
-    its works' `outstanding`; `on_park(work, blocked)` arranges that a blocked request runs again (by `read`);
-    `on_written(tx, works)` hears of each batch that has become durable, before its replies go out.
+    its works' `outstanding`; `on_park(work, blocked)` arranges that a blocked request runs `again`;
+    `on_written(tx, works)` hears of each batch that has become durable, before its replies go out; `on_lost(error)` hears,
+    once, that nothing can be served any more.
     """
 
     def __init__(
@@ -144,6 +143,7 @@ class Journal:
         on_changes: Callable[[list[Work]], None],
         on_park: Callable[[Work, Blocked], None],
         on_written: Callable[[Tx, list[Work]], None],
+        on_lost: Callable[[OSError], None],
     ) -> None:
         self._mdt = mdt
         self._leases = leases
@@ -151,15 +151,19 @@ class Journal:
         self._on_changes = on_changes
         self._on_park = on_park
         self._on_written = on_written
+        self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._queue: list[Work] = []
-        self._waiting_reads: list[Work] = []
+        self._singly = 0
+        """How many requests at the head of the queue are executed in a batch of their own."""
+        self._waiting: list[Work] = []
         self._planned = False
-        self._in_flight: tuple[Tx, list[Work], list[tuple[int, int, Lease]]] | None = None
+        self._in_flight: tuple[Tx, list[Work], Undo] | None = None
         self._reading = Tx(mdt, writable=False)
         self._committer = Committer(mdt, self._committed)
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
+        self._closed: OSError | None = None
         self.batches = 0
         self.batched = 0
 
@@ -167,30 +171,53 @@ class Journal:
 
     def read(self, work: Work) -> None:
         """Run a step that only reads, now if it can be; one that turns out to write joins the next batch."""
-        view = LeaseView(self._leases, work.session_id, self._mdt.opens)
+        undo: Undo = []
+        view = LeaseView(self._leases, work.session_id, self._mdt.opens, None, undo)
+        session = work.session
         try:
-            _refuse_gone(work)
+            if session is not None:
+                if session.gone:
+                    _refuse_gone(work)
+                work.seen = session.recalls_sent
             work.reply = work.operation(self._make_step(self._reading, view, work.session_id), work.request)
         except NeedsBatch:
+            self._undo(undo)
             self.submit(work)
             return
         except Busy:
-            self._waiting_reads.append(work)
+            self._undo(undo)
+            self._waiting.append(work)
             return
         except Blocked as blocked:
+            self._undo(undo)
             self._release_claim(work)
             self._on_park(work, blocked)
             return
         except Exception as error:
+            self._undo(undo)
+            if self._mdt.store.lost:
+                self._lose(error, [work])
+                return
             work.error = error
-        self._release_claim(work)
-        work.finish()
+        if work.claimed:
+            self._release_claim(work)
+        self.finish(work)
 
     def submit(self, work: Work) -> None:
         """Run a step in the next batch."""
+        if self._closed is not None:
+            self._drop(work, self._closed)
+            return
         self._queue.append(work)
         self._idle.clear()
         self._plan()
+
+    def again(self, work: Work) -> None:
+        """Run a request that had to wait, from its start."""
+        if work.reads:
+            self.read(work)
+        else:
+            self.submit(work)
 
     def submit_own(self, operation: Callable[[Step], Any]) -> "asyncio.Future[Any]":
         """Run a step of the MDS's own in the next batch; a future of its result, there when it is durable."""
@@ -199,16 +226,39 @@ class Journal:
         self.submit(work)
         return work.settled
 
-    def retry_reads(self) -> None:
-        """Something that reads were waiting for has ended."""
-        waiting, self._waiting_reads = self._waiting_reads, []
-        for work in waiting:
-            self.read(work)
+    def retry(self) -> None:
+        """Something that requests were waiting for has ended."""
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for work in waiting:
+                self.again(work)
 
     @property
     def queued(self) -> int:
         """Requests that wait for a batch or for a commit."""
-        return len(self._queue) + len(self._waiting_reads)
+        return len(self._queue) + len(self._waiting)
+
+    def check_owner(self) -> None:
+        """Notice that another server has taken the MDT over, or that the database is gone, although nothing is written."""
+        if self._closed is None:
+            store = self._mdt.store
+            try:
+                row = store.fetchone(store.statements.mdt)
+                if row is not None and row[-1] != store.epoch:
+                    raise NotTheOwner(errno.ESTALE, f"another MDS has taken over this MDT ({store.name})")
+            except OSError as error:
+                if isinstance(error, NotTheOwner) or store.lost:
+                    self._lose(error, [])
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is executed any more."""
+        return self._closed is not None
+
+    @property
+    def commit_seconds(self) -> float:
+        """How long commits took, all together."""
+        return self._committer.seconds
 
     def _plan(self) -> None:
         if self._in_flight is None and not self._planned:
@@ -219,81 +269,97 @@ class Journal:
 
     def _run_batch(self) -> None:
         self._planned = False
-        if self._in_flight is not None:
+        if self._in_flight is not None or self._closed is not None:
             return
-        works, self._queue = self._queue[:BATCH_MAX], self._queue[BATCH_MAX:]
+        size = 1 if self._singly else BATCH_MAX
+        works, self._queue = self._queue[:size], self._queue[size:]
+        self._singly = max(0, self._singly - len(works))
         while works:
             tx = Tx(self._mdt)
-            undo: list[tuple[int, int, Lease]] = []
-            done, culprit = self._execute(tx, works, undo)
+            undo: Undo = []
+            done, parked, culprit = self._execute(tx, works, undo)
             if culprit is None:
-                break
-            self._undo(undo)
-            flush.discard(tx)
+                self._to_commit(tx, done, parked, undo)
+                return
+            self._take_back(tx, works, undo)
             works.remove(culprit)
             self._release_claim(culprit)
-            culprit.finish()
-        else:
-            self._rest()
+            self.finish(culprit)
+        self._rest()
+
+    def _to_commit(self, tx: Tx, done: list[Work], parked: list[Work], undo: Undo) -> None:
+        """What was executed becomes durable; what could not be waits."""
+        if any(work.error is not None for work in done) and self._mdt.store.lost:
+            self._lose(OSError(errno.EIO, f"cannot reach the MDT database {self._mdt.store.name}"), done)
             return
-        parked = [work for work in works if work not in done]
         if not tx.writes:
             for work in done:
                 self._release_claim(work)
-                work.finish()
-            self._after_batch(parked)
+                self.finish(work)
+            self._park(parked)
+            self._rest()
+            return
+        try:
+            flush.flush(tx)
+        except Exception as error:
+            self._refused(tx, done, undo, error)
+            self._park(parked)
+            self._rest()
             return
         self.batches += 1
         self.batched += len(done)
-        try:
-            flush.flush(tx)
-        except OSError as error:
-            self._undo(undo)
-            self._fail(tx, done, error, unknown=False)
-            self._after_batch(parked)
-            return
-        self._leases.busy = tx.touched.union(change.fid for work in done for change in work.changes)
+        busy = {change.fid for work in done if work.changes for change in work.changes}
+        busy |= tx.touched
+        busy.update(fid for fid, session, before in undo if before > self._leases.held(fid, session))
+        self._leases.busy = busy
         self._in_flight = (tx, done, undo)
         for work in done:
             work.outstanding += 1
         self._on_changes(done)
         self._committer.commit()
-        self._park_again(parked)
+        self._park(parked)
 
-    def _execute(self, tx: Tx, works: list[Work], undo: list[tuple[int, int, Lease]]) -> tuple[list[Work], Work | None]:
-        """Run the steps: those that have an answer now, and the one (if any) that broke after it had written."""
+    def _execute(self, tx: Tx, works: list[Work], undo: Undo) -> tuple[list[Work], list[Work], Work | None]:
+        """Run the steps: those that have an answer now, those that must wait, and the one (if any) that broke after it had
+        written."""
         done: list[Work] = []
+        parked: list[Work] = []
+        leases, opens = self._leases, self._mdt.opens
         for work in works:
-            before, intents = tx.writes, len(tx.new_intents)
+            before, intents, undone = tx.writes, len(tx.new_intents), len(undo)
+            session = work.session
             work.reply = work.error = None
-            work.changes = []
-            view = LeaseView(self._leases, work.session_id, self._mdt.opens, work.changes, undo)
+            changes: list[Change] = []
+            work.changes = changes
+            work.intents = None
+            view = LeaseView(leases, work.session_id, opens, changes, undo)
             try:
-                _refuse_gone(work)
-                reply = work.operation(self._make_step(tx, view, work.session_id), work.request)
-            except (Blocked, Busy) as blocked:
-                assert tx.writes == before, "a step blocks before it writes"
-                work.changes = []
-                work.error = blocked
-                continue
-            except OSError as error:
-                work.error = error
+                if session is not None:
+                    if session.gone:
+                        _refuse_gone(work)
+                    work.seen = session.recalls_sent
+                reply = work.reply = work.operation(self._make_step(tx, view, work.session_id), work.request)
                 if tx.writes != before:
-                    log.error("a step failed after it had written: %r", work.request, exc_info=error)
-                    return done, work
-                work.changes = []
+                    if len(tx.new_intents) != intents:
+                        work.intents = tx.new_intents[intents:]
+                        for intent in work.intents:
+                            leases.begin_truncation(intent.fid)
+                    if session is not None and work.call is not None and not work.again:
+                        self._keep_reply(tx, session, work.call, reply)
+                done.append(work)
+                continue
             except Exception as error:
                 work.error = error
+                work.changes = None
                 if tx.writes != before:
-                    return done, work
-                work.changes = []
+                    log.error("a step failed after it had written: %r", work.request, exc_info=error)
+                    return done, parked, work
+            self._undo(undo, undone)
+            if isinstance(work.error, Blocked | Busy):
+                parked.append(work)
             else:
-                work.reply = reply
-                work.intents = tx.new_intents[intents:]
-                if tx.writes != before and work.session is not None and work.call is not None:
-                    self._keep_reply(tx, work.session, work.call, reply)
-            done.append(work)
-        return done, None
+                done.append(work)
+        return done, parked, None
 
     def _keep_reply(self, tx: Tx, session: Session, call: Call, reply: Message) -> None:
         tx.store_reply(session.id, call.xid, _encode(reply))
@@ -303,21 +369,17 @@ class Journal:
             session.trimmed = session.oldest
             tx.trim_replies(session.id, session.oldest)
 
-    def _park_again(self, parked: list[Work]) -> None:
+    def _park(self, parked: list[Work]) -> None:
         for work in parked:
             blocked, work.error = work.error, None
             self._release_claim(work)
             if isinstance(blocked, Blocked):
                 self._on_park(work, blocked)
             else:
-                self._waiting_reads.append(work)  # `read` sends it back here by NeedsBatch once it may run
-
-    def _after_batch(self, parked: list[Work]) -> None:
-        self._park_again(parked)
-        self._rest()
+                self._waiting.append(work)
 
     def _rest(self) -> None:
-        if self._queue:
+        if self._queue and self._closed is None:
             self._plan()
         elif self._in_flight is None:
             self._idle.set()
@@ -328,43 +390,149 @@ class Journal:
         assert self._in_flight is not None
         (tx, works, undo), self._in_flight = self._in_flight, None
         self._leases.busy = set()
-        if error is not None:
-            log.error("commit failed, %d requests fail with it: %s", len(works), error)
-            self._undo(undo)
-            self._fail(tx, works, OSError(errno.EIO, f"the metadata could not be made durable: {error.strerror}"), True)
-        else:
+        if error is None:
             flush.publish(tx)
             self._on_written(tx, works)
             for work in works:
                 self._release_claim(work)
                 self.settle(work)
-        self.retry_reads()
+        elif self._mdt.store.lost:
+            self._lose(error, works)
+        else:
+            self._uncommitted(tx, works, undo, error)
+        self.retry()
         self._rest()
+
+    def _uncommitted(self, tx: Tx, works: list[Work], undo: Undo, error: OSError) -> None:
+        log.error("commit failed, %d requests fail with it: %s", len(works), error.strerror)
+        # Only what was taken from a session is given back to it: what it was given, later answers may have told it of.
+        for fid, session, before in reversed(undo):
+            if before > self._leases.held(fid, session):
+                self._leases.set(fid, session, before)
+        self._end_truncations(works)
+        number = errno.ENOSPC if error.errno == errno.ENOSPC else errno.EIO
+        failure = OSError(number, f"the metadata could not be made durable: {error.strerror}")
+        try:
+            flush.discard(tx, unknown=True)
+        except OSError as unreadable:
+            self._lose(unreadable, works)
+            return
+        self._fail(works, failure)
 
     def settle(self, work: Work) -> None:
         """One of the things that a work's reply waits for has ended."""
         work.outstanding -= 1
         if not work.outstanding:
-            work.finish()
+            self.finish(work)
 
-    def _fail(self, tx: Tx, works: list[Work], error: OSError, unknown: bool) -> None:
-        flush.discard(tx, unknown)
+    def _refused(self, tx: Tx, done: list[Work], undo: Undo, error: Exception) -> None:
+        """SQL does not take this batch: each of its requests is tried alone, the one that is at fault fails."""
+        self._take_back(tx, done, undo)
+        if isinstance(error, NotTheOwner) or self._mdt.store.lost:
+            self._lose(error, done)
+        elif len(done) > 1:
+            log.warning("a batch of %d requests was refused, trying them one by one: %s", len(done), error)
+            self._queue[:0] = done
+            self._singly = len(done)
+        else:
+            if not isinstance(error, OSError):
+                log.error("a request could not be written: %r", done[0].request, exc_info=error)
+                error = OSError(errno.EINVAL, f"the request holds a value that cannot be stored: {error}")
+            self._fail(done, error)
+
+    def _take_back(self, tx: Tx, works: list[Work], undo: Undo) -> None:
+        """A batch that nobody has heard of does not happen."""
+        self._undo(undo)
+        self._end_truncations(works)
+        flush.discard(tx)
+
+    def _undo(self, undo: Undo, start: int = 0) -> None:
+        while len(undo) > start:
+            fid, session, lease = undo.pop()
+            self._leases.set(fid, session, lease)
+
+    def _end_truncations(self, works: list[Work]) -> None:
+        for work in works:
+            for intent in work.intents or ():
+                self._leases.end_truncation(intent.fid)
+            work.intents = None
+
+    def _fail(self, works: list[Work], error: OSError) -> None:
         for work in works:
             work.reply, work.error = None, error
             work.outstanding = 0
             self._release_claim(work)
-            work.finish()
-
-    def _undo(self, undo: list[tuple[int, int, Lease]]) -> None:
-        for fid, session, lease in reversed(undo):
-            self._leases.set(fid, session, lease)
+            self.finish(work)
 
     def _release_claim(self, work: Work) -> None:
         if work.claimed:
             self._leases.unclaim(work.claimed, work.session_id)
             work.claimed = 0
+            if self._waiting:
+                self._loop.call_soon(self.retry)
+
+    # --------------------------------------------------------------------------------------------------------- answers
+
+    def finish(self, work: Work) -> None:
+        """Give the answer to whoever asked."""
+        after, work.after = work.after, None
+        if after is not None and work.error is None and after(work):
+            return
+        session, call = work.session, work.call
+        if call is not None:
+            reply = work.reply
+            if session is not None:
+                if work.seen != session.recalls_sent and work.error is None:
+                    reply = self._corrected(work, session)
+                session.answered(call.xid)
+            if work.error is not None:
+                call.fail(work.error)
+            else:
+                assert reply is not None
+                call.reply(reply)
+        elif work.settled is not None and not work.settled.done():
+            if work.error is not None:
+                work.settled.set_exception(work.error)
+            else:
+                work.settled.set_result(work.reply)
+
+    def _corrected(self, work: Work, session: Session) -> Message:
+        """The answer, if recalls to its session have overtaken it."""
+        reply, leases = work.reply, self._leases
+        assert reply is not None
+        overtaken = session.overtaken_since(work.seen)
+        if not overtaken:
+            return reply
+
+        def committed(fid: int) -> Attr | None:
+            inode = None if fid in leases.busy else self._reading.inode(fid)
+            return None if inode is None else inode.attr
+
+        def lease_now(fid: int) -> Lease:
+            return Lease.NONE if (fid, session.id) in leases.recalling else leases.held(fid, session.id)
+
+        corrected_reply: Message = corrected(reply, work.request, overtaken, committed, lease_now)
+        return corrected_reply
 
     # ------------------------------------------------------------------------------------------------------------ end
+
+    def _drop(self, work: Work, error: OSError) -> None:
+        """A request that comes too late. Clients get no answer: they ask again when the MDT is served again."""
+        if work.settled is not None and not work.settled.done():
+            work.settled.set_exception(error)
+            work.settled.exception()  # often nobody waits for it any more
+
+    def _lose(self, error: Exception, works: list[Work]) -> None:
+        """Nothing can be served any more; `works` are those at hand."""
+        first = self._closed is None
+        if self._closed is None:
+            self._closed = error if isinstance(error, OSError) else OSError(errno.EIO, str(error))
+        dropped, self._queue = works + self._queue, []
+        for work in dropped:
+            self._drop(work, self._closed)
+        self._rest()
+        if first:
+            self._on_lost(self._closed)
 
     async def drain(self) -> None:
         """Wait until every submitted step has been committed."""
@@ -373,4 +541,6 @@ class Journal:
     async def stop(self) -> None:
         """Commit what is queued, then end."""
         await self.drain()
+        if self._closed is None:
+            self._closed = OSError(errno.ESHUTDOWN, "the MDS is shutting down")
         self._committer.stop()

@@ -15,7 +15,7 @@ _LEASES = (Lease.NONE, Lease.READ, Lease.WRITE)
 
 
 class Busy(Exception):
-    """A read touches what the batch in flight has changed: wait for its commit."""
+    """A step touches what is about to change or to be given back: it runs again when that has ended."""
 
 
 class Change(NamedTuple):
@@ -40,8 +40,8 @@ class LeaseTable:
         """Sessions whose parked requests wait for a fid: nobody else gets a lease on it meanwhile."""
         self.busy: set[int] = set()
         """What the batch in flight has changed."""
-        self.truncating: set[int] = set()
-        """Files whose objects are being cut."""
+        self.truncating: dict[int, int] = {}
+        """How many cuts of a file's objects are planned or under way."""
 
     def __len__(self) -> int:
         return len(self._single) + sum(map(len, self._several.values()))
@@ -93,7 +93,7 @@ class LeaseTable:
                 self.counts[session] = self.counts.get(session, 0) + 1
             several[session] = lease
         elif several.pop(session, None) is not None:
-            self.counts[session] -= 1
+            self.counts[session] = self.counts.get(session, 0) - 1
             if len(several) == 1:
                 ((last, kept),) = several.items()
                 del self._several[fid]
@@ -105,11 +105,12 @@ class LeaseTable:
 
     def drop_session(self, session: int) -> None:
         """End all leases of a session."""
-        for fid in [fid for fid, held in self._single.items() if held >> 2 == session]:
-            del self._single[fid]
-        for fid in [fid for fid, several in self._several.items() if session in several]:
-            self.set(fid, session, _NONE)
-        self.counts.pop(session, None)
+        if self.counts.pop(session, 0):
+            for fid in [fid for fid, held in self._single.items() if held >> 2 == session]:
+                del self._single[fid]
+            for fid in [fid for fid, several in self._several.items() if session in several]:
+                self.set(fid, session, _NONE)
+            self.counts.pop(session, None)
         for key in [key for key in self.recalling if key[1] == session]:
             del self.recalling[key]
 
@@ -140,6 +141,18 @@ class LeaseTable:
             del claims[session]
             if not claims:
                 del self.claims[fid]
+
+    def begin_truncation(self, fid: int) -> None:
+        """A step wants the objects of a file cut: from now on nobody uses it until that has ended."""
+        self.truncating[fid] = self.truncating.get(fid, 0) + 1
+
+    def end_truncation(self, fid: int) -> None:
+        """One cut has ended, or will not happen."""
+        left = self.truncating[fid] - 1
+        if left:
+            self.truncating[fid] = left
+        else:
+            del self.truncating[fid]
 
     def report(self) -> dict[str, int]:
         """Counts for people."""
@@ -183,41 +196,53 @@ class LeaseView:
         if (self._changes is None and fid in table.busy) or fid in table.truncating:
             raise Busy
         held = table._single.get(fid, 0)
-        if held & 3 == 2 and held >> 2 != self._session:
-            raise Blocked(fid, _NONE, spill)
+        if held & 3 == 2:
+            if held >> 2 != self._session:
+                raise Blocked(fid, _NONE, spill)
+        elif spill and (table.recalling or table.claims) and self._contended(fid):
+            raise Busy  # an inline file is of no use to a writer without the WRITE lease, which it would not get now
+
+    def _contended(self, fid: int) -> bool:
+        """Whether the requester would get no lease now, because it is giving one back or others wait for the fid."""
+        table, session = self._table, self._session
+        if (fid, session) in table.recalling:
+            return True
+        claims = table.claims.get(fid)
+        return claims is not None and (len(claims) > 1 or session not in claims)
 
     def changed(self, fid: int, name: bytes | None = None) -> None:
-        if self._changes is None:  # a request that was parked runs again as a read first
+        if self._changes is None:
             raise NeedsBatch
         self._changes.append(Change(fid, name))
 
     def grant(self, fid: int, lease: Lease) -> Lease:
         table, session = self._table, self._session
+        if table.recalling and (fid, session) in table.recalling:
+            return _NONE  # the answer to the recall, which may be on its way, would take it away again
         single = table._single.get(fid)
         if single is not None and single >> 2 == session:
             held = _LEASES[single & 3]
             if held >= lease:
-                return held if (fid, session) not in table.recalling else _NONE
+                return held
             others = False
         else:
             several = table._several.get(fid)
             held = _NONE if several is None else several.get(session, _NONE)
             if held >= lease:
-                return held if (fid, session) not in table.recalling else _NONE
+                return held
             others = single is not None or several is not None
         if others and (lease is _WRITE or (single is not None and single & 3 == 2)):
             return held
         if (self._changes is None and fid in table.busy) or fid in table.truncating:
             return held
-        if table.recalling and (fid, session) in table.recalling:
-            return _NONE
-        claims = table.claims.get(fid)
-        if claims is not None and (len(claims) > 1 or session not in claims):
-            return held
+        if table.claims:
+            claims = table.claims.get(fid)
+            if claims is not None and (len(claims) > 1 or session not in claims):
+                return held
         opens = self._opens.get(fid)
         if opens is not None and not self._opens_allow(opens, lease):
             return held
-        if not held and table.counts.get(session, 0) >= table.per_session:
+        if not held and lease is not _WRITE and table.counts.get(session, 0) >= table.per_session:
             return _NONE
         if self._undo is not None:
             self._undo.append((fid, session, held))

@@ -67,7 +67,7 @@ class Mdt:
         """The fids that have no name any more and live until nobody has them open."""
         return [fid for (fid,) in self.store.fetchall(self.store.statements.orphans)]
 
-    def destructions(self, limit: int) -> list[Destruction]:
-        """Up to `limit` files whose objects wait for the reaper."""
-        rows = self.store.fetchall(self.store.statements.destructions, (limit,))
+    def destructions(self, limit: int, after: int = 0) -> list[Destruction]:
+        """Up to `limit` files whose objects wait for the reaper, in fid order from behind `after`."""
+        rows = self.store.fetchall(self.store.statements.destructions, (after, limit))
         return [Destruction(fid, decode_layout(layout)) for fid, layout in rows]

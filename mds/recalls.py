@@ -4,18 +4,21 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Final
 
 from nacrefs.common.wire import Holding, Lease, Mode, RecallItem
 from nacrefs.mds.journal import Journal, Work
 from nacrefs.mds.leases import LeaseTable
 from nacrefs.mds.namespace.files import settle_orphan
-from nacrefs.mds.sessions import Sessions
+from nacrefs.mds.sessions import Session, Sessions
 from nacrefs.mds.step import Blocked, Step
 from nacrefs.mds.tx import Tx
 
 log = logging.getLogger("nacre.mds")
 
 Then = Callable[[], None]
+RETRY_S: Final = 0.5
+"""How soon a registration that SQL refused is tried again."""
 
 
 class _Asked:
@@ -27,6 +30,23 @@ class _Asked:
         self.keep = keep
         self.spill = spill
         self.then: list[Then] = []
+
+
+class _Settlement:
+    """What an answer to a recall brings about in the database."""
+
+    __slots__ = ("applied", "holder", "opens", "orphans")
+
+    def __init__(self, holder: int, opens: Sequence[Holding], orphans: Sequence[int]) -> None:
+        self.holder = holder
+        self.opens = opens
+        self.orphans = orphans
+        self.applied = False
+        """The leases that the opens were under have ended."""
+
+
+def _nothing() -> None:
+    """Nobody waits."""
 
 
 class Recalls:
@@ -52,7 +72,7 @@ class Recalls:
             if holder != work.session_id and lease > blocked.keep
         ]
         left = len(holders)
-        retry = partial(self.journal.read, work)
+        retry = partial(self.journal.again, work)
         if not left:
             asyncio.get_running_loop().call_soon(retry)
             return
@@ -73,11 +93,12 @@ class Recalls:
             return
         asked = self._asked[fid, holder] = _Asked(blocked.keep, blocked.spill)
         asked.then.append(then)
-        self._recall(holder, (RecallItem(fid, blocked.keep, (), blocked.spill),), partial(self._unblock, holder, asked))
+        item = RecallItem(fid, blocked.keep, (), blocked.spill)
+        self._recall(holder, (item,), partial(self._unblock, fid, holder, asked))
 
-    def _unblock(self, holder: int, asked: _Asked) -> None:
-        for key in [key for key, value in self._asked.items() if value is asked]:
-            del self._asked[key]
+    def _unblock(self, fid: int, holder: int, asked: _Asked) -> None:
+        if self._asked.get((fid, holder)) is asked:
+            del self._asked[fid, holder]
         for then in asked.then:
             then()
 
@@ -89,7 +110,7 @@ class Recalls:
         waiting: dict[int, list[Work]] = {}
         for work in works:
             requester = work.session_id
-            for fid, name in work.changes:
+            for fid, name in work.changes or ():
                 for holder in self._leases.other_holders(fid, requester):
                     stale = items.setdefault(holder, {})
                     names = stale.setdefault(fid, set())
@@ -126,35 +147,101 @@ class Recalls:
             self._sessions.recall(session, items, answered)
 
     def _answered(self, holder: int, items: tuple[RecallItem, ...], then: Then, holdings: Sequence[Holding]) -> None:
-        """Apply an answer; opens that no lease covers any more are registered before anybody goes on."""
-        leases = self._leases
+        """Apply an answer. Where an open loses the lease that covered it, the lease ends in the same step that registers
+        the open: in between, the file would seem to be used by nobody."""
+        leases, session = self._leases, self._sessions.by_id.get(holder)
+        if session is not None and session.gone:
+            session = None
         opens: list[Holding] = []
         for index, item in enumerate(items):
-            key = (item.fid, holder)
-            count = leases.recalling.get(key, 0) - 1
-            if count > 0:
-                leases.recalling[key] = count
+            fid = item.fid
+            holding = holdings[index] if index < len(holdings) else Holding(fid, Lease.NONE, Mode.CLOSED)
+            held = min(leases.held(fid, holder), holding.lease, item.lease)
+            mode = holding.mode
+            if session is not None and session.in_flight:
+                mode |= session.opening(fid)
+                if item.names and not held:
+                    session.overtake(fid)  # it will not be told any more what changes there
+            needed = Lease.WRITE if mode & Mode.WRITE else Lease.READ
+            if session is not None and mode and (held < needed or fid in self._orphans):
+                opens.append(Holding(fid, held, mode))
             else:
-                leases.recalling.pop(key, None)
-            holding = holdings[index] if index < len(holdings) else Holding(item.fid, Lease.NONE, Mode.CLOSED)
-            held = min(leases.held(item.fid, holder), holding.lease, item.lease)
-            leases.set(item.fid, holder, held)
-            needed = Lease.WRITE if holding.mode & Mode.WRITE else Lease.READ
-            if holding.mode and (held < needed or item.fid in self._orphans):
-                opens.append(Holding(item.fid, held, holding.mode))
+                self._lower(holder, fid, held)
         orphans = [item.fid for item in items if item.fid in self._orphans]
-        if not opens and not orphans:
+        if opens or orphans:
+            self._settle_opens(_Settlement(holder, opens, orphans), then)
+        else:
             then()
-            return
-        future = self.journal.submit_own(partial(_register, holder, opens, orphans))
-        
+        self.journal.retry()
 
-        def registered(done: "asyncio.Future[None]") -> None:
-            if not done.cancelled() and done.exception() is not None:
-                log.error("opens of session %d could not be registered: %s", holder, done.exception())
-            then()
+    def _lower(self, holder: int, fid: int, lease: Lease) -> None:
+        """A recall has been answered: the session holds no more than this."""
+        leases = self._leases
+        count = leases.recalling.get((fid, holder), 0) - 1
+        if count > 0:
+            leases.recalling[fid, holder] = count
+        else:
+            leases.recalling.pop((fid, holder), None)
+        leases.set(fid, holder, min(lease, leases.held(fid, holder)))
 
-        future.add_done_callback(registered)
+    def _settle_opens(self, settlement: "_Settlement", then: Then) -> None:
+        """Register opens and settle orphans, then go on; again and again until it is durable."""
+
+        def ended(done: "asyncio.Future[None]") -> None:
+            error = None if done.cancelled() else done.exception()
+            if error is None:
+                then()
+                self.journal.retry()
+            elif not self.journal.closed:
+                log.error("opens of session %d could not be registered yet: %s", settlement.holder, error)
+                asyncio.get_running_loop().call_later(RETRY_S, self._settle_opens, settlement, then)
+
+        self.journal.submit_own(partial(self._register, settlement)).add_done_callback(ended)
+
+    def _register(self, settlement: "_Settlement", step: Step) -> None:
+        holder, opens = settlement.holder, settlement.opens
+        if not settlement.applied:
+            settlement.applied = True
+            for holding in opens:
+                self._lower(holder, holding.fid, holding.lease)
+        self.register_opens(holder, opens, step)
+        for fid in settlement.orphans:
+            settle_orphan(step, fid)
+
+    def register_opens(self, holder: int, opens: Sequence[Holding], step: Step) -> None:
+        """Register how a session has files open, unless it has ended meanwhile."""
+        session = self._sessions.by_id.get(holder)
+        if session is not None and not session.gone:
+            for holding in opens:
+                if step.tx.inode(holding.fid) is not None:
+                    step.tx.set_open(holder, holding.fid, holding.mode)
+
+    # ---------------------------------------------------------------------------------------------------- without recall
+
+    def given_back(self, session: Session, holdings: Sequence[Holding]) -> "asyncio.Future[None] | None":
+        """Leases given back unasked; a future if opens are to be registered first."""
+        leases = self._leases
+        opens: list[Holding] = []
+        for holding in holdings:
+            fid, mode = holding.fid, holding.mode | session.opening(holding.fid)
+            lease = min(leases.held(fid, session.id), holding.lease)
+            needed = Lease.WRITE if mode & Mode.WRITE else Lease.READ
+            if mode and lease < needed:
+                opens.append(Holding(fid, lease, mode))
+            else:
+                leases.set(fid, session.id, lease)
+                self.ended(fid)
+            if not lease:
+                session.overtake(fid)
+        if not opens:
+            return None
+
+        def step_of(step: Step) -> None:
+            for holding in opens:
+                leases.set(holding.fid, session.id, min(holding.lease, leases.held(holding.fid, session.id)))
+            self.register_opens(session.id, opens, step)
+
+        return self.journal.submit_own(step_of)
 
     def orphan(self, fid: int) -> None:
         """A file without a name that an earlier run has left."""
@@ -164,7 +251,7 @@ class Recalls:
     def ended(self, fid: int) -> None:
         """A lease on this fid, or an open, has ended without a recall: that may be the end of a file without a name."""
         if fid in self._orphans:
-            self.journal.submit_own(partial(_register, 0, (), (fid,)))
+            self._settle_opens(_Settlement(0, (), (fid,)), _nothing)
 
     def written(self, tx: Tx) -> None:
         """A batch is durable: files that it left without a name are settled once nobody may have them open."""
@@ -174,13 +261,4 @@ class Recalls:
             if inode is not None and inode.is_regular and not inode.attr.nlink:
                 self._orphans.add(fid)
                 if not self._leases.holders(fid) and not tx.opens(fid):
-                    self.journal.submit_own(partial(_register, 0, (), (fid,)))
-
-
-def _register(session: int, opens: Sequence[Holding], orphans: Sequence[int], step: Step) -> None:
-    """Register opens that came to light by a recall, and destroy files without a name that nobody has open."""
-    for holding in opens:
-        if step.tx.inode(holding.fid) is not None:
-            step.tx.set_open(session, holding.fid, holding.mode)
-    for fid in orphans:
-        settle_orphan(step, fid)
+                    self._settle_opens(_Settlement(0, (), (fid,)), _nothing)

@@ -1,5 +1,7 @@
 """An MDS from start to clean stop: its database, its listeners, its HTTP side."""
 
+import asyncio
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from nacrefs.mds.database import open_store
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.service import Mds
 from nacrefs.mds.settings import Settings
+
+log = logging.getLogger("nacre.mds")
+
 
 class MdsServer:
     """One MDS in the running event loop: `start`, then `stop`, once each."""
@@ -30,6 +35,9 @@ class MdsServer:
         self._server: Server | None = None
         self._observatory: Observatory | None = None
         self.mds: Mds
+        self.failure: OSError | None = None
+        """Why it cannot serve any more; it has dropped its clients without an answer, and is to be stopped."""
+        self.failed = asyncio.Event()
 
     async def start(self) -> None:
         """Open the MDT and serve it. OSError or ValueError, one line that says what to do, if something is wrong here;
@@ -58,6 +66,7 @@ class MdsServer:
         try:
             self._server = Server(self.mds.service(), self.keyring, config.name, self.meter)
             self._server.on_gone = self.mds.gone
+            self.mds.on_lost = self._fail
             addresses = [await self._server.listen(address) for address in config.addresses]
             self.url = addresses[0]
             self._observatory = Observatory(self.meter, self._problems, self._gauges, self._add_routes)
@@ -67,6 +76,15 @@ class MdsServer:
         except BaseException:
             await self.stop()
             raise
+
+    def _fail(self, error: OSError) -> None:
+        """The MDT is lost to this server. What clients have asked stays unanswered: they connect to whoever serves it next
+        and ask again, so that nothing happens twice and no application sees an error."""
+        log.error("cannot serve any more: %s", error.strerror)
+        self.failure = error
+        if self._server is not None:
+            self._server.drop(f"the server has lost its MDT: {error.strerror}")
+        self.failed.set()
 
     async def stop(self) -> None:
         """Serve nobody any more, commit what is queued, close the database."""

@@ -19,12 +19,14 @@ from nacrefs.common.clock import Clock
 from nacrefs.common.fid import ROOT
 from nacrefs.common.observe import Meter
 from nacrefs.common.rpc import LATER, Call, Handler, Peer, Service, check_service
-from nacrefs.common.wire import Capability, Entry, Lease, Listing, Mode, Node, Right, Role
+from nacrefs.common.wire import Capability, Entry, Lease, Mode, Node, Right, Role
+from nacrefs.mds.eviction import Evictor, end_session
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.journal import Journal, Work
+from nacrefs.mds.late import unremembered
 from nacrefs.mds.leases import LeaseTable, LeaseView
 from nacrefs.mds.mdt import Mdt
-from nacrefs.mds.namespace.files import settle_orphan
+from nacrefs.mds.namespace.files import open_inode
 from nacrefs.mds.namespace.operations import READS, WRITES
 from nacrefs.mds.reaper import Reaper
 from nacrefs.mds.recalls import Recalls
@@ -40,8 +42,11 @@ log = logging.getLogger("nacre.mds")
 
 READ_FIRST: Final = frozenset({wire.Open})
 """Writing operations that usually need not write, so they are tried as reads."""
-GLIMPSED: Final = frozenset({wire.GetAttr, wire.Lookup, wire.Open})
+GLIMPSED: Final = frozenset({wire.GetAttr, wire.Lookup, wire.Open, wire.SetAttr, wire.Create, wire.Link})
 """Requests whose answer about a shared file must ask the OSTs for its size."""
+RETRY_S: Final = 0.5
+FENCED_MAX: Final = 4096
+"""Sessions of earlier runs that OSTs are told to refuse."""
 ADDRESSED: Final[tuple[type[wire.Request[Any]], ...]] = (
     wire.Attach, wire.Keepalive, wire.Detach, wire.Reclaim, wire.Yield, wire.GetOsts, wire.Statfs, wire.Inspect,
     wire.SetPool, wire.Register, wire.Heartbeat, *READS, *WRITES,
@@ -64,14 +69,20 @@ class Mds:
         self.targets = Targets(clock, settings.heartbeat_s, settings.reserve_bytes)
         self.targets.load(mdt.osts(), mdt.pools())
         self.recalls = Recalls(self.leases, self.sessions)
+        self.on_lost: Callable[[OSError], None] = lambda error: None
+        """Told, once, that the MDT cannot be served any more."""
         self.journal = self.recalls.journal = Journal(
-            mdt, self.leases, self._step, self.recalls.after_batch, self.recalls.park, self._written
+            mdt, self.leases, self._step, self.recalls.after_batch, self.recalls.park, self._written, self._lost
         )
         self.reaper = Reaper(mdt, self.journal, self.targets)
+        self.targets.on_up = self.reaper.ost_is_up
+        self._evictor = Evictor(mdt, self.journal, self.leases, self.sessions, self.targets, clock)
+        self._evictor.on_evicted = self._grace_progress
         self._reading = Tx(mdt, writable=False)
         self._registering = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._grace: list[tuple[Work, bool]] | None = None
+        self._grace: list[Work] | None = None
+        self._grace_until_s = 0.0
         self._stopping = False
 
     # ------------------------------------------------------------------------------------------------------- life cycle
@@ -80,14 +91,18 @@ class Mds:
         """Take up what an earlier run has left: sessions (with a grace term), truncations, objects to destroy."""
         for record in self.mdt.sessions():
             self.sessions.add(record, reclaimed=False)
+        newest = self.mdt.next_session
+        ended = set(range(max(1, newest - FENCED_MAX), newest)) - self.sessions.by_id.keys()
+        self.targets.fence_ended(ended)  # some of them may have been evicted
         if self.sessions.by_id:
             log.info("waiting up to %g s for %d sessions to reclaim", self.settings.term_s, len(self.sessions.by_id))
             self._grace = []
-            self._spawn(self._grace_term())
+            self._grace_until_s = self.clock.monotonic_s() + self.settings.term_s
         else:
             self._settle_orphans()
         for intent in list(self.mdt.intents.values()):
-            self._truncate(intent, None)
+            self.leases.begin_truncation(intent.fid)
+            self._spawn(self._carry_out(intent, None))
         self.reaper.start()
         self._spawn(self._watch())
 
@@ -111,19 +126,31 @@ class Mds:
             log.error("a background task of the MDS failed", exc_info=task.exception())
 
     async def _watch(self) -> None:
-        """Evict sessions whose term is over, and notice OSTs that have fallen silent."""
         while True:
             await asyncio.sleep(min(self.settings.term_s / 6, self.settings.heartbeat_s))
-            for session in self.sessions.overdue():
-                self.evict(session, f"was silent for {self.settings.term_s:g} s")
-            self.targets.refresh()
+            self.tick()
+
+    def tick(self) -> None:
+        """Time has passed: evict sessions whose term is over, notice OSTs that have fallen silent, and a new owner."""
+        for session, reason in self.sessions.overdue():
+            self.evict(session, reason)
+        if self._grace is not None and self.clock.monotonic_s() >= self._grace_until_s:
+            for session in list(self.sessions.by_id.values()):
+                if not session.reclaimed:
+                    self.evict(session, "did not reclaim in the grace term")
+        self._evictor.tick()
+        self.targets.drop_silent()
+        self.targets.refresh()
+        self.journal.check_owner()
+
+    def _lost(self, error: OSError) -> None:
+        self._stopping = True
+        self.on_lost(error)
 
     def _step(self, tx: Tx, view: LeaseView, session: int) -> Step:
         settings = self.settings
         now_ns = self.clock.now_ns()
-        return Step(
-            tx, view, self.targets, self._capability, session, now_ns, settings.inline_bytes, settings.layout
-        )
+        return Step(tx, view, self.targets, self._capability, session, now_ns, settings.inline_bytes, settings.layout)
 
     def _capability(self, fid: int, generation: int, session: int, rights: Right) -> Capability:
         expires_s = self.clock.now_ns() // 1_000_000_000 + self.settings.capability_s
@@ -152,18 +179,18 @@ class Mds:
             if kind in READ_FIRST:
                 table[kind] = partial(self._mutate, operation, True, kind in GLIMPSED)
             else:
-                table[kind] = partial(self._mutate, operation, False, False)
+                table[kind] = partial(self._mutate, operation, False, kind in GLIMPSED)
         check_service(table, ADDRESSED)
         return table
 
     def _read(self, operation: Callable[[Step, Any], Any], glimpsed: bool, request: Any, call: Call) -> Any:
         session = self.sessions.heard(call.peer)
         session.oldest = call.oldest
-        work = Work(operation, request, session, call)
+        work = Work(operation, request, session, call, True)
         if glimpsed:
             work.after = self._glimpse
         if self._grace is not None:
-            self._grace.append((work, True))
+            self._grace.append(work)
         else:
             self.journal.read(work)
         return LATER
@@ -173,22 +200,29 @@ class Mds:
     ) -> Any:
         session = self.sessions.heard(call.peer)
         session.oldest = call.oldest
-        if call.resent and self._answer_again(session, call):
+        if call.resent and self._answer_again(session, request, call):
             return LATER
-        work = Work(operation, request, session, call)
-        if glimpsed:
-            work.after = self._glimpse
-        session.in_flight[call.xid] = work
-        if self._grace is not None:
-            self._grace.append((work, read_first))
-        elif read_first:
-            self.journal.read(work)
-        else:
-            self.journal.submit(work)
+        self._accept(Work(operation, request, session, call, read_first), glimpsed)
         return LATER
 
-    def _answer_again(self, session: Session, call: Call) -> bool:
-        """A request comes a second time: give the answer of the first, or see to it that it will be given."""
+    def _accept(self, work: Work, glimpsed: bool) -> None:
+        """A request that must happen once is on its way."""
+        assert work.session is not None and work.call is not None
+        if glimpsed:
+            work.after = self._glimpse
+        work.session.in_flight[work.call.xid] = work
+        if self._grace is not None:
+            self._grace.append(work)
+        else:
+            self.journal.again(work)
+
+    def _answer_again(self, session: Session, request: Any, call: Call) -> bool:
+        """A request comes a second time: give the answer of the first, or see to it that it will be given.
+
+        The leases of the first answer may be gone, and with them what covered an open; so an open is done again.
+        """
+        if call.xid < session.first_xid:
+            raise OSError(errno.EIO, "the session in which this was asked is over: it may have happened or not")
         work = session.in_flight.get(call.xid)
         if work is not None:
             work.call = call
@@ -197,7 +231,14 @@ class Mds:
         if body is None:
             return False
         self.meter.add("replies_again")
-        call.reply(without_leases(call.decode_reply(body)))
+        reply = call.decode_reply(body)
+        node = reply.node if isinstance(reply, Entry) else reply
+        if isinstance(node, Node) and _mode_of(request):
+            work = Work(partial(_open_again, reply, node.attr.fid), request, session, call, True)
+            work.again = True
+            self._accept(work, True)
+        else:
+            call.reply(unremembered(reply))
         return True
 
     def _glimpse(self, work: Work) -> bool:
@@ -228,32 +269,36 @@ class Mds:
             )
             node = msgspec.structs.replace(node, attr=attr)
             work.reply = msgspec.structs.replace(work.reply, node=node) if isinstance(work.reply, Entry) else node
-        work.finish()
+        self.journal.finish(work)
 
     def _written(self, tx: Tx, works: list[Work]) -> None:
         """A batch is durable: start what follows from it."""
         self.recalls.written(tx)
         if tx.new_destructions:
-            self.reaper.wake()
+            self.reaper.add(tx.new_destructions)
         if tx.new_intents:
             for work in works:
-                for intent in work.intents:
-                    self._truncate(intent, work)
-
-    def _truncate(self, intent: Intent, work: Work | None) -> None:
-        """Cut a file's objects; its fid is busy until that is done everywhere."""
-        if work is not None:
-            work.outstanding += 1
-        self.leases.truncating.add(intent.fid)
-        self._spawn(self._carry_out(intent, work))
+                for intent in work.intents or ():
+                    work.outstanding += 1
+                    self._spawn(self._carry_out(intent, work))
 
     async def _carry_out(self, intent: Intent, work: Work | None) -> None:
+        """Cut a file's objects; its fid is busy until that is done everywhere, and the MDT knows. (If it did not, it would
+        cut them again after a restart, and with them what was written since.)"""
         await self.targets.truncate(intent.fid, intent.layout, intent.size)
-        self.leases.truncating.discard(intent.fid)
-        self.journal.submit_own(lambda step: step.tx.finish_intent(intent))
+        while True:
+            try:
+                await self.journal.submit_own(lambda step: step.tx.finish_intent(intent))
+                break
+            except OSError as error:
+                if self.journal.closed:
+                    return
+                log.warning("truncation of %#x: %s", intent.fid, error.strerror)
+                await asyncio.sleep(RETRY_S)
+        self.leases.end_truncation(intent.fid)
         if work is not None:
             self.journal.settle(work)
-        self.journal.retry_reads()
+        self.journal.retry()
 
     # -------------------------------------------------------------------------------------------------------- sessions
 
@@ -262,11 +307,16 @@ class Mds:
         session = self.sessions.by_id.get(request.session)
         resumed = session is not None and not session.gone and session.client == request.client
         if session is None or not resumed:
+            for old in [old for old in self.sessions.by_id.values() if old.client == request.client]:
+                self.evict(old, "began another session", knows=True)
             now_ns = self.clock.now_ns()
             record = await self.journal.submit_own(
                 lambda step: step.tx.add_session(request.client, request.host, root, now_ns)
             )
             session = self.sessions.add(record)
+            session.first_xid = call.xid
+        if call.peer.link is None:
+            raise ConnectionResetError(errno.ECONNRESET, "the client has gone while it attached")
         self.sessions.connect(session, call.peer)
         asyncio.get_running_loop().call_soon(self.sessions.resend_recalls, session)
         return wire.Session(
@@ -298,23 +348,33 @@ class Mds:
 
     async def _detach(self, request: wire.Detach, call: Call) -> wire.Done:
         session = self.sessions.heard(call.peer)
+        session.gone = True
+        try:
+            await self.journal.submit_own(partial(end_session, session.id))
+        except BaseException:
+            session.gone = False
+            raise
         self.leases.drop_session(session.id)
-        await self.journal.submit_own(partial(_end_session, session.id))
         self.sessions.remove(session)
+        self.journal.retry()
         self._grace_progress()
         return wire.Done()
 
     async def _reclaim(self, request: wire.Reclaim, call: Call) -> wire.Reclaimed:
         session = self.sessions.heard(call.peer)
-        if session.reclaimed and self._grace is None:
-            raise OSError(errno.ESTALE, "there is nothing to reclaim: no grace term is running")
-        holdings = await self.journal.submit_own(partial(self._take_back, session.id, request.holdings))
-        session.reclaimed = True
-        asyncio.get_running_loop().call_soon(self._grace_progress)
+        if session.reclaimed or self._grace is None:
+            raise OSError(errno.ESTALE, "there is nothing to reclaim: no grace term is running for this session")
+        holdings = await self.journal.submit_own(partial(self._take_back, session, request.holdings))
+        if not request.more:
+            session.reclaimed = True
+            asyncio.get_running_loop().call_soon(self._grace_progress)
         return wire.Reclaimed(tuple(holdings))
 
-    def _take_back(self, session: int, holdings: Iterable[wire.Holding], step: Step) -> list[wire.Holding]:
+    def _take_back(self, owner: Session, holdings: Iterable[wire.Holding], step: Step) -> list[wire.Holding]:
         """Give back to a session what it held before the restart, as far as the files exist and nobody else has it."""
+        if owner.gone:
+            raise OSError(errno.ESTALE, "the session was evicted")
+        session = owner.id
         agreed: list[wire.Holding] = []
         for fid, lease, mode in ((holding.fid, holding.lease, holding.mode) for holding in holdings):
             inode = step.tx.inode(fid)
@@ -331,87 +391,24 @@ class Mds:
         return agreed
 
     def _yield(self, request: wire.Yield, call: Call) -> Any:
-        session = self.sessions.heard(call.peer)
-        opens: list[wire.Holding] = []
-        for holding in request.holdings:
-            held = self.leases.held(holding.fid, session.id)
-            self.leases.set(holding.fid, session.id, min(held, holding.lease))
-            needed = Lease.WRITE if holding.mode & Mode.WRITE else Lease.READ
-            if holding.mode and min(held, holding.lease) < needed:
-                opens.append(holding)
-            self.recalls.ended(holding.fid)
-        if not opens:
-            return wire.Done()
-        return self._register_opens(session.id, opens)
+        registered = self.recalls.given_back(self.sessions.heard(call.peer), request.holdings)
+        self.journal.retry()
+        return wire.Done() if registered is None else self._when(registered)
 
-    async def _register_opens(self, session: int, opens: list[wire.Holding]) -> wire.Done:
-        def step_of(step: Step) -> None:
-            for holding in opens:
-                if step.tx.inode(holding.fid) is not None:
-                    step.tx.set_open(session, holding.fid, holding.mode)
-
-        await self.journal.submit_own(step_of)
+    async def _when(self, registered: "asyncio.Future[None]") -> wire.Done:
+        await registered
         return wire.Done()
 
-    def evict(self, session: Session, reason: str) -> None:
-        """Give up a session: fence it, keep what its files became, then let others have its leases."""
+    def evict(self, session: Session, reason: str, knows: bool = False) -> None:
+        """Give up a session. `knows`: its client has dropped it by itself."""
         if session.gone or self._stopping:
             return
         session.gone = True
         log.warning("evicting session %d (%s on %s): it %s", session.id, session.client, session.host, reason)
         self.meter.add("evictions")
-        self._spawn(self._evict(session, reason))
-
-    async def _evict(self, session: Session, reason: str) -> None:
-        await self.targets.fence(session.id)
-        written = [fid for fid, opens in self.mdt.opens.items() if opens.get(session.id, 0) & Mode.WRITE]
-        written += self.leases.written_by(session.id)
-        for fid in written:
-            await self._keep_written(fid)
-        self.leases.drop_session(session.id)
-        await self.journal.submit_own(partial(_end_session, session.id))
-        peer = session.peer
-        self.sessions.remove(session)
-        if peer is not None:
-            peer.call(wire.Evicted(reason), deadline_s=1.0).add_done_callback(_close_after(peer))
-        self._grace_progress()
-
-    async def _keep_written(self, fid: int) -> None:
-        """The writer of a file is gone: the OSTs say how long the file is now."""
-        inode = self._reading.inode(fid)
-        if inode is None or inode.layout is None:
-            return
-        if inode.is_inline:  # what it had moved to the OSTs without a commit never became the file's contents
-            await self.targets.truncate(fid, inode.layout, 0)
-            return
-        try:
-            size, allocated, mtime_ns = await self.targets.glimpse(fid, inode.layout)
-        except OSError as error:
-            log.warning("%s; its last committed size stays", error.strerror)
-            return
-
-        def keep(step: Step) -> None:
-            if step.tx.inode(fid) is None:
-                return
-            edited = step.tx.edit(fid)
-            attr = edited.attr
-            edited.attr = msgspec.structs.replace(
-                attr,
-                size=max(size, attr.size),
-                blocks=max(allocated >> 9, attr.blocks),
-                mtime_ns=max(mtime_ns, attr.mtime_ns),
-                change=attr.change + 1,
-            )
-
-        await self.journal.submit_own(keep)
+        self._spawn(self._evictor.evict(session, reason, knows))
 
     # ----------------------------------------------------------------------------------------------------------- grace
-
-    async def _grace_term(self) -> None:
-        await asyncio.sleep(self.settings.term_s)
-        for session in list(self.sessions.by_id.values()):
-            if not session.reclaimed:
-                self.evict(session, "did not reclaim in the grace term")
 
     def _grace_progress(self) -> None:
         """End the grace term once every session has reclaimed or is gone."""
@@ -420,11 +417,8 @@ class Mds:
         waiting, self._grace = self._grace, None
         log.info("all sessions have reclaimed; %d requests go on", len(waiting))
         self._settle_orphans()
-        for work, read_first in waiting:
-            if read_first:
-                self.journal.read(work)
-            else:
-                self.journal.submit(work)
+        for work in waiting:
+            self.journal.again(work)
 
     def _settle_orphans(self) -> None:
         for fid in self.mdt.orphans():
@@ -446,7 +440,7 @@ class Mds:
             await self.journal.submit_own(put)
             self.targets.registered(records, call.peer)
         indices = tuple(record.number for record in records)
-        return wire.Registered(indices, tuple(sorted(self.targets.fenced)), self.settings.heartbeat_s)
+        return wire.Registered(indices, self.targets.fenced(self.settings.capability_s), self.settings.heartbeat_s)
 
     def _heartbeat(self, request: wire.Heartbeat, call: Call) -> wire.Alive:
         _servers_only(call)
@@ -491,30 +485,17 @@ def _servers_only(call: Call) -> None:
         raise OSError(errno.EACCES, "only a server's key may do this")
 
 
-def _end_session(session: int, step: Step) -> None:
-    """Remove a session with all it had open, and the files that lived only for that."""
-    for fid in step.tx.end_session(session):
-        settle_orphan(step, fid)
+def _mode_of(request: Any) -> Mode:
+    """How a request opens a file."""
+    if type(request) is wire.Create:
+        return request.open_mode
+    return request.mode if type(request) is wire.Open else Mode.CLOSED
 
 
-def _close_after(peer: Peer) -> Callable[["asyncio.Future[wire.Done]"], None]:
-    def told(done: "asyncio.Future[wire.Done]") -> None:
-        if not done.cancelled():
-            done.exception()
-        peer.close("evicted")
-
-    return told
-
-
-def without_leases(reply: Any) -> Any:
-    """An answer that is given again: leases that it brought the first time may be gone by now."""
-    replace = msgspec.structs.replace
-    if isinstance(reply, Node):
-        return replace(reply, lease=Lease.NONE)
-    if isinstance(reply, Entry):
-        return replace(reply, node=without_leases(reply.node), parent_lease=Lease.NONE)
-    if isinstance(reply, Listing):
-        return replace(
-            reply, lease=Lease.NONE, entries=tuple(replace(entry, lease=Lease.NONE) for entry in reply.entries)
-        )
-    return reply
+def _open_again(reply: Any, fid: int, step: Step, request: Any) -> Any:
+    """The answer to an open that has happened, with what may be held of the file now."""
+    inode = step.tx.inode(fid)
+    if inode is None or not inode.is_regular:
+        return unremembered(reply)
+    node = open_inode(step, inode, _mode_of(request), False)
+    return msgspec.structs.replace(unremembered(reply), node=node) if isinstance(reply, Entry) else node

@@ -77,9 +77,14 @@ class Statements:
         self.sessions = self._text(select(session).order_by(session.c.id), "")
         self.osts = self._text(select(ost).order_by(ost.c.index), "")
         self.pools = self._text(select(pool.c.name, pool.c.ost).order_by(pool.c.name, pool.c.ost), "")
-        # limit -> fid, layout
+        # after, limit -> fid, layout; in fid order
         self.destructions = self._text(
-            select(destroy.c.fid, destroy.c.layout).limit(key("limit")).offset(literal_column("0")), "limit"
+            select(destroy.c.fid, destroy.c.layout)
+            .where(destroy.c.fid > key("after"))
+            .order_by(destroy.c.fid)
+            .limit(key("limit"))
+            .offset(literal_column("0")),
+            "after limit",
         )
         self.intents = self._text(select(intent.c.fid, intent.c.size, intent.c.layout), "")
         self.mdt = self._text(

@@ -99,5 +99,3 @@ class CapabilityIssuer(Protocol):
     """Signs capabilities for the requester's session."""
 
     def __call__(self, fid: int, generation: int, session: int, rights: Right) -> Capability: ...
-
-

@@ -6,7 +6,7 @@ An OSS connects to the MDS and offers its targets; the MDS calls back on the sam
 import asyncio
 import errno
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from nacrefs.common.clock import Clock
@@ -55,8 +55,10 @@ class Targets:
         self.osts: dict[int, Ost] = {}
         self.pools: dict[str, tuple[int, ...]] = {}
         self.version = 1
-        self.fenced: set[int] = set()
-        """Sessions that must not do I/O any more, for OSSes that come later."""
+        self._fenced: dict[int, float] = {}
+        """Sessions that must not do I/O any more, and since when, for OSSes that come later."""
+        self.on_up: Callable[[], None] = lambda: None
+        """Told when OSTs have registered."""
         self._placer = Placer((), 0, reserve_bytes)
         self._changed = asyncio.Event()
 
@@ -72,6 +74,8 @@ class Targets:
 
     def records_for(self, request: Register) -> list[OstRecord]:
         """The records, old or new, of the targets that an OSS offers; OSError (EINVAL) if they contradict ours."""
+        if len({target.uuid for target in request.targets}) < len(request.targets):
+            raise OSError(errno.EINVAL, "an OST is offered twice")
         by_uuid = {ost.record.uuid: ost.record for ost in self.osts.values()}
         free = iter(number for number in range(1 << 16) if number not in self.osts)
         records: list[OstRecord] = []
@@ -94,15 +98,22 @@ class Targets:
     def registered(self, records: Sequence[OstRecord], peer: Peer) -> None:
         """These OSTs are served by this peer."""
         now = self._clock.monotonic_s()
+        before: set[Peer] = set()
         for record in records:
             ost = self.osts.get(record.number)
             if ost is None:
                 ost = self.osts[record.number] = Ost(record)
+            if ost.peer is not None and ost.peer is not peer:
+                before.add(ost.peer)
             ost.record, ost.peer, ost.heard_s = record, peer, now
+        for old in before:
+            # Nothing that was asked there will be answered: the connection may be dead without anybody having noticed.
+            old.close("its OSTs have registered on another connection")
         log.info("OSTs %s are served at %s", [record.number for record in records], records[0].address)
         self.refresh()
         self._changed.set()
         self._changed = asyncio.Event()
+        self.on_up()
 
     def heartbeat(self, targets: Iterable[TargetInfo], peer: Peer) -> None:
         """How full the OSTs of a peer are now."""
@@ -131,6 +142,13 @@ class Targets:
     def _is_expected(self, ost: Ost) -> bool:
         """Whether an OST has reported lately: if it is away, it may be about to come back."""
         return self._clock.monotonic_s() - ost.heard_s < MISSED_HEARTBEATS * self._heartbeat_s
+
+    def drop_silent(self) -> None:
+        """Close connections whose OSTs have not reported for too long; whoever is still there registers again."""
+        silent = {ost.peer for ost in self.osts.values() if ost.peer is not None and not self.is_up(ost)}
+        for peer in silent:
+            if peer is not None:
+                peer.close(f"no heartbeat in {MISSED_HEARTBEATS * self._heartbeat_s:g} s")
 
     def refresh(self) -> None:
         """Take over for placement, and for clients, what has changed."""
@@ -200,18 +218,22 @@ class Targets:
         )
 
     async def destroy(self, number: int, objects: Sequence[ObjectId]) -> None:
-        """Destroy objects of one OST; returns when they are gone."""
-        await self.ask(number, Destroy(tuple(objects)))
+        """Destroy objects of one OST; returns when they are gone. OSError if it is away or cannot."""
+        await self._peer(number).call(Destroy(tuple(objects)))
 
-    async def glimpse(self, fid: int, layout: Layout) -> tuple[int, int, int]:
-        """Size, allocated bytes and mtime of a file as its objects have them; OSError (EIO) if an OST is away."""
-        by_ost = objects_by_ost([(fid, layout)])
-        calls: list[asyncio.Future[Any]] = []
-        for number, objects in by_ost.items():
-            ost = self.osts.get(number)
-            if ost is None or ost.peer is None:
-                raise OSError(errno.EIO, f"OST {number} is away, so the file's size is not known")
-            calls.append(ost.peer.call(Glimpse(objects)))
+    def _peer(self, number: int) -> Peer:
+        ost = self.osts.get(number)
+        if ost is None or ost.peer is None:
+            raise OSError(errno.EIO, f"OST {number} is away")
+        return ost.peer
+
+    async def glimpse(self, fid: int, layout: Layout, patient: bool = True) -> tuple[int, int, int]:
+        """Size, allocated bytes and mtime of a file as its objects have them; waits for OSTs that are away, or raises
+        OSError (EIO) unless `patient`."""
+        calls: list[Coroutine[Any, Any, Any] | asyncio.Future[Any]] = []
+        for number, objects in objects_by_ost([(fid, layout)]).items():
+            request = Glimpse(objects)
+            calls.append(self.ask(number, request) if patient else self._peer(number).call(request))
         stats: list[ObjectStat] = []
         for reply in await asyncio.gather(*calls):
             stats.extend(reply.stats)
@@ -219,10 +241,28 @@ class Targets:
         return size, sum(stat.allocated_bytes for stat in stats), max((stat.mtime_ns for stat in stats), default=0)
 
     async def fence(self, session: int) -> None:
-        """No OST does I/O for this session any more when this returns; one that is away learns of it when it comes."""
-        self.fenced.add(session)
-        peers = {ost.peer for ost in self.osts.values() if ost.peer is not None}
-        await asyncio.gather(*(peer.call(Fence((session,))) for peer in peers), return_exceptions=True)
+        """No OST does I/O for this session any more when this returns; one that is away, or does not answer in the time
+        after which it counts as down, learns of it when it comes back."""
+        self._fenced[session] = self._clock.monotonic_s()
+        peers = [peer for peer in {ost.peer for ost in self.osts.values()} if peer is not None]
+        deadline_s = MISSED_HEARTBEATS * self._heartbeat_s
+        answers = await asyncio.gather(
+            *(peer.call(Fence((session,)), deadline_s=deadline_s) for peer in peers), return_exceptions=True
+        )
+        for peer, answer in zip(peers, answers, strict=True):
+            if isinstance(answer, BaseException):
+                peer.close(f"it did not fence session {session}: {answer}")
+
+    def fence_ended(self, sessions: Iterable[int]) -> None:
+        """Sessions that ended before this run, whose capabilities may still live."""
+        now_s = self._clock.monotonic_s()
+        self._fenced.update((session, now_s) for session in sessions)
+
+    def fenced(self, capability_s: float) -> tuple[int, ...]:
+        """The sessions that OSTs must refuse. Those that ended longer ago than a capability lives have none any more."""
+        before = self._clock.monotonic_s() - capability_s
+        self._fenced = {session: since for session, since in self._fenced.items() if since >= before}
+        return tuple(sorted(self._fenced))
 
 
 def _record(number: int, address: str, target: TargetInfo) -> OstRecord:

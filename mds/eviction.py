@@ -1,0 +1,155 @@
+"""Giving up a session that does not keep its promises, so that nobody sees it act afterwards.
+
+its requests are refused → every OST refuses its I/O, and its client has dropped its caches or must have by itself
+→ sizes of what it wrote come from the OSTs → its leases and opens end → others go on
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from msgspec.structs import replace
+
+from nacrefs.common.clock import Clock
+from nacrefs.common.wire import Evicted, Mode
+from nacrefs.mds.journal import Journal
+from nacrefs.mds.leases import LeaseTable
+from nacrefs.mds.mdt import Mdt
+from nacrefs.mds.namespace.files import settle_orphan
+from nacrefs.mds.sessions import Session, Sessions
+from nacrefs.mds.step import Step
+from nacrefs.mds.targets import Targets
+from nacrefs.mds.tx import Tx
+
+log = logging.getLogger("nacre.mds")
+
+_AT_A_TIME: Final = 64
+"""Files whose sizes are asked for together."""
+_RETRY_S: Final = 0.5
+
+
+class Evictor:
+    """Evicts sessions. `tick` must be called now and then: it is what time passes by."""
+
+    def __init__(
+        self, mdt: Mdt, journal: Journal, leases: LeaseTable, sessions: Sessions, targets: Targets, clock: Clock
+    ) -> None:
+        self._mdt = mdt
+        self._journal = journal
+        self._leases = leases
+        self._sessions = sessions
+        self._targets = targets
+        self._clock = clock
+        self._reading = Tx(mdt, writable=False)
+        self._waiting: list[tuple[float, asyncio.Future[None]]] = []
+        self.on_evicted: Callable[[], None] = lambda: None
+
+    def tick(self) -> None:
+        """Time has passed."""
+        now_s = self._clock.monotonic_s()
+        for until_s, future in self._waiting:
+            if until_s <= now_s and not future.done():
+                future.set_result(None)
+        self._waiting = [item for item in self._waiting if not item[1].done()]
+
+    async def _until(self, until_s: float) -> None:
+        if self._clock.monotonic_s() < until_s:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((until_s, future))
+            await future
+
+    async def evict(self, session: Session, reason: str, knows: bool) -> None:
+        """Carry out an eviction; `session.gone` is set already. `knows`: its client has dropped it by itself."""
+        peer = session.peer
+        fenced = self._targets.fence(session.id)
+        if knows:
+            await fenced
+        else:
+            await asyncio.gather(fenced, self._tell(session, reason))
+        written = {fid for fid, opens in self._mdt.opens.items() if opens.get(session.id, 0) & Mode.WRITE}
+        written.update(self._leases.written_by(session.id))
+        files = sorted(written)
+        for at in range(0, len(files), _AT_A_TIME):
+            await asyncio.gather(*map(self._keep_written, files[at : at + _AT_A_TIME]))
+        await self._durably(partial(end_session, session.id))
+        self._leases.drop_session(session.id)
+        self._sessions.remove(session)
+        if peer is not None:
+            peer.close("evicted")
+        self._journal.retry()
+        self.on_evicted()
+
+    async def _tell(self, session: Session, reason: str) -> None:
+        """The client has dropped its caches, or has had to because it was not heard for half a term."""
+        half_s = self._sessions.term_s / 2
+        if session.peer is not None:
+            try:
+                await session.peer.call(Evicted(reason), deadline_s=half_s)
+                return
+            except OSError as error:
+                log.info("session %d could not be told of its end: %s", session.id, error.strerror)
+        await self._until(session.last_heard_s + half_s)
+
+    async def _keep_written(self, fid: int) -> None:
+        """The writer of a file is gone: the OSTs say how long the file is now."""
+        inode = self._reading.inode(fid)
+        if inode is None or inode.layout is None:
+            return
+        if inode.is_inline:
+            # What it had moved to the OSTs without a commit never became the file's contents. Nobody waits for the OSTs
+            # here, but the file is busy until they have confirmed.
+            self._journal.submit_own(partial(_forget_spilled, fid)).add_done_callback(_retrieve)
+            return
+        try:
+            size, allocated, mtime_ns = await self._targets.glimpse(fid, inode.layout, patient=False)
+        except OSError as error:
+            log.warning("%s; the last committed size of file %#x stays", error.strerror, fid)
+            return
+        await self._durably(partial(_keep_size, fid, size, allocated, mtime_ns))
+
+    async def _durably(self, operation: Callable[[Step], None]) -> None:
+        """Run a step until it is durable; CancelledError if nothing is served any more."""
+        while True:
+            try:
+                await self._journal.submit_own(operation)
+                return
+            except OSError as error:
+                if self._journal.closed:
+                    raise asyncio.CancelledError from error
+                log.warning("eviction: %s", error.strerror)
+                await asyncio.sleep(_RETRY_S)
+
+
+def _retrieve(future: "asyncio.Future[None]") -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        log.warning("eviction: %s", error)
+
+
+def _forget_spilled(fid: int, step: Step) -> None:
+    inode = step.tx.inode(fid)
+    if inode is not None and inode.is_inline and inode.layout is not None:
+        step.tx.add_intent(fid, 0, inode.layout)
+
+
+def _keep_size(fid: int, size: int, allocated: int, mtime_ns: int, step: Step) -> None:
+    inode = step.tx.inode(fid)
+    if inode is None or inode.is_inline:
+        return
+    step.leases.changed(fid)
+    edited = step.tx.edit(fid)
+    attr = edited.attr
+    edited.attr = replace(
+        attr,
+        size=max(size, attr.size),
+        blocks=max(allocated >> 9, attr.blocks),
+        mtime_ns=max(mtime_ns, attr.mtime_ns),
+        change=attr.change + 1,
+    )
+
+
+def end_session(session: int, step: Step) -> None:
+    """Remove a session with all it had open, and the files that lived only for that."""
+    for fid in step.tx.end_session(session):
+        settle_orphan(step, fid)
