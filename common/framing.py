@@ -72,6 +72,10 @@ Sink = Callable[[Frame], Sequence[memoryview] | None]
 """Given a frame whose bulk is about to come: the buffers for it (`bulk_bytes` together), or None for "not now"."""
 
 
+_Header = tuple[Kind, int, int, int, int, int]
+"""Kind, xid, oldest, body length, bulk length, body check."""
+
+
 def encode_frame(kind: Kind, xid: int, oldest: int, body: bytes, bulk_bytes: int = 0) -> bytes:
     """Header and body of a frame; the bulk, if any, is to be sent right behind it."""
     lead = _LEAD.pack(MAGIC, PROTOCOL_VERSION, kind, len(body), xid, oldest, bulk_bytes, _hash(body) & _LOW_HALF)
@@ -93,7 +97,7 @@ class Decoder:
         self._memory = memoryview(bytearray(_BUFFER_BYTES))
         self._start = 0
         self._end = 0
-        self._header: tuple[Kind, int, int, int, int, int] | None = None
+        self._header: _Header | None = None
         self._large: memoryview | None = None
         self._large_filled = 0
         self._waiting: Frame | None = None
@@ -132,8 +136,6 @@ class Decoder:
     def next_frame(self) -> Frame | None:
         """The next frame that is complete, or None; FramingError if the bytes are not frames."""
         if self._waiting is None:
-            if self.idle:
-                return None
             frame = self._next_body()
             if frame is None or not frame.bulk_bytes:
                 return frame
@@ -148,14 +150,20 @@ class Decoder:
 
     def _next_body(self) -> Frame | None:
         """A frame up to its bulk, once its body is complete."""
-        if self._header is None and not self._parse_header():
-            return None
-        assert self._header is not None
-        kind, xid, oldest, size, bulk_bytes, check = self._header
-        body: memoryview
+        header = self._header
+        if header is None:
+            start = self._start
+            if self._end - start < HEADER_BYTES:
+                if self._end > start:
+                    self._refuse_stranger(start)
+                return None
+            header = self._parse_header(start)
+        kind, xid, oldest, size, bulk_bytes, check = header
         if self._large is None:
-            start, available = self._start, self._end - self._start
+            start = self._start
+            available = self._end - start
             if available < size:
+                self._header = header
                 if size > _BUFFER_BYTES - HEADER_BYTES:
                     self._large = memoryview(bytearray(size))
                     self._large[:available] = self._memory[start : self._end]
@@ -173,14 +181,14 @@ class Decoder:
         self._header = None
         return Frame(kind, xid, oldest, bytes(body) if bulk_bytes else body, bulk_bytes)
 
-    def _parse_header(self) -> bool:
-        """Take a header out of the small buffer, if it has come."""
-        start = self._start
-        if self._end - start < HEADER_BYTES:
-            seen = bytes(self._memory[start : min(self._end, start + len(_MAGIC_BYTES))])
-            if not _MAGIC_BYTES.startswith(seen):  # said at once: a stranger may send little, and then wait for us
-                raise _not_a_frame()
-            return False
+    def _refuse_stranger(self, start: int) -> None:
+        """FramingError if the first bytes of a header are wrong: a stranger may send no more, and wait for us."""
+        seen = bytes(self._memory[start : min(self._end, start + len(_MAGIC_BYTES))])
+        if not _MAGIC_BYTES.startswith(seen):
+            raise _not_a_frame()
+
+    def _parse_header(self, start: int) -> _Header:
+        """Take a header out of the small buffer."""
         magic, version, kind, body_bytes, xid, oldest, bulk_bytes, body_check, check = _HEADER.unpack_from(
             self._memory, start
         )
@@ -201,8 +209,7 @@ class Decoder:
         if bulk_bytes > BULK_BYTES_MAX:
             raise FramingError(errno.EPROTO, f"bulk of {bulk_bytes} bytes is above the limit of {BULK_BYTES_MAX}")
         self._start = start + HEADER_BYTES
-        self._header = _KINDS[kind], xid, oldest, body_bytes, bulk_bytes, body_check
-        return True
+        return _KINDS[kind], xid, oldest, body_bytes, bulk_bytes, body_check
 
     def _ask_sink(self, frame: Frame) -> bool:
         """Get buffers for a frame's bulk, and move into them what has come already; whether there was room."""

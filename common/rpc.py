@@ -38,6 +38,11 @@ IN_SERVICE_MAX: Final = 256
 BACKLOG_BYTES_MAX: Final = 16 << 20
 """Answers that may be queued for one peer; a peer that does not fetch them is not read from."""
 _SWEEP_S: Final = 0.25
+# Looking up `Kind.REPLY` takes Python 3.11 0.1 µs, nine times per call.
+_REQUEST: Final = Kind.REQUEST
+_RESENT: Final = Kind.RESENT
+_REPLY: Final = Kind.REPLY
+_FAILURE: Final = Kind.FAILURE
 
 
 class _Later:
@@ -58,7 +63,7 @@ class Call:
         self.link = link
         self.xid = frame.xid
         self.oldest = frame.oldest
-        self.resent = frame.kind is Kind.RESENT
+        self.resent = frame.kind is _RESENT
         self.kind = kind
         self.bulk: memoryview | None = frame.bulk[0] if frame.bulk else None
         self.started_ns = time.perf_counter_ns()
@@ -85,8 +90,8 @@ class Call:
             body = encode(reply)
         except Exception as error:
             self.fail(error)
-            return
-        self._answer(Kind.REPLY, body)
+        else:
+            self._answer(_REPLY, body, self._push)
 
     def fail(self, error: BaseException) -> None:
         """Answer with an errno; anything but an OSError is EIO and logged."""
@@ -95,21 +100,18 @@ class Call:
         else:
             failure = Failure(errno.EIO, f"internal error, see the server's log for {self.peer.name}/{self.xid}")
             log.error("%s %s/%s failed", self.kind.__name__, self.peer.name, self.xid, exc_info=error)
-        self._push = ()
-        self._release_push()
-        self._answer(Kind.FAILURE, encode(failure))
-
-    def _answer(self, kind: Kind, body: bytes) -> None:
-        if self.answered:
-            log.error("%s %s/%s was answered twice", self.kind.__name__, self.peer.name, self.xid)
-            self._release_push()
-        else:
-            self.answered = True
-            release, self._done = self._done, None
-            self.peer.answer(self, kind, body, self._push, release)
-
-    def _release_push(self) -> None:
         release, self._done = self._done, None
+        if release is not None:
+            release()
+        self._answer(_FAILURE, encode(failure), ())
+
+    def _answer(self, kind: Kind, body: bytes, push: Sequence[memoryview]) -> None:
+        release, self._done = self._done, None
+        if not self.answered:
+            self.answered = True
+            self.peer.answer(self, kind, body, push, release)
+            return
+        log.error("%s %s/%s was answered twice", self.kind.__name__, self.peer.name, self.xid)
         if release is not None:
             release()
 
@@ -211,7 +213,7 @@ class Peer:
         if into is not None or data:
             future.add_done_callback(partial(self._ended, xid))
         if link is not None:
-            self._send(xid, pending, Kind.REQUEST, link)
+            self._send(xid, pending, _REQUEST, link)
         return future
 
     def _send(self, xid: int, pending: _Pending, kind: Kind, link: Link) -> None:
@@ -266,10 +268,10 @@ class Peer:
 
     def sink(self, frame: Frame) -> Sequence[memoryview] | None:
         """Buffers for bulk: the caller's own for a reply, pooled ones for a request."""
-        if frame.kind is Kind.REQUEST or frame.kind is Kind.RESENT:
+        if frame.kind is _REQUEST or frame.kind is _RESENT:
             return self._request_buffers(frame.bulk_bytes)
         pending = self._pending.get(frame.xid)
-        if pending is None or pending.into is None or pending.future.done() or frame.kind is not Kind.REPLY:
+        if pending is None or pending.into is None or pending.future.done() or frame.kind is not _REPLY:
             return scratch(frame.bulk_bytes)
         buffers = _first_bytes(pending.into, frame.bulk_bytes)
         if sum(map(len, buffers)) < frame.bulk_bytes:
@@ -300,11 +302,11 @@ class Peer:
         """Handle one frame."""
         kind = frame.kind
         link = self._carrier
-        if kind is Kind.REPLY or kind is Kind.FAILURE:
+        if kind is _REPLY or kind is _FAILURE:
             self._replied(frame)
         elif link is None:
             return
-        elif kind is Kind.REQUEST or kind is Kind.RESENT:
+        elif kind is _REQUEST or kind is _RESENT:
             self._receiving = None
             self._serve(frame, link)
         else:
@@ -317,7 +319,7 @@ class Peer:
             return
         request, future = pending.request, pending.future
         kind = type(request)
-        failed = frame.kind is Kind.FAILURE
+        failed = frame.kind is _FAILURE
         self.meter.record(kind, time.perf_counter_ns() - pending.started_ns, failed)
         try:
             if failed:
@@ -386,12 +388,12 @@ class Peer:
         if self._pool is not None:
             for buffer in frame.bulk:
                 self._pool.give(buffer)
-        link.send(Kind.FAILURE, frame.xid, 0, encode(Failure(error.errno or errno.EIO, error.strerror or "")))
+        link.send(_FAILURE, frame.xid, 0, encode(Failure(error.errno or errno.EIO, error.strerror or "")))
 
     def answer(self, call: Call, kind: Kind, body: bytes, bulk: Sequence[memoryview], release: Done | None) -> None:
         """Send an answer (`Call` does). It goes out on the link that the request came from, or nowhere."""
         self._in_service -= 1
-        self.meter.record(call.kind, time.perf_counter_ns() - call.started_ns, kind is Kind.FAILURE)
+        self.meter.record(call.kind, time.perf_counter_ns() - call.started_ns, kind is _FAILURE)
         if call.bulk is not None:
             buffer, call.bulk = call.bulk, None
             if self._pool is not None:
