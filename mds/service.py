@@ -237,6 +237,10 @@ class Mds:
             work = Work(partial(_open_again, reply, node.attr.fid), request, session, call, True)
             work.again = True
             self._accept(work, True)
+        elif type(request) is wire.SetAttr and request.valid & wire.Set.SIZE:
+            work = Work(partial(_cut_again, reply), request, session, call, True)
+            work.again = True
+            self._accept(work, True)
         else:
             call.reply(unremembered(reply))
         return True
@@ -490,6 +494,12 @@ def _mode_of(request: Any) -> Mode:
     if type(request) is wire.Create:
         return request.open_mode
     return request.mode if type(request) is wire.Open else Mode.CLOSED
+
+
+def _cut_again(reply: Any, step: Step, request: wire.SetAttr) -> Any:
+    """The answer to a truncation that has happened, once the objects have been cut too."""
+    step.leases.truth(request.fid)
+    return unremembered(reply)
 
 
 def _open_again(reply: Any, fid: int, step: Step, request: Any) -> Any:

@@ -281,7 +281,7 @@ class Served:
             for client in alive:
                 self.mds.sessions.by_id[client.number].last_heard_s = now_s
             self.mds.tick()
-            await turns()
+            await self.settle()
 
     async def settle(self) -> None:
         """Wait until nothing is queued or being committed."""

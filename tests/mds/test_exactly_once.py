@@ -1,0 +1,305 @@
+"""Each operation happens exactly once, whatever is lost in between (CONTRACT 5).
+
+Every kind of request that changes something runs undisturbed, and again under each fault, in an MDT of its own: answers
+and databases must be the same.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from nacrefs.common.layout import LayoutSpec
+from nacrefs.common.wire import (
+    Commit,
+    Create,
+    Entry,
+    GetAttr,
+    Lease,
+    Link,
+    Lookup,
+    Mkdir,
+    Mknod,
+    Mode,
+    Node,
+    Open,
+    Reclaim,
+    RemoveXattr,
+    Removed,
+    Rename,
+    Renamed,
+    RenameFlag,
+    Request,
+    Rmdir,
+    Set,
+    SetAttr,
+    SetLayout,
+    SetPool,
+    SetXattr,
+    Symlink,
+    Unlink,
+    Yield,
+)
+from nacrefs.mds.namespace.operations import WRITES
+from tests.mds.served import ROOT, Client, Served, turns
+
+BOTH = Mode.READ | Mode.WRITE
+Tree = dict[str, int]
+
+
+async def plant(client: Client) -> Tree:
+    """A small tree, and the fids in it. The client has nothing open in the end."""
+    fids: Tree = {}
+    for name in (b"small", b"big", b"other"):
+        made = await client.create(name)
+        assert made.node is not None
+        fid = fids[name.decode()] = made.node.attr.fid
+        data = None if name == b"big" else b"contents"
+        await client.call(Commit(fid, Lease.NONE, Mode.CLOSED, True, 8 if data else 1 << 20, 5, 8, data))
+    for name in (b"d", b"e"):
+        directory = await client.call(Mkdir(ROOT, name, 0o755, 0, 0))
+        assert directory.node is not None
+        fids[name.decode()] = directory.node.attr.fid
+    await client.call(SetXattr(fids["small"], b"user.a", b"1"))
+    return fids
+
+
+Ask = Callable[[Tree], Request[Any]]
+REQUESTS: dict[str, Ask] = {
+    "chmod": lambda fids: SetAttr(fids["small"], Set.MODE, mode=0o600),
+    "truncate": lambda fids: SetAttr(fids["big"], Set.SIZE, size=100),
+    "create": lambda fids: Create(ROOT, b"new", 0o644, 0, 0, BOTH, exclusive=True),
+    "create for reading": lambda fids: Create(ROOT, b"new", 0o644, 0, 0, Mode.READ, exclusive=True),
+    "create with contents": lambda fids: Create(ROOT, b"new", 0o644, 0, 0, Mode.CLOSED, True, data=b"all of it"),
+    "create over": lambda fids: Create(ROOT, b"big", 0o644, 0, 0, BOTH, truncate=True),
+    "mknod": lambda fids: Mknod(ROOT, b"new", 0o010644, 0, 0, 0),
+    "mkdir": lambda fids: Mkdir(ROOT, b"new", 0o755, 0, 0),
+    "symlink": lambda fids: Symlink(ROOT, b"new", b"target", 0, 0),
+    "link": lambda fids: Link(fids["small"], fids["d"], b"new"),
+    "unlink": lambda fids: Unlink(ROOT, b"big"),
+    "unlink an open file": lambda fids: Unlink(ROOT, b"big", fids["big"], True),
+    "rmdir": lambda fids: Rmdir(ROOT, b"e"),
+    "rename": lambda fids: Rename(ROOT, b"small", fids["d"], b"moved"),
+    "rename over": lambda fids: Rename(ROOT, b"small", ROOT, b"big"),
+    "rename a directory": lambda fids: Rename(ROOT, b"d", fids["e"], b"moved"),
+    "exchange": lambda fids: Rename(ROOT, b"small", ROOT, b"d", RenameFlag.EXCHANGE),
+    "open and truncate": lambda fids: Open(fids["small"], BOTH, True),
+    "commit": lambda fids: Commit(fids["other"], Lease.READ, Mode.CLOSED, True, 3, 7, 0, b"new"),
+    "setxattr": lambda fids: SetXattr(fids["small"], b"user.b", b"2"),
+    "removexattr": lambda fids: RemoveXattr(fids["small"], b"user.a"),
+    "setlayout": lambda fids: SetLayout(fids["d"], LayoutSpec(stripe_count=2)),
+}
+
+
+def test_every_request_that_writes_is_among_them() -> None:
+    fids = {name: 100 for name in ("small", "big", "other", "d", "e")}
+    assert {type(ask(fids)) for ask in REQUESTS.values()} == set(WRITES)
+
+
+def database(served: Served) -> dict[str, list[Any]]:
+    """Everything in SQL that an operation may change, and nothing that a restart may."""
+    store = served.mds.mdt.store
+    tables = ("inode", "dentry", "inline", "xattr", "open", "destroy", "intent", "pool")
+    return {table: sorted(store.fetchall(f'SELECT * FROM "{table}"'), key=repr) for table in tables}
+
+
+def bare(reply: Any) -> Any:
+    """An answer without what depends on when it was given."""
+    if isinstance(reply, Node):
+        return replace(reply, lease=Lease.NONE, capability=None, data=None, attr=replace(reply.attr, change=0))
+    if isinstance(reply, Entry):
+        parent = None if reply.parent is None else replace(reply.parent, change=0)
+        return Entry(bare(reply.node), parent)
+    if isinstance(reply, Removed):
+        return replace(reply, parent=replace(reply.parent, change=0))
+    if isinstance(reply, Renamed):
+        moved = replace(reply.moved, change=0)
+        other = None if reply.other is None else replace(reply.other, change=0)
+        return Renamed(
+            replace(reply.parent, change=0),
+            replace(reply.new_parent, change=0),
+            moved,
+            other,
+            bare(reply.removed),
+        )
+    return reply
+
+
+Fault = Callable[[Served, Client, Request[Any]], Awaitable[Any]]
+
+
+async def undisturbed(served: Served, client: Client, request: Request[Any]) -> Any:
+    return await client.call(request)
+
+
+async def lost_reply(served: Served, client: Client, request: Request[Any]) -> Any:
+    """It is executed and committed; then the connection is lost with the answer on it."""
+    assert client.remote.link is not None
+    client.remote.link.pause()
+    answer = client.call(request)
+    await served.settle()
+    client.cut()
+    return await answer
+
+
+async def lost_request(served: Served, client: Client, request: Request[Any]) -> Any:
+    """The connection is lost before the request has arrived."""
+    peer = served.mds.sessions.by_id[client.number].peer
+    assert peer is not None
+    assert peer.link is not None
+    peer.link.pause()
+    answer = client.call(request)
+    await turns()
+    client.cut()
+    return await answer
+
+
+async def connection_lost_in_service(served: Served, client: Client, request: Request[Any]) -> Any:
+    """The request is in service when the connection is lost, and comes again before it has been answered."""
+    answer = client.call(request)
+    await asyncio.sleep(0)
+    client.cut()
+    return await answer
+
+
+async def restart(served: Served, client: Client, request: Request[Any]) -> Any:
+    """The MDS ends between the commit and the answer."""
+    assert client.remote.link is not None
+    client.remote.link.pause()
+    client.reclaims = [Reclaim(())]
+    answer = client.call(request)
+    await served.settle()
+    await served.server.stop()
+    client.cut()
+    await served.start()
+    return await answer
+
+
+FAULTS: list[Fault] = [lost_reply, lost_request, connection_lost_in_service, restart]
+
+
+async def outcome(served: Served, ask: Ask, fault: Fault) -> tuple[Any, dict[str, list[Any]]]:
+    client = await served.client()
+    fids = await plant(client)
+    request = ask(fids)
+    if type(request) is Commit:
+        await client.call(Open(request.fid, BOTH))
+    number = client.number
+    served.clock.advance(1)
+    reply = await asyncio.wait_for(fault(served, client, request), 5)
+    assert client.number == number, "the session must outlive the fault"
+    await served.settle()
+    holds_no_more_than_it_knows(served, client, request, reply)
+    return bare(reply), database(served)
+
+
+def holds_no_more_than_it_knows(served: Served, client: Client, request: Any, reply: Any) -> None:
+    """Leases that an answer brings are in the table."""
+    node = reply.node if isinstance(reply, Entry) else reply
+    if isinstance(node, Node):
+        assert served.mds.leases.held(node.attr.fid, client.number) >= node.lease
+        mode = getattr(request, "open_mode", getattr(request, "mode", Mode.CLOSED))
+        if type(request) in (Create, Open) and node.lease < (Lease.WRITE if mode & Mode.WRITE else Lease.READ):
+            assert served.mds.mdt.opens.get(node.attr.fid, {}).get(client.number, Mode.CLOSED) == mode
+    if isinstance(reply, Entry):
+        assert served.mds.leases.held(ROOT, client.number) >= reply.parent_lease
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("what", REQUESTS)
+async def test_answer_and_tree_are_as_if_nothing_had_happened(what: str, fault: Fault, tmp_path: Any) -> None:
+    ask = REQUESTS[what]
+    async with Served(f"sqlite:///{tmp_path}/calm.db") as calm:
+        expected = await outcome(calm, ask, undisturbed)
+    async with Served(f"sqlite:///{tmp_path}/rough.db") as rough:
+        assert await outcome(rough, ask, fault) == expected
+        await rough.nothing_leaks()
+
+
+@pytest.fixture
+async def served(mdt_url: str) -> AsyncGenerator[Served]:
+    async with Served(mdt_url) as made:
+        yield made
+        await made.nothing_leaks()
+
+
+@pytest.mark.parametrize("fault", [lost_reply, restart], ids=lambda fault: fault.__name__)
+async def test_create_on_either_engine_is_answered_again_from_the_database(served: Served, fault: Fault) -> None:
+    client = await served.client()
+    reply = await fault(served, client, Create(ROOT, b"f", 0o644, 0, 0, BOTH, exclusive=True))
+    assert reply.node.lease == Lease.WRITE  # a file that is written needs it, also after the restart
+    await client.call(Commit(reply.node.attr.fid, Lease.READ, Mode.CLOSED, True, 3, 1, 0, b"abc"))
+    assert (await client.call(GetAttr(reply.node.attr.fid))).attr.size == 3
+
+
+async def test_name_in_an_answer_that_is_given_again_is_not_to_be_remembered(served: Served) -> None:
+    """Another client may have changed it since the answer was first given."""
+    one, two = await served.client(), await served.client()
+    await one.call(Lookup(ROOT, b"f"))
+    assert one.remote.link is not None
+    one.remote.link.pause()
+    again = one.call(Mkdir(ROOT, b"f", 0o755, 0, 0))
+    await served.settle()
+    rmdir = two.call(Rmdir(ROOT, b"f"))
+    await turns()
+    one.cut()
+    reply = await again
+    await rmdir
+    assert reply.parent_lease == Lease.NONE
+    assert reply.parent is None or reply.parent.change == 0
+
+
+async def test_request_of_a_session_that_is_over_is_not_repeated_in_the_next(served: Served) -> None:
+    """Nobody knows any more whether it happened: better an error than twice."""
+    client = await served.client()
+    assert client.remote.link is not None
+    client.remote.link.pause()
+    answer = client.call(Mkdir(ROOT, b"d", 0o755, 0, 0))
+    fresh = client.call(GetAttr(ROOT))
+    await served.settle()
+    served.mds.evict(served.mds.sessions.by_id[client.number], "was told to go by the test", knows=True)
+    await served.settle()
+    client.cut()
+    with pytest.raises(OSError, match="session in which this was asked is over"):
+        await answer
+    assert (await fresh).attr.fid == ROOT
+    assert (await client.call(Mkdir(ROOT, b"e", 0o755, 0, 0))).node is not None
+
+
+async def test_replies_that_were_received_are_trimmed(served: Served) -> None:
+    client = await served.client()
+    for number in range(200):
+        await client.call(Mkdir(ROOT, b"d%d" % number, 0o755, 0, 0))
+    assert len(served.mds.mdt.replies(client.number)) <= 2 * 64
+
+
+async def test_reply_that_was_not_received_is_kept_while_later_ones_are_trimmed(served: Served) -> None:
+    client, holder = await served.client(), await served.client()
+    made = await client.create(b"f", Mode.READ)
+    assert made.node is not None
+    await holder.call(GetAttr(made.node.attr.fid))
+    holder.gate.shut()
+    first = client.call(SetAttr(made.node.attr.fid, Set.MODE, mode=0o600))
+    await holder.gate.arrived.wait()
+    for number in range(150):
+        await client.call(Mkdir(ROOT, b"d%d" % number, 0o755, 0, 0))
+    assert client.remote.link is not None
+    client.remote.link.pause()
+    holder.gate.open()
+    await served.settle()
+    client.cut()
+    assert (await first).attr.mode & 0o777 == 0o600
+    assert served.server.meter.counters["replies_again"] == 1
+
+
+async def test_requests_outside_the_namespace_may_be_repeated(served: Served) -> None:
+    client = await served.client()
+    made = await client.create(b"f")
+    assert made.node is not None
+    fid = made.node.attr.fid
+    for request in (SetPool("fast", (0, 1)), Yield(())):
+        await lost_reply(served, client, request)
+    assert served.mds.targets.pools == {"fast": (0, 1)}
+    assert served.mds.leases.held(fid, client.number) == Lease.WRITE
