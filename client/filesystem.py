@@ -39,7 +39,8 @@ class Stat(NamedTuple):
 
 
 class Handle(NamedTuple):
-    """An open file. `direct`: the kernel must not cache its pages. `keep_cache`: pages that the kernel has are valid."""
+    """An open file. `direct`: the kernel must not cache its pages; always so if it may be written. `keep_cache`: pages that
+    the kernel has are valid."""
 
     number: int
     direct: bool

@@ -132,6 +132,7 @@ class Fopen(IntFlag):
     DIRECT_IO = 1 << 0
     KEEP_CACHE = 1 << 1
     CACHE_DIR = 1 << 3
+    NOFLUSH = 1 << 5
     PARALLEL_DIRECT_WRITES = 1 << 6
 
 
@@ -369,7 +370,7 @@ def file_open_flags(handle: Handle) -> int:
     """FOPEN_ flags for a regular file."""
     if handle.direct:
         return _DIRECT
-    return _KEEP if handle.keep_cache else 0
+    return _KEEP if handle.keep_cache else _NOFLUSH
 
 
 def directory_open_flags(handle: Handle) -> int:
@@ -378,7 +379,9 @@ def directory_open_flags(handle: Handle) -> int:
 
 
 _DIRECT: Final = int(Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES)
-_KEEP: Final = int(Fopen.KEEP_CACHE)
+# What is not direct is only read (client/filesystem.py), so its close need not ask. fcntl locks will have to know of it.
+_NOFLUSH: Final = int(Fopen.NOFLUSH)
+_KEEP: Final = int(Fopen.KEEP_CACHE | Fopen.NOFLUSH)
 _KEEP_DIRECTORY: Final = int(Fopen.KEEP_CACHE | Fopen.CACHE_DIR)
 
 
