@@ -39,8 +39,8 @@ class Stat(NamedTuple):
 
 
 class Handle(NamedTuple):
-    """An open file. `direct`: the kernel must not cache its pages; always so if it may be written. `keep_cache`: pages that
-    the kernel has are valid."""
+    """An open file. `direct`: the kernel must not cache its pages; always so if it may be written. `keep_cache`: pages
+    that the kernel has are valid."""
 
     number: int
     direct: bool
@@ -77,7 +77,7 @@ class Kernel(Protocol):
     """
 
     async def forget_inode(self, fid: int, offset: int = 0, length: int = 0) -> None:
-        """Drop attributes and cached pages `[offset, offset + length)` (0 length: to the end; offset -1: attributes only)."""
+        """Drop attributes and cached pages `[offset, offset + length)`; length 0: to the end; offset -1: no pages."""
         ...
 
     async def forget_entries(self, parent: int, names: Sequence[bytes]) -> None:
@@ -109,8 +109,8 @@ class Filesystem(Protocol):
     def open(self, fid: int, flags: int) -> Answer[Handle]: ...
 
     def read(self, handle: int, offset: int, size: int) -> Answer[Sequence[memoryview | bytes]]:
-        """Buffers whose bytes, one after the other, are the file from `offset`; shorter than `size` only at its end. They
-        stay valid until control returns to the event loop."""
+        """Buffers whose bytes, one after the other, are the file from `offset`; shorter than `size` only at its end.
+        They stay valid until control returns to the event loop."""
         ...
 
     def write(self, handle: int, offset: int, data: memoryview) -> Answer[int]:
@@ -139,8 +139,8 @@ class Filesystem(Protocol):
     def opendir(self, fid: int) -> Answer[Handle]: ...
 
     def readdir(self, handle: int, cookie: int) -> Answer[Iterable[Dirent]]:
-        """Entries from `cookie` on (0 = the start), `.` and `..` included, as many as are at hand; the caller takes those
-        that fit and comes again with the last one's cookie. Empty at the end."""
+        """Entries from `cookie` on (0 = the start), `.` and `..` included, as many as are at hand; the caller takes
+        those that fit and comes again with the last one's cookie. Empty at the end."""
         ...
 
     def releasedir(self, handle: int) -> Answer[None]: ...

@@ -379,7 +379,7 @@ def directory_open_flags(handle: Handle) -> int:
 
 
 _DIRECT: Final = int(Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES)
-# What is not direct is only read (client/filesystem.py), so its close need not ask. fcntl locks will have to know of it.
+# What is not direct is only read (client/filesystem.py), so its close need not ask. fcntl locks must know of this.
 _NOFLUSH: Final = int(Fopen.NOFLUSH)
 _KEEP: Final = int(Fopen.KEEP_CACHE | Fopen.NOFLUSH)
 _KEEP_DIRECTORY: Final = int(Fopen.KEEP_CACHE | Fopen.CACHE_DIR)

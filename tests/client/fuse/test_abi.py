@@ -97,8 +97,8 @@ def test_create_answers_with_entry_and_handle() -> None:
             abi.Fopen.DIRECT_IO | abi.Fopen.PARALLEL_DIRECT_WRITES,
             abi.Fopen.CACHE_DIR | abi.Fopen.KEEP_CACHE,
         ),
-        (False, True, abi.Fopen.KEEP_CACHE, abi.Fopen.CACHE_DIR | abi.Fopen.KEEP_CACHE),
-        (False, False, 0, 0),
+        (False, True, abi.Fopen.KEEP_CACHE | abi.Fopen.NOFLUSH, abi.Fopen.CACHE_DIR | abi.Fopen.KEEP_CACHE),
+        (False, False, abi.Fopen.NOFLUSH, 0),
     ],
 )
 def test_open_flags_follow_the_handle(direct: bool, keep: bool, file: int, directory: int) -> None:
