@@ -265,8 +265,9 @@ class Recaller:
         for inode in self._cache.inodes.values():
             file = inode.file
             mode = file.mode_beside(inode.lease) if file is not None else Mode.CLOSED
-            if inode.lease or mode:
-                held.append(Holding(inode.fid, Lease(inode.lease), mode))
+            lease = inode.claimed
+            if lease or mode:
+                held.append(Holding(inode.fid, Lease(lease), mode))
         return held
 
     def reclaimed(self, holding: Holding) -> None:
