@@ -89,6 +89,7 @@ class File:
         "lost",
         "mtime_ns",
         "readers",
+        "reporting",
         "size",
         "thawed",
         "through",
@@ -117,6 +118,9 @@ class File:
         self.frozen = 0
         self.thawed: asyncio.Event | None = None
         self.lock = asyncio.Lock()
+        self.reporting: asyncio.Future[None] | None = None
+        """set while a Commit of what is dirty is under way: until it is answered the MDS must not think that the WRITE
+        lease has ended, or it would refuse it"""
         self.through = False
         """it is shared: what differs from `committed` is only what is to be reported, nothing is kept here"""
         self.unsynced: set[int] | None = None
@@ -515,6 +519,8 @@ class File:
         before = inode.lease
         inode.lower(keep)
         done = False
+        if dirty:
+            self.reporting = asyncio.get_running_loop().create_future()
         try:
             await store.session.mds.call(request)
             done = True
@@ -528,6 +534,9 @@ class File:
                 inode.lease = before
             if flight is not None:
                 self._landed_inline(flight, done)
+            if self.reporting is not None:
+                self.reporting.set_result(None)
+                self.reporting = None
         self.committed = max(self.committed, version)
         if self.error is not None:
             self.error = None

@@ -211,6 +211,8 @@ class FileIO:
     async def writable(self, file: File) -> bool:
         """Wait until this file may be written: True under the WRITE lease, False if it is shared (write through)."""
         inode = file.inode
+        # Only what lies on OSTs is shared: who writes inline contents needs the WRITE lease. A file never becomes inline again.
+        inline = inode.attr is None or bool(inode.attr.flags & INLINE)
         while True:
             if file.thawed is not None:
                 await file.thawed.wait()
@@ -220,9 +222,10 @@ class FileIO:
                 continue
             if inode.lease >= WRITE:
                 return True
-            if inode.lease == NONE and inode.registered & Mode.WRITE:
+            if inode.lease == NONE and inode.registered & Mode.WRITE and not inline:
                 return False
             node = await self._session.mds.call(Open(inode.fid, file.mode | Mode.WRITE))
+            inline = bool(node.attr.flags & INLINE)
             if inode.lease >= WRITE and (file.thawed is None):
                 return True
             if inode.lease == NONE and node.attr.flags & INLINE and node.attr.size:

@@ -60,6 +60,9 @@ class Recaller:
             return self._after(inode.recall, item)
         if inode.attr is not None and stat.S_ISDIR(inode.attr.mode):
             return self._directory(inode, item)
+        if inode.lowering and inode.file is not None and inode.file.reporting is not None:
+            # The answer would overtake the Commit, which the MDS would then refuse: it executes requests in batches.
+            return self._after(inode.file.reporting, item)
         if inode.lease <= item.lease and not item.spill:
             return self._holding(inode)
         if inode.lease == WRITE and inode.file is not None:
