@@ -73,8 +73,7 @@ class Evictor:
         files = sorted(written)
         for at in range(0, len(files), _AT_A_TIME):
             await asyncio.gather(*map(self._keep_written, files[at : at + _AT_A_TIME]))
-        await self._durably(partial(end_session, session.id))
-        self._leases.drop_session(session.id)
+        await self._durably(partial(end_session, self._leases, session.id))
         self._sessions.remove(session)
         if peer is not None:
             peer.close("evicted")
@@ -137,7 +136,7 @@ def _keep_size(fid: int, size: int, allocated: int, mtime_ns: int, step: Step) -
     inode = step.tx.inode(fid)
     if inode is None or inode.is_inline:
         return
-    step.leases.changed(fid)
+    # Nobody else has a lease on it (so there is nobody to recall) until that of the dead session has ended.
     edited = step.tx.edit(fid)
     attr = edited.attr
     edited.attr = replace(
@@ -149,7 +148,8 @@ def _keep_size(fid: int, size: int, allocated: int, mtime_ns: int, step: Step) -
     )
 
 
-def end_session(session: int, step: Step) -> None:
-    """Remove a session with all it had open, and the files that lived only for that."""
+def end_session(leases: LeaseTable, session: int, step: Step) -> None:
+    """Remove a session with all it held and had open, and the files that lived only for that."""
+    leases.drop_session(session)
     for fid in step.tx.end_session(session):
         settle_orphan(step, fid)

@@ -354,11 +354,10 @@ class Mds:
         session = self.sessions.heard(call.peer)
         session.gone = True
         try:
-            await self.journal.submit_own(partial(end_session, session.id))
+            await self.journal.submit_own(partial(end_session, self.leases, session.id))
         except BaseException:
             session.gone = False
             raise
-        self.leases.drop_session(session.id)
         self.sessions.remove(session)
         self.journal.retry()
         self._grace_progress()
