@@ -183,7 +183,6 @@ class File:
                 self.size = attr.size
                 self.mtime_ns = attr.mtime_ns
                 self.inline = attr.flags & INLINE != 0
-            self._store.dirty[self.inode.fid] = self
         self.through = through
         if through:
             self.inline = False
@@ -220,7 +219,10 @@ class File:
 
     def touch(self) -> None:
         """It has changed now."""
-        self.mtime_ns = self._store.session.clock.now_ns()
+        store = self._store
+        self.mtime_ns = store.session.clock.now_ns()
+        if self.version == self.committed:
+            store.dirty[self.inode.fid] = self
         self.version += 1
 
     def leave_inline(self) -> None:
@@ -457,7 +459,6 @@ class File:
                 self._settle()
                 return
             await self._report(keep, mode)
-            self._settle()
 
     def _has_inline_contents(self) -> bool:
         attr = self.inode.attr
@@ -541,6 +542,7 @@ class File:
         if self.error is not None:
             self.error = None
             self._retry_s = store.config.write.retry_s
+        self._settle()
 
     def _landed_inline(self, flight: Flight, done: bool) -> None:
         self.flights.remove(flight)

@@ -264,9 +264,11 @@ class FileIO:
     # ------------------------------------------------------------------------------------------------------- durability
 
     def fsync(self, number: int, datasync: bool) -> Answer[None]:
-        """Make all that was written to the file durable, whoever wrote it."""
+        """Make all that was written to the file durable, whoever wrote it. What failed behind the caller's back is tried again
+        now."""
         file = self.handles.get(number).file
-        file.check()
+        if file.lost:
+            file.check()
         return file.commit(sync=True)
 
     # ------------------------------------------------------------------------------------------------------------ copying

@@ -52,10 +52,16 @@ class World(Cluster):
         return AsyncClient(await self.vfs(), CRED)
 
 
-def cluster(directory: Path, stripe_count: int = 2, stripe_size: int = 128 << 10, term_s: float = 30.0) -> World:
+def cluster(
+    directory: Path,
+    stripe_count: int = 2,
+    stripe_size: int = 128 << 10,
+    term_s: float = 30.0,
+    scheme: str = "mem",
+) -> World:
     """Four OSTs; files are striped over two of them in small units."""
     layout = LayoutConfig(stripe_count=stripe_count, stripe_size=Size(stripe_size))
-    return World(directory, term_s=term_s, layout=layout)
+    return World(directory, term_s=term_s, layout=layout, scheme=scheme)
 
 
 class Counting:
