@@ -74,10 +74,14 @@ _count: Final = _bound(int)
 @click.option("--uid", "-uid", "-u", metavar="USER", help="Of this user, by name or number.")
 @click.option("--gid", "-gid", "-g", metavar="GROUP", help="Of this group, by name or number.")
 @click.option("--links", "-links", metavar="[+-]N", callback=_count, help="With so many names.")
-@click.option("--stripe-count", "-c", metavar="[+-]N", callback=_count, help="Files with so many stripes.")
-@click.option("--stripe-size", "-S", metavar="[+-]SIZE", callback=_size, help="Files with stripes of this size.")
-@click.option("--ost", "-i", type=int, multiple=True, help="Files with an object on this OST; repeatable: or.")
-@click.option("--pool", "-p", metavar="POOL", help="Files all whose objects are on OSTs of this pool.")
+@click.option(
+    "--stripe-count", "-stripe-count", "-c", metavar="[+-]N", callback=_count, help="Files with so many stripes."
+)
+@click.option(
+    "--stripe-size", "-stripe-size", "-S", metavar="[+-]SIZE", callback=_size, help="Files with stripes of this size."
+)
+@click.option("--ost", "-ost", "-i", type=int, multiple=True, help="Files with an object on this OST; repeatable: or.")
+@click.option("--pool", "-pool", "-p", metavar="POOL", help="Files all whose objects are on OSTs of this pool.")
 @click.option("--maxdepth", "-maxdepth", type=click.IntRange(min=0), help="Go down so far at most.")
 @click.option("--not", "invert", is_flag=True, help="Show what does not fit instead.")
 @click.option("--print0", "-print0", "-0", is_flag=True, help="End each path with NUL instead of a new line.")
