@@ -1,8 +1,8 @@
 """Reading and writing open files.
 
-Under a lease, sizes and dirty data are ours: reads are clipped here and laid over with what is dirty, writes are kept and
-return at once. Without one (the file is shared), every write goes through to the OSTs before it returns, and every read
-comes from them. Without `O_APPEND` under a lease, an append asks for the size first: two clients that append to a
+Under a lease, sizes and dirty data are ours: reads are clipped here and laid over with what is dirty, writes are kept
+and return at once. Without one (the file is shared), every write goes through to the OSTs before it returns, and every
+read comes from them. Without `O_APPEND` under a lease, an append asks for the size first: two clients that append to a
 shared file at the same moment may overwrite each other (use a lock, or one writer).
 """
 
@@ -17,7 +17,7 @@ from nacrefs.client.file import INLINE, File, Store
 from nacrefs.client.handle import Handles, OpenFile
 from nacrefs.client.opening import is_inline
 from nacrefs.common.answer import Answer, settle
-from nacrefs.common.wire import Commit, GetAttr, Lease, Mode, Node, Open, Want
+from nacrefs.common.wire import GetAttr, Mode, Node, Open, Want
 
 SIZE_MAX: Final = (1 << 63) - 1
 COPY_BYTES: Final = 4 << 20
@@ -34,7 +34,8 @@ class FileIO:
         self._memory = store.memory
         self.handles = handles
 
-    # ----------------------------------------------------------------------------------------------------------- reading
+    # -----------------------------------------------------------------------------------------------------------
+    # reading
 
     def read(self, number: int, offset: int, size: int) -> Answer[Buffers]:
         """The bytes from `offset`: at once if they are here, from the OSTs otherwise."""
@@ -147,7 +148,8 @@ class FileIO:
         return (buffer[: end - offset],)
 
     async def _register(self, handle: OpenFile, want: Want) -> Node:
-        """Ask the MDS about a file without a lease; if it does not know any more that we have it open, open it again."""
+        """Ask the MDS about a file without a lease; if it does not know any more that we have it open, open it
+        again."""
         inode, file = handle.inode, handle.file
         if inode.registered == Mode.CLOSED:
             return await self._session.mds.call(Open(inode.fid, file.mode))
@@ -164,7 +166,8 @@ class FileIO:
         asyncio.get_running_loop().call_soon(self._memory.release, buffer)
         return (buffer,)
 
-    # ----------------------------------------------------------------------------------------------------------- writing
+    # -----------------------------------------------------------------------------------------------------------
+    # writing
 
     def write(self, number: int, offset: int, data: memoryview) -> Answer[int]:
         """Keep the bytes, and return at once, if we have the file for ourselves and there is room."""
@@ -211,7 +214,8 @@ class FileIO:
     async def writable(self, file: File) -> bool:
         """Wait until this file may be written: True under the WRITE lease, False if it is shared (write through)."""
         inode = file.inode
-        # Only what lies on OSTs is shared: who writes inline contents needs the WRITE lease. A file never becomes inline again.
+        # Only what lies on OSTs is shared: who writes inline contents needs the WRITE lease, and asks again if it was
+        # recalled before it could be used. A file never becomes inline again.
         inline = inode.attr is None or bool(inode.attr.flags & INLINE)
         while True:
             if file.thawed is not None:
@@ -228,22 +232,6 @@ class FileIO:
             inline = bool(node.attr.flags & INLINE)
             if inode.lease >= WRITE and (file.thawed is None):
                 return True
-            if inode.lease == NONE and node.attr.flags & INLINE and node.attr.size:
-                await self._spill(file, node)
-
-    async def _spill(self, file: File, node: Node) -> None:
-        """Move the contents of a file that became shared out of the MDT, if its last holder did not."""
-        data = node.data
-        if data is None:
-            node = await self._session.mds.call(GetAttr(file.inode.fid, Want.LAYOUT | Want.DATA))
-            if not node.attr.flags & INLINE:
-                return
-            data = node.data or b""
-        await self._store.objects.write(file.inode, [Extent(0, memoryview(data))], sync=True)
-        attr = node.attr
-        await self._session.mds.call(
-            Commit(attr.fid, Lease.NONE, file.mode, True, attr.size, attr.mtime_ns, attr.blocks)
-        )
 
     async def _write_through(self, handle: OpenFile, offset: int, data: memoryview) -> None:
         file, inode, size = handle.file, handle.inode, len(data)
@@ -264,14 +252,15 @@ class FileIO:
     # ------------------------------------------------------------------------------------------------------- durability
 
     def fsync(self, number: int, datasync: bool) -> Answer[None]:
-        """Make all that was written to the file durable, whoever wrote it. What failed behind the caller's back is tried again
-        now."""
+        """Make all that was written to the file durable, whoever wrote it. What failed behind the caller's back is
+        tried again now."""
         file = self.handles.get(number).file
         if file.lost:
             file.check()
         return file.commit(sync=True)
 
-    # ------------------------------------------------------------------------------------------------------------ copying
+    # ------------------------------------------------------------------------------------------------------------
+    # copying
 
     async def copy_file_range(
         self, number_in: int, offset_in: int, number_out: int, offset_out: int, length: int
