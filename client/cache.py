@@ -3,9 +3,9 @@
 An inode's memory is valid exactly while a lease is held (docs/coherence.md). `Cache.absorb` runs when a reply arrives,
 before any later frame is looked at, so grants and recalls take effect in the order in which the MDS decided them.
 
-`Inode.ceiling` closes the gap between giving a lease back and the MDS knowing it: from the moment when the client begins to give
-back (recall, yield, commit with less) until the MDS has answered, a grant in a reply that crosses counts only up to the
-ceiling. The MDS may then think that we hold more than we do, never the other way round.
+`Inode.ceiling` closes the gap between giving a lease back and the MDS knowing it: from the moment when the client
+begins to give back (recall, yield, commit with less) until the MDS has answered, a grant in a reply that crosses
+counts only up to the ceiling. The MDS may then think that we hold more than we do, never the other way round.
 """
 
 import stat
@@ -58,9 +58,9 @@ NONE, READ, WRITE = int(Lease.NONE), int(Lease.READ), int(Lease.WRITE)
 class Inode:
     """One inode as the client knows it. `attr`, `data`, `layout`, `xattrs`, `names` count only under a lease.
 
-    `names` maps entries of a directory to fids, 0 for a name that is known to be absent; with `complete` a name that is not
-    in it is absent too. `order` is the sorted list of present names, made when first needed. `file` is there while the
-    file is open or dirty.
+    `names` maps entries of a directory to fids, 0 for a name that is known to be absent; with `complete` a name that
+    is not in it is absent too. `order` is the sorted list of present names, made when first needed. `file` is there
+    while the file is open or dirty.
     """
 
     __slots__ = (
@@ -136,7 +136,8 @@ class Inode:
         self.gone = False
 
     def lower(self, lease: int) -> None:
-        """Begin to give back what is above `lease`: it counts no more, nor do grants above it that cross, until `lowered`."""
+        """Begin to give back what is above `lease`: it counts no more, nor do grants above it that cross, until
+        `lowered`."""
         if not self.lowering:
             self.before = self.lease
         self.lowering += 1
@@ -154,8 +155,8 @@ class Inode:
 
     @property
     def claimed(self) -> int:
-        """The lease that the MDS may think we hold: what is being given back counts until it has answered. A Commit that is
-        sent again after its restart needs the right under which its data was written."""
+        """The lease that the MDS may think we hold: what is being given back counts until it has answered. A Commit
+        that is sent again after its restart needs the right under which its data was written."""
         return max(self.before, self.lease) if self.lowering else self.lease
 
     def begin_mutation(self) -> None:
@@ -215,6 +216,8 @@ class Cache:
         self.limit = limit
         self.inodes: OrderedDict[int, Inode] = OrderedDict()
         self.on_full: Callable[[], None] | None = None
+        self.on_shared: Callable[[Inode], None] | None = None
+        """told of a lease that ended without a recall"""
         self._apply: dict[type[Request[Any]], Callable[[Any, Any], None]] = {
             Lookup: self._lookup,
             GetAttr: self._node,
@@ -297,6 +300,11 @@ class Cache:
         """Apply what a reply says about an inode."""
         inode = self.grant(node.attr.fid, node.attr, node.lease)
         inode.shared = node.shared
+        if node.shared and inode.lease:  # our own open made it so: that ends the lease without a recall
+            inode.lease = NONE
+            inode.forget()
+            if self.on_shared is not None:
+                self.on_shared(inode)
         new, old = node.capability, inode.capability
         if new is not None and (old is None or not old.rights & ~new.rights or node.layout != inode.layout):
             inode.capability = new

@@ -1,13 +1,13 @@
 """An open or dirty file: its size while we own it, its dirty data, and how that gets to the OSTs and the MDS.
 
-Life of a written byte: `put` keeps it as a dirty extent; a *flight* carries extents to the OSTs (write-behind); `commit` tells the
-MDS the new size and mtime, or, for a small file, the contents themselves. A flight that fails puts its extents back
-under newer ones, so nothing is lost; `error` says why, fails later writes, fsync and close, and goes away when a retry
-succeeds.
+Life of a written byte: `put` keeps it as a dirty extent; a *flight* carries extents to the OSTs (write-behind);
+`commit` tells the MDS the new size and mtime, or, for a small file, the contents themselves. A flight that fails puts
+its extents back under newer ones, so nothing is lost; `error` says why, fails later writes, fsync and close, and goes
+away when a retry succeeds.
 
-Hazards at awaits: an extent may be overwritten while it flies (then a second flight waits for the first, see `_launch`); bytes may
-be written while a commit is under way (`version` tells); a recall may run between any two steps (`commit` holds `lock`,
-and new writes wait while `frozen`).
+Hazards at awaits: an extent may be overwritten while it flies (then a second flight waits for the first, see
+`_launch`); bytes may be written while a commit is under way (`version` tells); a recall may run between any two steps
+(`commit` holds `lock`, and new writes wait while `frozen`).
 """
 
 import asyncio
@@ -48,7 +48,8 @@ class Store:
         return file
 
     async def write_out_all(self) -> None:
-        """Write and commit everything that is dirty (at unmount, and on syncfs); the first error is raised at the end."""
+        """Write and commit everything that is dirty (at unmount, and on syncfs); the first error is raised at the
+        end."""
         failure: OSError | None = None
         for file in list(self.dirty.values()):
             try:
@@ -142,8 +143,8 @@ class File:
         return (Mode.READ if self.readers else Mode.CLOSED) | (Mode.WRITE if self.writers else Mode.CLOSED)
 
     def mode_beside(self, lease: int) -> Mode:
-        """What must be registered at the MDS if we keep this lease: nothing that the lease covers, but all if the file has no
-        name any more, since only that keeps it."""
+        """What must be registered at the MDS if we keep this lease: nothing that the lease covers, but all if the file
+        has no name any more, since only that keeps it."""
         attr = self.inode.attr
         if attr is not None and not attr.nlink:
             return self.mode
@@ -281,10 +282,12 @@ class File:
             end = max(end, flight.extents.end)
         return bytes(self.inline_part(0, min(self.size, max(end, self.extents.end))))
 
-    # ------------------------------------------------------------------------------------------------------ write-behind
+    # ------------------------------------------------------------------------------------------------------
+    # write-behind
 
     def _launch(self, everything: bool = False) -> None:
-        """Send dirty extents, as far as flights may be under way and none of them carries older bytes of the same place."""
+        """Send dirty extents, as far as flights may be under way and none of them carries older bytes of the same
+        place."""
         store = self._store
         write = store.config.write
         layout = self.inode.layout
@@ -374,7 +377,8 @@ class File:
             if self.error is not None:
                 raise self.take_error()
 
-    # ------------------------------------------------------------------------------------------------------------ errors
+    # ------------------------------------------------------------------------------------------------------------
+    # errors
 
     def _failed(self, error: OSError) -> None:
         if self.inode.gone:
@@ -427,14 +431,15 @@ class File:
             self._retry.cancel()
             self._retry = None
 
-    # ------------------------------------------------------------------------------------------------------------ commit
+    # ------------------------------------------------------------------------------------------------------------
+    # commit
 
     async def commit(self, lease: int = WRITE, sync: bool = False, spill: bool = False, recalled: bool = False) -> None:
         """Bring everything that is dirty now to the servers, and keep at most `lease`.
 
-        With `sync` it is durable afterwards. With `spill` contents leave the MDT. `recalled`: the MDS will hear of the lease
-        in the answer to its recall, so nothing is sent if nothing is dirty. OSError if it did not work; what was dirty is
-        dirty still then, and will be tried again.
+        With `sync` it is durable afterwards. With `spill` contents leave the MDT. `recalled`: the MDS will hear of the
+        lease in the answer to its recall, so nothing is sent if nothing is dirty. OSError if it did not work; what was
+        dirty is dirty still then, and will be tried again.
         """
         async with self.lock:
             inode = self.inode
@@ -585,7 +590,8 @@ class File:
         """All of it while somebody has it open for writing."""
         return WRITE if self.writers and lease != NONE else lease
 
-    # --------------------------------------------------------------------------------------------------------- truncation
+    # ---------------------------------------------------------------------------------------------------------
+    # truncation
 
     @asynccontextmanager
     async def cutting(self, size: int) -> AsyncIterator[None]:
@@ -613,7 +619,8 @@ class File:
         if attr is not None:
             self.mtime_ns = attr.mtime_ns
 
-    # ----------------------------------------------------------------------------------------------------------- freezing
+    # -----------------------------------------------------------------------------------------------------------
+    # freezing
 
     def freeze(self) -> None:
         """Make new writes wait."""

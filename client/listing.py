@@ -1,7 +1,7 @@
 """Directory streams: pages of entries in name order, from the cache when the whole listing is known, else from the MDS.
 
-A cookie is the number of an entry's page and its place in it, so a stream can go back to any entry that it has given out
-while only two pages are in memory (and, for each page, the name that comes before it).
+A cookie is the number of an entry's page and its place in it, so a stream can go back to any entry that it has given
+out while only two pages are in memory (and, for each page, the name that comes before it).
 """
 
 import asyncio
@@ -127,7 +127,8 @@ class Listings:
             attr = parent.attr if parent is not None and parent.attr is not None else directory.attr
             yield Dirent(b"..", 2, attr, False)
 
-    # -------------------------------------------------------------------------------------------------------------- pages
+    # --------------------------------------------------------------------------------------------------------------
+    # pages
 
     def _page_at_hand(self, stream: OpenDirectory, index: int) -> _Page | None:
         page = stream.pages.get(index)

@@ -1,7 +1,7 @@
 """Names and attributes: what the cache can answer is answered at once, everything else is one request to the MDS.
 
-Whether the caller may remember an answer is decided when the answer is given, not when the reply came: a recall may have
-come in between.
+Whether the caller may remember an answer is decided when the answer is given, not when the reply came: a recall may
+have come in between.
 """
 
 import errno
@@ -56,7 +56,8 @@ class Namespace:
         self._touch = store.session.cache.inodes.move_to_end
         self._inodes = store.session.cache.inodes
 
-    # ----------------------------------------------------------------------------------------------------------- looking
+    # -----------------------------------------------------------------------------------------------------------
+    # looking
 
     def lookup(self, parent: int, name: bytes, want: Want | None = None) -> Answer[Found]:
         """What a name stands for. `want`: what a cold lookup asks for, if the caller knows what it will do next."""
@@ -180,7 +181,8 @@ class Namespace:
             raise OSError(errno.EIO, "the MDS did not send the symlink's target")
         return node.data
 
-    # ---------------------------------------------------------------------------------------------------------- changing
+    # ----------------------------------------------------------------------------------------------------------
+    # changing
 
     def setattr(self, fid: int, changes: Changes, handle: int | None = None) -> Coroutine[Any, Any, Stat]:
         """chmod, chown, truncate, utimens: one request."""

@@ -74,7 +74,8 @@ class Objects:
         self.session = session
         self._request_bytes = request_bytes
 
-    # ------------------------------------------------------------------------------------------------ layout, capability
+    # ------------------------------------------------------------------------------------------------ layout,
+    # capability
 
     async def refresh(self, inode: Inode) -> None:
         """Ask the MDS for layout and capability."""
@@ -111,8 +112,8 @@ class Objects:
     # ------------------------------------------------------------------------------------------------------- reading
 
     async def read(self, inode: Inode, start: int, target: memoryview) -> int:
-        """Fill `target` with the file's bytes from `start`; what no object has becomes zeros. Returns the end of the last
-        byte that an object had (at most the end of `target`). EIO if bytes do not match their checksums."""
+        """Fill `target` with the file's bytes from `start`; what no object has becomes zeros. Returns the end of the
+        last byte that an object had (at most the end of `target`). EIO if bytes do not match their checksums."""
         layout, capability = await self._granted(inode, Right.READ)
         try:
             return await self._read(inode.fid, layout, capability, start, target)
@@ -207,7 +208,8 @@ class Objects:
     # ------------------------------------------------------------------------------------------------------- writing
 
     async def write(self, inode: Inode, extents: Sequence[Extent], sync: bool = False) -> dict[int, Written]:
-        """Write extents to all their objects; the last answer of each object by its number. With `sync` it is durable."""
+        """Write extents to all their objects; the last answer of each object by its number. With `sync` it is
+        durable."""
         written: dict[int, Written] = {}
 
         async def work(layout: Layout, capability: Capability) -> None:

@@ -11,7 +11,7 @@ from nacrefs.client.filesystem import Cred, Found, Handle
 from nacrefs.client.handle import Handles, OpenFile
 from nacrefs.client.readahead import ReadAhead
 from nacrefs.common.answer import Answer
-from nacrefs.common.wire import Create, Mode, Open, Want
+from nacrefs.common.wire import Create, Mode, Open, Set, SetAttr, Want
 
 _SCORE_MOST: Final = 16
 _SCORE_OPENED: Final = 3
@@ -46,7 +46,8 @@ class Opening:
             inode.cold = False
             self._score = min(_SCORE_MOST, self._score + _SCORE_OPENED)
 
-    # ------------------------------------------------------------------------------------------------------------ opening
+    # ------------------------------------------------------------------------------------------------------------
+    # opening
 
     def open(self, fid: int, flags: int) -> Answer[Handle]:
         """Open a regular file: without a word to the MDS if the lease allows it."""
@@ -112,14 +113,20 @@ class Opening:
         existing = self._cache.inodes.get(known) if known else None
         if existing is not None and existing.file is not None:
             open_mode |= existing.file.mode
+        truncate = bool(flags & os.O_TRUNC)
+        request = Create(
+            parent, name, stat.S_IMODE(mode), cred.uid, cred.gid, open_mode, bool(flags & os.O_EXCL), truncate
+        )
+        # What we have not written of a file that is cut must not be written after it has been cut.
+        dirty = existing.file if existing is not None and truncate else None
         directory.begin_mutation()
         try:
-            reply = await self._session.mds.call(
-                Create(
-                    parent, name, stat.S_IMODE(mode), cred.uid, cred.gid, open_mode,
-                    bool(flags & os.O_EXCL), bool(flags & os.O_TRUNC),
-                )
-            )  # fmt: skip
+            if dirty is None:
+                reply = await self._session.mds.call(request)
+            else:
+                async with dirty.cutting(0):
+                    reply = await self._session.mds.call(request)
+                    dirty.was_cut(0)
         finally:
             directory.mutating -= 1
         assert reply.node is not None
@@ -127,7 +134,11 @@ class Opening:
         if inode.attr is None:
             inode.attr = reply.node.attr
         handle = self._begin(inode, flags)
-        if flags & os.O_TRUNC:
+        if truncate:
+            if handle.file.dirty and handle.file is not dirty:  # ours, but we did not know that the name stands for it
+                async with handle.file.cutting(0):
+                    await self._session.mds.call(SetAttr(inode.fid, Set.SIZE))
+                    handle.file.was_cut(0)
             handle.file.was_cut(0)
         cacheable = inode.lease >= READ and inode.recall is None
         named = directory.lease >= READ and directory.names is not None and directory.names.get(name) == inode.fid
@@ -148,10 +159,12 @@ class Opening:
         assert reply.node is not None
         return Found(reply.node.attr, False, False)
 
-    # ------------------------------------------------------------------------------------------------------------ closing
+    # ------------------------------------------------------------------------------------------------------------
+    # closing
 
     def flush(self, number: int) -> Answer[None]:
-        """A descriptor was closed: say what went wrong so far; wait for the data only if the mount is `sync` or space is tight."""
+        """A descriptor was closed: say what went wrong so far; wait for the data only if the mount is `sync` or space
+        is tight."""
         handle = self.handles.get(number)
         file = handle.file
         if not handle.writable:

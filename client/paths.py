@@ -15,7 +15,8 @@ SYMLINKS_MAX: Final = 40
 
 
 class Place(NamedTuple):
-    """Where a path leads: the directory, the last name in it (b"" for the root itself), what is there (None: nothing)."""
+    """Where a path leads: the directory, the last name in it (b"" for the root itself), what is there (None:
+    nothing)."""
 
     parent: int
     name: bytes

@@ -1,13 +1,13 @@
 """Giving leases back: recalls from the MDS, eviction from the full cache, the loss of a session.
 
-The order that keeps everybody honest: first our own cache stops using the lease, then the kernel forgets, then the MDS is told.
-For a WRITE lease: the kernel first (it may launder dirty pages of writable mappings, which arrive as writes that we still
-accept), then new writes wait, then what is dirty is committed.
+The order that keeps everybody honest: first our own cache stops using the lease, then the kernel forgets, then the MDS
+is told. For a WRITE lease: the kernel first (it may launder dirty pages of writable mappings, which arrive as writes
+that we still accept), then new writes wait, then what is dirty is committed.
 
-Nothing here waits for a request in service that itself waits for the MDS. The one exception is inside the kernel: dropping a
-dentry takes the directory's lock, which a create, unlink or rename in service holds while it waits for the MDS, which may wait for
-this very answer. Therefore `_forget_entries` stops waiting as soon as such a change is in service: the kernel then
-forgets right after it.
+Nothing here waits for a request in service that itself waits for the MDS. The one exception is inside the kernel:
+dropping a dentry takes the directory's lock, which a create, unlink or rename in service holds while it waits for the
+MDS, which may wait for this very answer. Therefore `_forget_entries` stops waiting as soon as such a change is in
+service: the kernel then forgets right after it.
 """
 
 import asyncio
@@ -39,6 +39,7 @@ class Recaller:
         self._evicting = False
         session.holder = self
         cache.on_full = self.evict
+        cache.on_shared = self._shared
 
     # --------------------------------------------------------------------------------------------------------- recalls
 
@@ -152,6 +153,10 @@ class Recaller:
                 inode.lowered()
         return self._holding(inode)
 
+    def _shared(self, inode: Inode) -> None:
+        if self.kernel is not None:
+            self._session.spawn(self._kernel_forgets(inode))
+
     # ---------------------------------------------------------------------------------------------------- directories
 
     def _directory(self, inode: Inode, item: RecallItem) -> Answer[Holding]:
@@ -194,7 +199,8 @@ class Recaller:
     # --------------------------------------------------------------------------------------------------------- eviction
 
     def evict(self) -> None:
-        """Make room in the cache, in the background: leases of inodes that were not used for long are given back in bulk."""
+        """Make room in the cache, in the background: leases of inodes that were not used for long are given back in
+        bulk."""
         if self._evicting:
             return
         victims = self._cache.oldest(max(1, min(_EVICT_MOST, self._cache.limit // 8)))
@@ -230,7 +236,8 @@ class Recaller:
             if len(self._cache.inodes) > self._cache.limit:
                 self.evict()
 
-    # -------------------------------------------------------------------------------------------------- loss and reclaim
+    # -------------------------------------------------------------------------------------------------- loss and
+    # reclaim
 
     def lost(self, reason: str) -> None:
         """The session is over: nothing that it cached is valid, what was dirty is gone."""

@@ -5,8 +5,8 @@
         with fs.open("/data/big", "rb") as file:
             ...
 
-Paths are absolute or relative to the root that is mounted. Errors are those of the `os` module. Permissions are not checked
-in this process.
+Paths are absolute or relative to the root that is mounted. Errors are those of the `os` module. Permissions are not
+checked in this process.
 """
 
 import asyncio
@@ -34,6 +34,9 @@ T = TypeVar("T")
 
 _TO_OPEN: Final = Want.LEASE | Want.LAYOUT | Want.DATA
 _BUFFER_BYTES: Final = 1 << 20
+
+PLAIN_RENAME: Final = RenameFlag(0)
+"""rename(2)'s own behaviour: an existing target is replaced."""
 
 
 class DirEntry(NamedTuple):
@@ -101,7 +104,8 @@ class AsyncClient:
         config: ClientConfig | None = None,
         subtree: str = "",
     ) -> "AsyncClient":
-        """Attach to the MDS at `url`. The key comes from the file `keyring`, or as `credentials`. OSError if that fails."""
+        """Attach to the MDS at `url`. The key comes from the file `keyring`, or as `credentials`. OSError if that
+        fails."""
         config = config or ClientConfig()
         config = replace(config, mds=url or config.mds, subtree=subtree or config.subtree)
         vfs = Vfs(config, credentials or client_credentials(keyring or config.keyring))
@@ -127,9 +131,7 @@ class AsyncClient:
         if place.attr is None:
             if not flags & os.O_CREAT:
                 raise absent(path)
-            found, handle = await settle(
-                vfs.create(place.parent, place.name, mode & ~self.umask, flags, self.cred)
-            )
+            found, handle = await settle(vfs.create(place.parent, place.name, mode & ~self.umask, flags, self.cred))
             assert found.attr is not None
             return AsyncFile(vfs, found.attr.fid, handle.number, flags, name)
         if flags & os.O_CREAT and flags & os.O_EXCL:
@@ -151,9 +153,7 @@ class AsyncClient:
             place = await find(self.vfs, path)
             if place.attr is None:
                 try:
-                    await self.vfs.create_whole(
-                        place.parent, place.name, mode & ~self.umask, self.cred, contents
-                    )
+                    await self.vfs.create_whole(place.parent, place.name, mode & ~self.umask, self.cred, contents)
                     return len(contents)
                 except FileExistsError:
                     pass  # somebody was faster: replace its contents
@@ -216,7 +216,9 @@ class AsyncClient:
         """Space and inodes, in units of 4 KiB."""
         reply = await settle(self.vfs.statfs())
         total, free, unit = reply.total_bytes // 4096, reply.free_bytes // 4096, 4096
-        return os.statvfs_result((unit, unit, total, free, free, reply.files, reply.files_free, reply.files_free, 0, 255))
+        return os.statvfs_result(
+            (unit, unit, total, free, free, reply.files, reply.files_free, reply.files_free, 0, 255)
+        )
 
     # -------------------------------------------------------------------------------------------------------- changing
 
@@ -232,9 +234,7 @@ class AsyncClient:
             try:
                 await self.mkdir("/" + "/".join(parts[:count]), mode)
             except FileExistsError:
-                if count == len(parts) and not (
-                    exist_ok and stat_.S_ISDIR((await existing(self.vfs, path)).mode)
-                ):
+                if count == len(parts) and not (exist_ok and stat_.S_ISDIR((await existing(self.vfs, path)).mode)):
                     raise
 
     async def remove(self, path: AnyPath) -> None:
@@ -255,7 +255,7 @@ class AsyncClient:
             raise OSError(errno.EBUSY, "the root cannot be removed", os.fsdecode(path))
         await settle(self.vfs.rmdir(place.parent, place.name))
 
-    async def rename(self, source: AnyPath, target: AnyPath, flags: RenameFlag = RenameFlag(0)) -> None:
+    async def rename(self, source: AnyPath, target: AnyPath, flags: RenameFlag = PLAIN_RENAME) -> None:
         """rename(2), or renameat2(2) with flags."""
         old, new = await find(self.vfs, source, follow=False), await find(self.vfs, target, follow=False)
         if old.attr is None:
@@ -352,7 +352,8 @@ class _Blocking(Generic[P, T]):
 
 
 class Client:
-    """A filesystem for code that is not asynchronous: an event loop of its own in one thread. Any thread may call it."""
+    """A filesystem for code that is not asynchronous: an event loop of its own in one thread. Any thread may call
+    it."""
 
     def __init__(self, connecting: Callable[[], Coroutine[Any, Any, AsyncClient]]) -> None:
         self._loop = asyncio.new_event_loop()
@@ -464,7 +465,5 @@ def connect(
 ) -> Client:
     """Attach to the MDS at `url`; OSError if that fails. See `AsyncClient.connect`."""
     return Client(
-        lambda: AsyncClient.connect(
-            url, keyring=keyring, credentials=credentials, config=config, subtree=subtree
-        )
+        lambda: AsyncClient.connect(url, keyring=keyring, credentials=credentials, config=config, subtree=subtree)
     )

@@ -143,9 +143,7 @@ class AsyncFile:
 class RawFile(io.RawIOBase):
     """An `AsyncFile` as an unbuffered Python file; `wait` runs a coroutine in the client's loop."""
 
-    def __init__(
-        self, file: AsyncFile, flags: int, wait: "Callable[[Coroutine[Any, Any, Any]], Any]"
-    ) -> None:
+    def __init__(self, file: AsyncFile, flags: int, wait: "Callable[[Coroutine[Any, Any, Any]], Any]") -> None:
         super().__init__()
         self.name = file.name
         self._file = file

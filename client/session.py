@@ -1,7 +1,8 @@
 """A client's session: the connection to the MDS, keepalives, self-fence, and connections to the OSTs' servers.
 
-The session is live for half a term from the moment at which the last answered keepalive was sent. While it is not, nothing
-is served from caches and nothing is written; requests to the MDS wait in `Remote` until it is back. docs/coherence.md.
+The session is live for half a term from the moment at which the last answered keepalive was sent. While it is not,
+nothing is served from caches and nothing is written; requests to the MDS wait in `Remote` until it is back.
+docs/coherence.md.
 """
 
 import asyncio

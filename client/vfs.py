@@ -1,6 +1,7 @@
 """A mounted filesystem without FUSE: POSIX by fid over a session, caches and object I/O. See client/README.md.
 
-`Vfs` only puts the parts together: each operation of `client.filesystem.Filesystem` is a method of the part that owns it.
+`Vfs` only puts the parts together: each operation of `client.filesystem.Filesystem` is a method of the part that owns
+it.
 """
 
 import errno

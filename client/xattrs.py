@@ -1,4 +1,5 @@
-"""Extended attributes: all of an inode's are fetched at once and kept under its lease; `nacre.*` are computed by the MDS."""
+"""Extended attributes: all of an inode's are fetched at once and kept under its lease; `nacre.*` are computed by the
+MDS."""
 
 import errno
 from collections.abc import Callable, Coroutine, Sequence

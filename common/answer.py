@@ -6,7 +6,7 @@ will. The caller replies in the same event-loop step in the first case and creat
 
 from collections.abc import Coroutine
 from types import CoroutineType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -19,6 +19,10 @@ def is_later(answer: object) -> bool:
     return type(answer) is CoroutineType
 
 
+@overload
+async def settle(answer: Coroutine[Any, Any, T]) -> T: ...
+@overload
+async def settle(answer: "Answer[T]") -> T: ...
 async def settle(answer: "Answer[T]") -> T:
     """The value of an answer, waiting for it if need be."""
     if isinstance(answer, CoroutineType):

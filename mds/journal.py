@@ -5,9 +5,9 @@
 
 While a commit is in flight the next batch forms, and reads of committed state that the batch did not touch are served.
 A step that fails before it writes leaves no trace. If one fails after it has written, which is a bug, the batch is run
-again without it. If SQL refuses a batch, its requests are run again one by one, so that each gets the answer it deserves.
-A failed commit fails its whole batch with EIO and drops the caches. A database that is lost, or another server's, ends
-all service: nobody gets an answer, so clients ask again where it is served next (docs/adr/0007).
+again without it. If SQL refuses a batch, its requests are run again one by one, so that each gets the answer it
+deserves. A failed commit fails its whole batch with EIO and drops the caches. A database that is lost, or another
+server's, ends all service: nobody gets an answer, so clients ask again where it is served next (docs/adr/0007).
 """
 
 import asyncio
@@ -49,8 +49,8 @@ class Work:
     """One request on its way: what to do, for whom, and where the answer goes."""
 
     __slots__ = (
-        "after", "again", "call", "changes", "claimed", "error", "intents", "operation", "outstanding", "reads", "reply",
-        "request", "seen", "session", "session_id", "settled",
+        "after", "again", "call", "changes", "claimed", "error", "intents", "operation", "outstanding", "reads",
+        "reply", "request", "seen", "session", "session_id", "settled",
     )  # fmt: skip
 
     def __init__(
@@ -129,10 +129,10 @@ class Committer:
 class Journal:
     """The batches of one MDT.
 
-    `make_step(tx, view, session)` surrounds a request. `on_changes(works)` sends the recalls of a batch and counts them in
-    its works' `outstanding`; `on_park(work, blocked)` arranges that a blocked request runs `again`;
-    `on_written(tx, works)` hears of each batch that has become durable, before its replies go out; `on_lost(error)` hears,
-    once, that nothing can be served any more.
+    `make_step(tx, view, session)` surrounds a request. `on_changes(works)` sends the recalls of a batch and counts
+    them in its works' `outstanding`; `on_park(work, blocked)` arranges that a blocked request runs `again`;
+    `on_written(tx, works)` hears of each batch that has become durable, before its replies go out; `on_lost(error)`
+    hears, once, that nothing can be served any more.
     """
 
     def __init__(
@@ -239,7 +239,8 @@ class Journal:
         return len(self._queue) + len(self._waiting)
 
     def check_owner(self) -> None:
-        """Notice that another server has taken the MDT over, or that the database is gone, although nothing is written."""
+        """Notice that another server has taken the MDT over, or that the database is gone, although nothing is
+        written."""
         if self._closed is None:
             store = self._mdt.store
             try:
@@ -320,8 +321,8 @@ class Journal:
         self._park(parked)
 
     def _execute(self, tx: Tx, works: list[Work], undo: Undo) -> tuple[list[Work], list[Work], Work | None]:
-        """Run the steps: those that have an answer now, those that must wait, and the one (if any) that broke after it had
-        written."""
+        """Run the steps: those that have an answer now, those that must wait, and the one (if any) that broke after it
+        had written."""
         done: list[Work] = []
         parked: list[Work] = []
         leases, opens = self._leases, self._mdt.opens

@@ -1,7 +1,7 @@
 """What still holds of an answer when it leaves later than it was worked out.
 
-The answer to a change waits for the commit and for the recalls that the change causes. Meanwhile the requester may itself
-be recalled for later changes, and that recall overtakes the answer. An overtaken answer must not bring back what
+The answer to a change waits for the commit and for the recalls that the change causes. Meanwhile the requester may
+itself be recalled for later changes, and that recall overtakes the answer. An overtaken answer must not bring back what
 the recall took away: it carries only leases that the table still has, and of a directory either the attributes as
 they are committed now, or such as the client does not remember (`change` 0, `parent_lease` NONE: common/wire.py).
 An answer that is given again, from the stored replies, is out of date in the same way.
@@ -47,8 +47,8 @@ def corrected(
     committed: Callable[[int], Attr | None],
     lease_now: Callable[[int], Lease],
 ) -> Any:
-    """The answer without what recalls of these fids have overtaken. `committed(fid)`: a directory's attributes if they are
-    not just changing; `lease_now(fid)`: what the requester holds and is not giving back."""
+    """The answer without what recalls of these fids have overtaken. `committed(fid)`: a directory's attributes if they
+    are not just changing; `lease_now(fid)`: what the requester holds and is not giving back."""
 
     def directory(attr: Attr, *names: bytes) -> Attr:
         if attr.fid not in overtaken:
@@ -91,6 +91,6 @@ def corrected(
 
 
 def _old(attr: Attr) -> Attr:
-    """Attributes that a client must not remember. A file's need no mark: they count only under a lease, and who is given
-    one gets attributes with it."""
+    """Attributes that a client must not remember. A file's need no mark: they count only under a lease, and who is
+    given one gets attributes with it."""
     return replace(attr, change=0) if stat.S_ISDIR(attr.mode) else attr

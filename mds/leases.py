@@ -250,8 +250,8 @@ class LeaseView:
         return lease
 
     def _opens_allow(self, opens: dict[int, Mode], lease: Lease) -> bool:
-        """Whether the registered opens of others leave room for a lease. (Inline files are told apart by the caller, who
-        asks for WRITE on them though others have them open: see docs/coherence.md.)"""
+        """Whether the registered opens of others leave room for a lease. (Inline files are told apart by the caller,
+        who asks for WRITE on them though others have them open: see docs/coherence.md.)"""
         return lease is _WRITE or not any(
             mode & Mode.WRITE for session, mode in opens.items() if session != self._session
         )

@@ -147,8 +147,8 @@ class Recalls:
             self._sessions.recall(session, items, answered)
 
     def _answered(self, holder: int, items: tuple[RecallItem, ...], then: Then, holdings: Sequence[Holding]) -> None:
-        """Apply an answer. Where an open loses the lease that covered it, the lease ends in the same step that registers
-        the open: in between, the file would seem to be used by nobody."""
+        """Apply an answer. Where an open loses the lease that covered it, the lease ends in the same step that
+        registers the open: in between, the file would seem to be used by nobody."""
         leases, session = self._leases, self._sessions.by_id.get(holder)
         if session is not None and session.gone:
             session = None
@@ -216,7 +216,8 @@ class Recalls:
                 if step.tx.inode(holding.fid) is not None:
                     step.tx.set_open(holder, holding.fid, holding.mode)
 
-    # ---------------------------------------------------------------------------------------------------- without recall
+    # ---------------------------------------------------------------------------------------------------- without
+    # recall
 
     def given_back(self, session: Session, holdings: Sequence[Holding]) -> "asyncio.Future[None] | None":
         """Leases given back unasked; a future if opens are to be registered first."""

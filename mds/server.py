@@ -78,8 +78,8 @@ class MdsServer:
             raise
 
     def _fail(self, error: OSError) -> None:
-        """The MDT is lost to this server. What clients have asked stays unanswered: they connect to whoever serves it next
-        and ask again, so that nothing happens twice and no application sees an error."""
+        """The MDT is lost to this server. What clients have asked stays unanswered: they connect to whoever serves it
+        next and ask again, so that nothing happens twice and no application sees an error."""
         log.error("cannot serve any more: %s", error.strerror)
         self.failure = error
         if self._server is not None:

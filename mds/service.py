@@ -207,7 +207,8 @@ class Mds:
 
     def _accept(self, work: Work, glimpsed: bool) -> None:
         """A request that must happen once is on its way."""
-        assert work.session is not None and work.call is not None
+        assert work.session is not None
+        assert work.call is not None
         if glimpsed:
             work.after = self._glimpse
         work.session.in_flight[work.call.xid] = work
@@ -287,8 +288,8 @@ class Mds:
                     self._spawn(self._carry_out(intent, work))
 
     async def _carry_out(self, intent: Intent, work: Work | None) -> None:
-        """Cut a file's objects; its fid is busy until that is done everywhere, and the MDT knows. (If it did not, it would
-        cut them again after a restart, and with them what was written since.)"""
+        """Cut a file's objects; its fid is busy until that is done everywhere, and the MDT knows. (If it did not, it
+        would cut them again after a restart, and with them what was written since.)"""
         await self.targets.truncate(intent.fid, intent.layout, intent.size)
         while True:
             try:

@@ -37,8 +37,8 @@ class Session:
     """One client. `peer` is None while it is not connected; recalls then wait for it."""
 
     __slots__ = (
-        "client", "first_xid", "gone", "host", "id", "in_flight", "last_heard_s", "oldest", "overtaking", "peer", "recalls",
-        "recalls_sent", "reclaimed", "root", "stored_replies", "trimmed",
+        "client", "first_xid", "gone", "host", "id", "in_flight", "last_heard_s", "oldest", "overtaking", "peer",
+        "recalls", "recalls_sent", "reclaimed", "root", "stored_replies", "trimmed",
     )  # fmt: skip
 
     def __init__(self, record: SessionRecord, now_s: float, reclaimed: bool) -> None:
@@ -190,7 +190,8 @@ class Sessions:
             self.evict(session, f"answered a recall with an error: {error}")
 
     def overdue(self) -> list[tuple[Session, str]]:
-        """Sessions that have been silent, or have not answered a recall, for longer than their term, and which of it."""
+        """Sessions that have been silent, or have not answered a recall, for longer than their term, and which of
+        it."""
         before = self._clock.monotonic_s() - self.term_s
         found: list[tuple[Session, str]] = []
         for session in self.by_id.values():

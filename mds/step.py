@@ -1,9 +1,9 @@
 """One request's step in a batch: what a namespace operation may see and do.
 
 A namespace operation is a plain function `operation(step, request) -> reply`. It checks first (reads, and `truth` or
-`alone` on every fid whose real state matters), then writes. Until its first write it may raise: `OSError` answers the request,
-`Blocked` parks it until leases have been given back, after which it runs again from the start. After its first write
-it must not raise.
+`alone` on every fid whose real state matters), then writes. Until its first write it may raise: `OSError` answers the
+request, `Blocked` parks it until leases have been given back, after which it runs again from the start. After its
+first write it must not raise.
 """
 
 from typing import Final, Protocol
@@ -11,7 +11,6 @@ from typing import Final, Protocol
 from nacrefs.common.layout import LayoutSpec
 from nacrefs.common.wire import Capability, Lease, Right
 from nacrefs.mds.tx import Tx
-
 
 DEFAULT_SPEC: Final = LayoutSpec(stripe_count=1, stripe_bytes=1 << 20)
 """How a file is laid out where neither the user nor a directory nor the configuration says otherwise."""
@@ -44,7 +43,8 @@ class Leases(Protocol):
         ...
 
     def grant(self, fid: int, lease: Lease) -> Lease:
-        """Give the requester a lease on `fid`, as far as the rules allow; what it holds now (never less than before)."""
+        """Give the requester a lease on `fid`, as far as the rules allow; what it holds now (never less than
+        before)."""
         ...
 
     def held(self, fid: int) -> Lease:

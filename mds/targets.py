@@ -259,7 +259,8 @@ class Targets:
         self._fenced.update((session, now_s) for session in sessions)
 
     def fenced(self, capability_s: float) -> tuple[int, ...]:
-        """The sessions that OSTs must refuse. Those that ended longer ago than a capability lives have none any more."""
+        """The sessions that OSTs must refuse. Those that ended longer ago than a capability lives have none any
+        more."""
         before = self._clock.monotonic_s() - capability_s
         self._fenced = {session: since for session, since in self._fenced.items() if since >= before}
         return tuple(sorted(self._fenced))

@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -14,10 +14,15 @@ from nacrefs.mds.config import MdsConfig
 from nacrefs.oss.config import OssConfig
 
 CONF = Path(__file__).parents[1] / "conf"
-FILES = {"client.toml": ClientConfig, "dev.toml": DevConfig, "mds.toml": MdsConfig, "oss.toml": OssConfig}
+FILES: dict[str, type[msgspec.Struct]] = {
+    "client.toml": ClientConfig,
+    "dev.toml": DevConfig,
+    "mds.toml": MdsConfig,
+    "oss.toml": OssConfig,
+}
 
 
-def keys_of(config: Any, prefix: str = "") -> set[str]:
+def keys_of(config: msgspec.Struct, prefix: str = "") -> set[str]:
     found: set[str] = set()
     for name in config.__struct_fields__:
         value = getattr(config, name)
@@ -28,7 +33,10 @@ def keys_of(config: Any, prefix: str = "") -> set[str]:
 def keys_in(table: dict[str, Any], prefix: str = "") -> set[str]:
     found: set[str] = set()
     for name, value in table.items():
-        found |= keys_in(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}"}
+        if isinstance(value, dict):
+            found |= keys_in(cast("dict[str, Any]", value), f"{prefix}{name}.")
+        else:
+            found.add(f"{prefix}{name}")
     return found
 
 

@@ -78,6 +78,8 @@ def release(step: Step, fid: int, expected: int, opened: bool) -> tuple[Attr, bo
             tx.set_open(session, fid, mode)
         opens = tx.opens(fid)
         if opens or leases.others(fid):
+            if session not in opens:
+                leases.downgrade(fid, Lease.NONE)  # nobody would end this lease, and it would keep the file
             return attr, session in opens
     tx.destroy(fid)
     leases.downgrade(fid, Lease.NONE)

@@ -22,8 +22,10 @@ SUBCOMMANDS = {
     "oss": ("format", "serve"),
     "pool": ("list", "set", "rm"),
 }
-EVERY = [(name,) for name in sorted({*COMMANDS, *PLUGINS} - SUBCOMMANDS.keys())]
-EVERY += [(group, name) for group, names in SUBCOMMANDS.items() for name in names]
+EVERY: list[tuple[str, ...]] = [
+    *((name,) for name in sorted({*COMMANDS, *PLUGINS} - SUBCOMMANDS.keys())),
+    *((group, name) for group, names in SUBCOMMANDS.items() for name in names),
+]
 
 
 def test_help_names_every_command_and_exit_code() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import select
 import subprocess
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from nacrefs.client.cli.outcome import ExitCode
 from nacrefs.client.devprocess import start_time
-from tests.harness.process import ProcessCluster, fail, nacre, process_cluster, succeed, succeed_json
+from tests.harness.process import NACRE, ProcessCluster, fail, nacre, process_cluster, succeed, succeed_json
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -30,11 +31,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Generator[ProcessCluste
 
 
 @pytest.fixture
-def folder(cluster: ProcessCluster, request: pytest.FixtureRequest) -> Path:
+def folder(cluster: ProcessCluster) -> Path:
     """A directory of the test's own in the mount."""
-    path = cluster.mount / str(request.node.name).replace("/", "_")
-    path.mkdir()
-    return path
+    return Path(tempfile.mkdtemp(dir=cluster.mount))
 
 
 @pytest.fixture
@@ -108,7 +107,16 @@ def test_read_only_mount_refuses_to_write(cluster: ProcessCluster, other: Path) 
 
 
 def test_mount_in_the_foreground_serves_until_unmounted(cluster: ProcessCluster, other: Path) -> None:
-    command = ["nacre", "mount", cluster.url, other, "--keyring", cluster.keyring, "--foreground", "--json"]
+    command: list[str | Path] = [
+        NACRE,
+        "mount",
+        cluster.url,
+        other,
+        "--keyring",
+        cluster.keyring,
+        "--foreground",
+        "--json",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
         assert running.stdout is not None
         assert json.loads(running.stdout.readline())["directory"] == str(other)
@@ -140,7 +148,15 @@ def test_wrong_key_is_refused(cluster: ProcessCluster, other: Path, tmp_path: Pa
 
 
 def test_mount_helper_serves_mount_8(cluster: ProcessCluster, other: Path) -> None:
-    helper = ["mount.nacre", cluster.url, other, "-s", "-v", "-o", f"rw,noatime,_netdev,keyring={cluster.keyring}"]
+    helper: list[str | Path] = [
+        "mount.nacre",
+        cluster.url,
+        other,
+        "-s",
+        "-v",
+        "-o",
+        f"rw,noatime,_netdev,keyring={cluster.keyring}",
+    ]
     subprocess.run(helper, check=True)
     assert os.path.ismount(other)
     subprocess.run(["umount", other], check=True)

@@ -17,7 +17,7 @@ from nacrefs.client.filesystem import Changes
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import is_later, settle
 from nacrefs.common.wire import Set
-from tests.client.world import CRED, World, cluster, close, open_file, quiet, read, read_file, write_file
+from tests.client.world import CRED, World, close, cluster, open_file, quiet, read, read_file, write_file
 
 MOST = 700_000
 
@@ -238,7 +238,11 @@ async def test_copy_file_range_copies_up_to_the_end(world: World) -> None:
 async def test_unsupported_fallocate_modes_are_refused(world: World) -> None:
     vfs = await world.vfs()
     number = await open_file(vfs, await write_file(vfs, vfs.root, b"a", b"x"), os.O_RDWR)
-    for mode, offset, length, expected in ((8, 0, 1, errno.EOPNOTSUPP), (0, -1, 1, errno.EINVAL), (0, 0, 0, errno.EINVAL)):
+    for mode, offset, length, expected in (
+        (8, 0, 1, errno.EOPNOTSUPP),
+        (0, -1, 1, errno.EINVAL),
+        (0, 0, 0, errno.EINVAL),
+    ):
         with pytest.raises(OSError, match=".+") as caught:
             await settle(vfs.fallocate(number, mode, offset, length))
         assert caught.value.errno == expected

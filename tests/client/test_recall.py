@@ -1,4 +1,5 @@
-"""Leases that go: recalls with dirty data and with a kernel above, a full cache, errors behind a close, lost sessions."""
+"""Leases that go: recalls with dirty data and with a kernel above, a full cache, errors behind a close, lost
+sessions."""
 
 import asyncio
 import errno
@@ -7,11 +8,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from nacrefs.client.cache import NONE, READ
+from nacrefs.client.cache import NONE, READ, Inode
 from nacrefs.client.extents import Extent
 from nacrefs.client.objects import Objects
 from nacrefs.client.vfs import Vfs
-from nacrefs.client.cache import Inode
 from nacrefs.common.answer import is_later, settle
 from nacrefs.common.clock import ManualClock
 from nacrefs.common.wire import Written

@@ -93,7 +93,13 @@ async def test_attributes_are_set_as_asked(fs: AsyncClient) -> None:
 
 @pytest.mark.parametrize(
     ("path", "expected"),
-    [("/none", errno.ENOENT), ("/none/x", errno.ENOENT), ("/f/x", errno.ENOTDIR), ("/loop", errno.ELOOP), ("/f/", errno.ENOTDIR)],
+    [
+        ("/none", errno.ENOENT),
+        ("/none/x", errno.ENOENT),
+        ("/f/x", errno.ENOTDIR),
+        ("/loop", errno.ELOOP),
+        ("/f/", errno.ENOTDIR),
+    ],
 )
 async def test_paths_that_lead_nowhere_say_why(fs: AsyncClient, path: str, expected: int) -> None:
     await fs.write_bytes("/f", b"")

@@ -80,7 +80,9 @@ class Counting:
     def __call__(self) -> dict[str, int]:
         """What was sent, and begin anew."""
         before, self._before = self._before, self._now()
-        return {name: count - before.get(name, 0) for name, count in self._before.items() if count != before.get(name, 0)}
+        return {
+            name: count - before.get(name, 0) for name, count in self._before.items() if count != before.get(name, 0)
+        }
 
 
 async def quiet(vfs: Vfs) -> None:

@@ -222,7 +222,18 @@ def test_without_a_mount_point_the_servers_run_and_can_be_mounted(tmp_path: Path
 
 def test_in_the_foreground_it_ends_with_an_interrupt(tmp_path: Path) -> None:
     need_mounts()
-    command = [NACRE, "dev", "up", "--dir", tmp_path / "c", "--mount", tmp_path / "m", "--osts", "1", "--foreground"]
+    command: list[str | Path] = [
+        NACRE,
+        "dev",
+        "up",
+        "--dir",
+        tmp_path / "c",
+        "--mount",
+        tmp_path / "m",
+        "--osts",
+        "1",
+        "--foreground",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         assert "mounted on" in running.stdout.readline()

@@ -1,7 +1,7 @@
 """A real cluster in the running event loop: one MDS, some OSSes, any number of clients, over `mem://` or `tcp://`.
 
-    async with Cluster(tmp_path) as cluster:
-        vfs = await cluster.client()
+async with Cluster(tmp_path) as cluster:
+    vfs = await cluster.client()
 """
 
 import itertools
@@ -21,8 +21,8 @@ from nacrefs.mds.config import LeaseConfig, MdsConfig, OstConfig
 from nacrefs.mds.database import format_mdt
 from nacrefs.mds.server import MdsServer
 from nacrefs.oss.config import OssConfig
-from nacrefs.oss.server import OssServer
 from nacrefs.oss.label import format_target
+from nacrefs.oss.server import OssServer
 
 _numbers = itertools.count()
 
@@ -119,6 +119,8 @@ class Cluster:
 
     async def remote(self, role: Role = Role.CLIENT, name: str = "") -> Remote:
         """A bare connection to the MDS, for tests that speak the protocol themselves; the caller closes it."""
-        remote = Remote(self.mds.url, self.keyring.credentials(role), name or f"bare{next(_numbers)}", {}, self.mds.meter)
+        remote = Remote(
+            self.mds.url, self.keyring.credentials(role), name or f"bare{next(_numbers)}", {}, self.mds.meter
+        )
         await remote.open()
         return remote

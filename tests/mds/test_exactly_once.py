@@ -26,8 +26,8 @@ from nacrefs.common.wire import (
     Node,
     Open,
     Reclaim,
-    RemoveXattr,
     Removed,
+    RemoveXattr,
     Rename,
     Renamed,
     RenameFlag,
@@ -94,7 +94,7 @@ REQUESTS: dict[str, Ask] = {
 
 
 def test_every_request_that_writes_is_among_them() -> None:
-    fids = {name: 100 for name in ("small", "big", "other", "d", "e")}
+    fids = dict.fromkeys(("small", "big", "other", "d", "e"), 100)
     assert {type(ask(fids)) for ask in REQUESTS.values()} == set(WRITES)
 
 

@@ -197,7 +197,8 @@ async def test_holder_who_returns_is_asked_again(served: Served) -> None:
 
 
 async def test_request_after_an_answered_recall_is_seen_after_it(served: Served) -> None:
-    """Answer and next request arrive together: the answer counts first, or a closed file would be registered as open."""
+    """Answer and next request arrive together: the answer counts first, or a closed file would be registered as
+    open."""
     writer, reader = await served.client(), await served.client()
     made = await writer.create(b"f")
     assert made.node is not None

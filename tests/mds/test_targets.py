@@ -185,7 +185,11 @@ async def test_pools(served: Served) -> None:
     client = await served.client()
     await client.call(SetPool("fast", (1,)))
     assert [info.pools for info in (await client.call(GetOsts())).osts] == [(), ("fast",)]
-    for pool, osts, reason in (("", (0,), "not a pool name"), ("a b", (0,), "not a pool name"), ("x", (9,), "no OST 9")):
+    for pool, osts, reason in (
+        ("", (0,), "not a pool name"),
+        ("a b", (0,), "not a pool name"),
+        ("x", (9,), "no OST 9"),
+    ):
         with pytest.raises(OSError, match=reason):
             await client.call(SetPool(pool, osts))
     await client.call(SetPool("fast", ()))

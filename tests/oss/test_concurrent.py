@@ -126,7 +126,7 @@ async def test_objects_become_clean_by_themselves(tmp_path: Path) -> None:
         for fid in range(1, 60):
             await oss.write((0, b"x"), fid=fid)
         async with asyncio.timeout(10):
-            while any(stored.state is not State.CLEAN for stored in oss.target.open_objects()):  # noqa: ASYNC110
+            while any(stored.state is not State.CLEAN for stored in oss.target.open_objects()):
                 await asyncio.sleep(0.01)
         await oss.write((1, b"y"), fid=7)
         assert stored_object(oss, 7).state is State.DIRTY
