@@ -116,7 +116,7 @@ xattr: Final = Table(
     "xattr",
     metadata,
     Column("fid", Int64, primary_key=True, autoincrement=False),
-    # With its prefix: `user.`, `trusted.`, `security.`, `system.posix_acl_`.
+    # With its prefix: `user.`, `trusted.`, `security.`.
     Column("name", LargeBinary, primary_key=True),
     Column("value", LargeBinary, nullable=False),
     sqlite_with_rowid=False,

@@ -32,7 +32,9 @@ FID: Final = b"nacre.fid"
 PATH: Final = b"nacre.path"
 INODE_XATTRS_BYTES_MAX: Final = 1 << 20
 """Most bytes of all names and values of one inode, so that they fit in one reply."""
-_STORED: Final = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")
+_STORED: Final = (b"user.", b"trusted.", b"security.")
+"""POSIX ACLs are refused: one that is kept but not enforced would be a false promise, and programs that are refused fall
+back to the permission bits."""
 
 
 def get_xattrs(step: Step, request: GetXattrs) -> Xattrs:
@@ -130,8 +132,10 @@ def _check_stored(name: bytes) -> None:
     """OSError unless this names an attribute that can be stored."""
     if len(name) > NAME_BYTES_MAX:
         raise OSError(errno.ERANGE, f"attribute name of {len(name)} bytes is longer than {NAME_BYTES_MAX}")
-    if not name.startswith(_STORED) or b"\0" in name or name in _STORED[:3]:
-        raise OSError(errno.EOPNOTSUPP, f"attribute {name!r} cannot be set (user., trusted., security., POSIX ACLs)")
+    if not name.startswith(_STORED):
+        raise OSError(errno.EOPNOTSUPP, f"attribute {name!r} cannot be set (user., trusted., security. can; ACLs cannot)")
+    if b"\0" in name or name in _STORED:
+        raise OSError(errno.EINVAL, f"attribute {name!r} has no name behind its prefix, or a NUL in it")
 
 
 def _no_data(name: bytes) -> OSError:
