@@ -23,8 +23,8 @@ SUBCOMMANDS = {
     "pool": ("list", "set", "rm"),
 }
 EVERY: list[tuple[str, ...]] = [
-    *((name,) for name in sorted({*COMMANDS, *PLUGINS} - SUBCOMMANDS.keys())),
-    *((group, name) for group, names in SUBCOMMANDS.items() for name in names),
+    *[(name,) for name in sorted({*COMMANDS, *PLUGINS} - SUBCOMMANDS.keys())],
+    *[(group, name) for group, names in SUBCOMMANDS.items() for name in names],
 ]
 
 
