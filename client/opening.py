@@ -46,8 +46,7 @@ class Opening:
             inode.cold = False
             self._score = min(_SCORE_MOST, self._score + _SCORE_OPENED)
 
-    # ------------------------------------------------------------------------------------------------------------
-    # opening
+    # ---------------------------------------------------------------------------------------------------------- opening
 
     def open(self, fid: int, flags: int) -> Answer[Handle]:
         """Open a regular file: without a word to the MDS if the lease allows it."""
@@ -159,8 +158,7 @@ class Opening:
         assert reply.node is not None
         return Found(reply.node.attr, False, False)
 
-    # ------------------------------------------------------------------------------------------------------------
-    # closing
+    # ---------------------------------------------------------------------------------------------------------- closing
 
     def flush(self, number: int) -> Answer[None]:
         """A descriptor was closed: say what went wrong so far; wait for the data only if the mount is `sync` or space

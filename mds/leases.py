@@ -30,8 +30,8 @@ class LeaseTable:
 
     def __init__(self, per_session: int = 1_000_000) -> None:
         self.per_session = per_session
-        self._single: dict[int, int] = {}
-        self._several: dict[int, dict[int, Lease]] = {}
+        self.single: dict[int, int] = {}
+        self.several: dict[int, dict[int, Lease]] = {}
         self.counts: dict[int, int] = {}
         """Leases held, by session."""
         self.recalling: dict[tuple[int, int], int] = {}
@@ -44,50 +44,50 @@ class LeaseTable:
         """How many cuts of a file's objects are planned or under way."""
 
     def __len__(self) -> int:
-        return len(self._single) + sum(map(len, self._several.values()))
+        return len(self.single) + sum(map(len, self.several.values()))
 
     def holders(self, fid: int) -> dict[int, Lease]:
         """The leases on a fid, by session."""
-        held = self._single.get(fid)
+        held = self.single.get(fid)
         if held is not None:
             return {held >> 2: _LEASES[held & 3]}
-        return self._several.get(fid, {})
+        return self.several.get(fid, {})
 
     def held(self, fid: int, session: int) -> Lease:
         """What a session holds on a fid."""
-        held = self._single.get(fid)
+        held = self.single.get(fid)
         if held is not None:
             return _LEASES[held & 3] if held >> 2 == session else _NONE
-        several = self._several.get(fid)
+        several = self.several.get(fid)
         return several.get(session, _NONE) if several is not None else _NONE
 
     def writer(self, fid: int) -> int:
         """The session with a WRITE lease on a fid; 0 if there is none."""
-        held = self._single.get(fid, 0)
+        held = self.single.get(fid, 0)
         return held >> 2 if held & 3 == 2 else 0
 
     def set(self, fid: int, session: int, lease: Lease) -> None:
         """Give or take: the session now holds this. It is the caller's business that the rules allow it."""
-        single = self._single.get(fid)
+        single = self.single.get(fid)
         if single is None:
-            several = self._several.get(fid)
+            several = self.several.get(fid)
             if several is None:
                 if lease:
-                    self._single[fid] = session << 2 | lease
+                    self.single[fid] = session << 2 | lease
                     self.counts[session] = self.counts.get(session, 0) + 1
                 return
         elif single >> 2 == session:
             if lease:
-                self._single[fid] = session << 2 | lease
+                self.single[fid] = session << 2 | lease
             else:
-                del self._single[fid]
+                del self.single[fid]
                 self.counts[session] -= 1
             return
         else:
             if not lease:
                 return
-            several = self._several[fid] = {single >> 2: _LEASES[single & 3]}
-            del self._single[fid]
+            several = self.several[fid] = {single >> 2: _LEASES[single & 3]}
+            del self.single[fid]
         if lease:
             if session not in several:
                 self.counts[session] = self.counts.get(session, 0) + 1
@@ -96,19 +96,19 @@ class LeaseTable:
             self.counts[session] = self.counts.get(session, 0) - 1
             if len(several) == 1:
                 ((last, kept),) = several.items()
-                del self._several[fid]
-                self._single[fid] = last << 2 | kept
+                del self.several[fid]
+                self.single[fid] = last << 2 | kept
 
     def written_by(self, session: int) -> list[int]:
         """The fids that a session has WRITE leases on."""
-        return [fid for fid, held in self._single.items() if held == session << 2 | 2]
+        return [fid for fid, held in self.single.items() if held == session << 2 | 2]
 
     def drop_session(self, session: int) -> None:
         """End all leases of a session."""
         if self.counts.pop(session, 0):
-            for fid in [fid for fid, held in self._single.items() if held >> 2 == session]:
-                del self._single[fid]
-            for fid in [fid for fid, several in self._several.items() if session in several]:
+            for fid in [fid for fid, held in self.single.items() if held >> 2 == session]:
+                del self.single[fid]
+            for fid in [fid for fid, several in self.several.items() if session in several]:
                 self.set(fid, session, _NONE)
             self.counts.pop(session, None)
         for key in [key for key in self.recalling if key[1] == session]:
@@ -116,17 +116,17 @@ class LeaseTable:
 
     def others(self, fid: int, session: int) -> bool:
         """Whether any other session holds a lease on the fid."""
-        single = self._single.get(fid)
+        single = self.single.get(fid)
         if single is not None:
             return single >> 2 != session
-        return fid in self._several  # two holders at least
+        return fid in self.several  # two holders at least
 
     def other_holders(self, fid: int, session: int) -> list[int]:
         """The other sessions that hold a lease on the fid."""
-        single = self._single.get(fid)
+        single = self.single.get(fid)
         if single is not None:
             return [single >> 2] if single >> 2 != session else []
-        return [holder for holder in self._several.get(fid, ()) if holder != session]
+        return [holder for holder in self.several.get(fid, ()) if holder != session]
 
     def claim(self, fid: int, session: int) -> None:
         """A request of this session is parked until leases on the fid have come back."""
@@ -156,7 +156,7 @@ class LeaseTable:
 
     def report(self) -> dict[str, int]:
         """Counts for people."""
-        write = sum(held & 3 == 2 for held in self._single.values())
+        write = sum(held & 3 == 2 for held in self.single.values())
         return {"leases": len(self), "write": write, "recalling": len(self.recalling), "waited_for": len(self.claims)}
 
 
@@ -187,7 +187,7 @@ class LeaseView:
         table = self._table
         if (self._changes is None and fid in table.busy) or fid in table.truncating:
             raise Busy
-        held = table._single.get(fid, 0)
+        held = table.single.get(fid, 0)
         if held & 3 == 2 and held >> 2 != self._session:
             raise Blocked(fid, _READ)
 
@@ -195,7 +195,7 @@ class LeaseView:
         table = self._table
         if (self._changes is None and fid in table.busy) or fid in table.truncating:
             raise Busy
-        held = table._single.get(fid, 0)
+        held = table.single.get(fid, 0)
         if held & 3 == 2:
             if held >> 2 != self._session:
                 raise Blocked(fid, _NONE, spill)
@@ -219,14 +219,14 @@ class LeaseView:
         table, session = self._table, self._session
         if table.recalling and (fid, session) in table.recalling:
             return _NONE  # the answer to the recall, which may be on its way, would take it away again
-        single = table._single.get(fid)
+        single = table.single.get(fid)
         if single is not None and single >> 2 == session:
             held = _LEASES[single & 3]
             if held >= lease:
                 return held
             others = False
         else:
-            several = table._several.get(fid)
+            several = table.several.get(fid)
             held = _NONE if several is None else several.get(session, _NONE)
             if held >= lease:
                 return held

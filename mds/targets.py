@@ -147,8 +147,7 @@ class Targets:
         """Close connections whose OSTs have not reported for too long; whoever is still there registers again."""
         silent = {ost.peer for ost in self.osts.values() if ost.peer is not None and not self.is_up(ost)}
         for peer in silent:
-            if peer is not None:
-                peer.close(f"no heartbeat in {MISSED_HEARTBEATS * self._heartbeat_s:g} s")
+            peer.close(f"no heartbeat in {MISSED_HEARTBEATS * self._heartbeat_s:g} s")
 
     def refresh(self) -> None:
         """Take over for placement, and for clients, what has changed."""
