@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.harness.process import (
@@ -257,3 +258,24 @@ def test_start_time_is_reported(tmp_path: Path, record_property: Callable[[str, 
         nacre("dev", "down", "--dir", tmp_path / "c", "--purge")
     record_property("dev_up_seconds", seconds)
     sys.stdout.write(f"nacre dev up: {seconds[0]} s the first time, {seconds[1]} s again\n")
+
+
+@pytest.fixture
+def database(postgres_url: str) -> Generator[str]:
+    """The URL of a database of the test's own."""
+    name = f"nacre_dev_{os.getpid()}"
+    with psycopg.connect(postgres_url, autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name}".encode())
+        try:
+            address, _, options = postgres_url.partition("?")
+            yield f"{address.rpartition('/')[0]}/{name}" + (f"?{options}" if options else "")
+        finally:
+            server.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+def test_mdt_can_be_in_postgresql(tmp_path: Path, database: str) -> None:
+    with process_cluster(tmp_path, "--osts", "2", "--engine", database) as cluster:
+        (cluster.mount / "file").write_bytes(b"x" * 100_000)
+        cluster.kill("mds")
+        assert cluster.up()["started"] == ["mds"]
+        assert (cluster.mount / "file").read_bytes() == b"x" * 100_000
