@@ -246,9 +246,10 @@ class Nacre(_Mounted):
         if "url" not in status:
             raise SystemExit("`nacre dev status --json` does not say under `url` what to mount")
         self._url = str(status["url"])
+        self._keyring = str(status["keyring"])
 
     def mount(self, mount: Path) -> None:
-        self.network.run("nacre", "mount", self._url, mount)
+        self.network.run("nacre", "mount", self._url, mount, "--keyring", self._keyring)
 
 
 class Mount:
