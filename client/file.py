@@ -13,7 +13,7 @@ Hazards at awaits: an extent may be overwritten while it flies (then a second fl
 import asyncio
 import errno
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -23,7 +23,7 @@ from nacrefs.client.extents import Extent, Extents, overlay
 from nacrefs.client.memory import Memory
 from nacrefs.client.objects import Objects
 from nacrefs.client.session import Session
-from nacrefs.common.wire import Attr, AttrFlag, Commit, Lease, Mode, Written
+from nacrefs.common.wire import Attr, AttrFlag, Commit, GetAttr, Lease, Mode, Want, Written
 
 log = logging.getLogger("nacre.client")
 INLINE: Final = int(AttrFlag.INLINE)
@@ -181,7 +181,7 @@ class File:
         if self.version == self.committed or (self.through and not through):
             attr = self.inode.attr
             if attr is not None:
-                self.size = attr.size
+                self.size = 0 if through else attr.size
                 self.mtime_ns = attr.mtime_ns
                 self.inline = attr.flags & INLINE != 0
         self.through = through
@@ -282,8 +282,7 @@ class File:
             end = max(end, flight.extents.end)
         return bytes(self.inline_part(0, min(self.size, max(end, self.extents.end))))
 
-    # ------------------------------------------------------------------------------------------------------
-    # write-behind
+    # ----------------------------------------------------------------------------------------------------- write-behind
 
     def _launch(self, everything: bool = False) -> None:
         """Send dirty extents, as far as flights may be under way and none of them carries older bytes of the same
@@ -377,8 +376,7 @@ class File:
             if self.error is not None:
                 raise self.take_error()
 
-    # ------------------------------------------------------------------------------------------------------------
-    # errors
+    # ----------------------------------------------------------------------------------------------------------- errors
 
     def _failed(self, error: OSError) -> None:
         if self.inode.gone:
@@ -431,8 +429,7 @@ class File:
             self._retry.cancel()
             self._retry = None
 
-    # ------------------------------------------------------------------------------------------------------------
-    # commit
+    # ----------------------------------------------------------------------------------------------------------- commit
 
     async def commit(self, lease: int = WRITE, sync: bool = False, spill: bool = False, recalled: bool = False) -> None:
         """Bring everything that is dirty now to the servers, and keep at most `lease`.
@@ -507,6 +504,12 @@ class File:
             keep = min(keep, inode.lease)
             mode = self.mode_beside(keep)
         version, dirty = self.version, self.dirty
+        if dirty and self.through:
+            # Somebody may have cut the file since we wrote beyond its new end.
+            node = await store.session.mds.call(GetAttr(inode.fid, Want.LEASE))
+            self.size = min(self.size, node.attr.size)
+            keep = min(keep, inode.lease)
+            mode = self.mode_beside(keep)
         data: bytes | None = None
         flight: Flight | None = None
         if dirty and self.inline:
@@ -590,11 +593,10 @@ class File:
         """All of it while somebody has it open for writing."""
         return WRITE if self.writers and lease != NONE else lease
 
-    # ---------------------------------------------------------------------------------------------------------
-    # truncation
+    # ------------------------------------------------------------------------------------------------------- truncation
 
     @asynccontextmanager
-    async def cutting(self, size: int) -> AsyncIterator[None]:
+    async def cutting(self, size: int) -> AsyncGenerator[None]:
         """Around a request that sets the size: dirty bytes beyond it are gone and nothing is under way."""
         self.freeze()
         try:
@@ -619,8 +621,7 @@ class File:
         if attr is not None:
             self.mtime_ns = attr.mtime_ns
 
-    # -----------------------------------------------------------------------------------------------------------
-    # freezing
+    # --------------------------------------------------------------------------------------------------------- freezing
 
     def freeze(self) -> None:
         """Make new writes wait."""

@@ -34,8 +34,7 @@ class FileIO:
         self._memory = store.memory
         self.handles = handles
 
-    # -----------------------------------------------------------------------------------------------------------
-    # reading
+    # ---------------------------------------------------------------------------------------------------------- reading
 
     def read(self, number: int, offset: int, size: int) -> Answer[Buffers]:
         """The bytes from `offset`: at once if they are here, from the OSTs otherwise."""
@@ -166,8 +165,7 @@ class FileIO:
         asyncio.get_running_loop().call_soon(self._memory.release, buffer)
         return (buffer,)
 
-    # -----------------------------------------------------------------------------------------------------------
-    # writing
+    # ---------------------------------------------------------------------------------------------------------- writing
 
     def write(self, number: int, offset: int, data: memoryview) -> Answer[int]:
         """Keep the bytes, and return at once, if we have the file for ourselves and there is room."""
@@ -259,8 +257,7 @@ class FileIO:
             file.check()
         return file.commit(sync=True)
 
-    # ------------------------------------------------------------------------------------------------------------
-    # copying
+    # ---------------------------------------------------------------------------------------------------------- copying
 
     async def copy_file_range(
         self, number_in: int, offset_in: int, number_out: int, offset_out: int, length: int

@@ -127,8 +127,7 @@ class Listings:
             attr = parent.attr if parent is not None and parent.attr is not None else directory.attr
             yield Dirent(b"..", 2, attr, False)
 
-    # --------------------------------------------------------------------------------------------------------------
-    # pages
+    # ------------------------------------------------------------------------------------------------------------ pages
 
     def _page_at_hand(self, stream: OpenDirectory, index: int) -> _Page | None:
         page = stream.pages.get(index)

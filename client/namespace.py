@@ -56,8 +56,7 @@ class Namespace:
         self._touch = store.session.cache.inodes.move_to_end
         self._inodes = store.session.cache.inodes
 
-    # -----------------------------------------------------------------------------------------------------------
-    # looking
+    # ---------------------------------------------------------------------------------------------------------- looking
 
     def lookup(self, parent: int, name: bytes, want: Want | None = None) -> Answer[Found]:
         """What a name stands for. `want`: what a cold lookup asks for, if the caller knows what it will do next."""
@@ -181,8 +180,7 @@ class Namespace:
             raise OSError(errno.EIO, "the MDS did not send the symlink's target")
         return node.data
 
-    # ----------------------------------------------------------------------------------------------------------
-    # changing
+    # --------------------------------------------------------------------------------------------------------- changing
 
     def setattr(self, fid: int, changes: Changes, handle: int | None = None) -> Coroutine[Any, Any, Stat]:
         """chmod, chown, truncate, utimens: one request."""

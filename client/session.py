@@ -95,7 +95,8 @@ class Session:
         self._osts_version = 0
         self._servers: dict[str, Remote] = {}
         self._live: asyncio.Event = asyncio.Event()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self.background: set[asyncio.Task[Any]] = set()
+        """What runs behind the caller's back."""
         self._keeper: asyncio.Task[None] | None = None
         self._fence: asyncio.TimerHandle | None = None
         self._yielding: dict[int, tuple[Inode, int]] = {}
@@ -119,7 +120,7 @@ class Session:
         for timer in (self._yield_timer, self._fence):
             if timer is not None:
                 timer.cancel()
-        tasks = [*self._tasks, *([self._keeper] if self._keeper else [])]
+        tasks = [*self.background, *([self._keeper] if self._keeper else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -305,11 +306,11 @@ class Session:
     def spawn(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         """Run a coroutine in the background; it is cancelled when the session is closed."""
         task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
+        self.background.add(task)
         task.add_done_callback(self._spawned)
         return task
 
     def _spawned(self, task: "asyncio.Task[Any]") -> None:
-        self._tasks.discard(task)
+        self.background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a background task failed", exc_info=error)

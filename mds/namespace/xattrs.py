@@ -133,7 +133,9 @@ def _check_stored(name: bytes) -> None:
     if len(name) > NAME_BYTES_MAX:
         raise OSError(errno.ERANGE, f"attribute name of {len(name)} bytes is longer than {NAME_BYTES_MAX}")
     if not name.startswith(_STORED):
-        raise OSError(errno.EOPNOTSUPP, f"attribute {name!r} cannot be set (user., trusted., security. can; ACLs cannot)")
+        raise OSError(
+            errno.EOPNOTSUPP, f"attribute {name!r} cannot be set (user., trusted., security. can; ACLs cannot)"
+        )
     if b"\0" in name or name in _STORED:
         raise OSError(errno.EINVAL, f"attribute {name!r} has no name behind its prefix, or a NUL in it")
 

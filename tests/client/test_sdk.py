@@ -5,9 +5,10 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from threading import Thread
+from typing import Any, TypeVar
 
 import pytest
 
@@ -15,6 +16,8 @@ from nacrefs.client.sdk import AsyncClient, Client, connect
 from nacrefs.common.auth import save_keyring
 from nacrefs.common.wire import RenameFlag
 from tests.client.world import CRED, Counting, World, cluster
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -123,11 +126,11 @@ class Served:
         self.cluster = cluster(root, scheme="tcp")
         return await self.cluster.__aenter__()
 
-    def run(self, work: "asyncio.coroutines.Coroutine[object, object, object]") -> World:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()  # type: ignore[arg-type, return-value]
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
     def stop(self) -> None:
-        self.run(self.cluster.__aexit__())  # type: ignore[arg-type]
+        self.run(self.cluster.__aexit__())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()

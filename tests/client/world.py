@@ -87,8 +87,8 @@ class Counting:
 
 async def quiet(vfs: Vfs) -> None:
     """Wait until nothing happens behind the caller's back."""
-    while vfs.store.dirty or vfs.session._tasks:
-        for task in list(vfs.session._tasks):
+    while vfs.store.dirty or vfs.session.background:
+        for task in list(vfs.session.background):
             await asyncio.wait([task])
         await asyncio.sleep(0)
 
@@ -127,7 +127,7 @@ async def read_file(vfs: Vfs, parent: int, name: bytes) -> bytes:
     assert found.attr is not None, f"{name!r} is absent"
     number = await open_file(vfs, found.attr.fid)
     try:
-        parts = []
+        parts: list[bytes] = []
         while part := await read(vfs, number, sum(map(len, parts))):
             parts.append(part)
         return b"".join(parts)

@@ -74,9 +74,9 @@ def far(mounts: tuple[Mount, Mount]) -> Mount:
 
 
 @pytest.fixture
-def folder(near: Mount, far: Mount, request: pytest.FixtureRequest) -> str:
+def folder(near: Mount, far: Mount, tmp_path: Path) -> str:
     """The name of a new directory that both mounts know."""
-    name: str = request.node.name
+    name = tmp_path.name
     os.mkdir(near.path / name)
     os.stat(far.path / name)
     return name

@@ -15,7 +15,7 @@ from nacrefs.common.clock import ManualClock
 from nacrefs.common.config import Duration
 from nacrefs.common.observe import Meter
 from nacrefs.common.remote import Remote
-from nacrefs.common.rpc import Call
+from nacrefs.common.rpc import Call, Service
 from nacrefs.common.wire import (
     Attach,
     Create,
@@ -96,7 +96,7 @@ class Oss:
 
     async def start(self) -> None:
         served = self.served
-        service = {Destroy: self._do, Fence: self._do, TruncateObjects: self._do, Glimpse: self._glimpse}
+        service: Service = {Destroy: self._do, Fence: self._do, TruncateObjects: self._do, Glimpse: self._glimpse}
         self.remote = Remote(
             served.address, served.keyring.credentials(Role.SERVER), f"oss{next(_numbers)}", service, Meter()
         )
@@ -159,8 +159,9 @@ class Client:
 
     async def _greet(self) -> None:
         number = 0 if self.session is None else self.session.session
-        self.session = await self.remote.ask_now(Attach(self.name, "host", number))
-        if self.session.grace:
+        session = await self.remote.ask_now(Attach(self.name, "host", number))
+        self.session = session
+        if session.grace:
             for reclaim in self.reclaims or ():
                 await self.remote.ask_now(reclaim)
 

@@ -94,7 +94,7 @@ REQUESTS: dict[str, Ask] = {
 
 
 def test_every_request_that_writes_is_among_them() -> None:
-    fids = dict.fromkeys(("small", "big", "other", "d", "e"), 100)
+    fids: Tree = dict.fromkeys(("small", "big", "other", "d", "e"), 100)
     assert {type(ask(fids)) for ask in REQUESTS.values()} == set(WRITES)
 
 

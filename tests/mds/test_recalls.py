@@ -207,9 +207,7 @@ async def test_request_after_an_answered_recall_is_seen_after_it(served: Served)
     closing: list[asyncio.Future[object]] = []
 
     async def close_behind(request: Recall) -> None:
-        asyncio.get_running_loop().call_soon(
-            lambda: closing.append(writer.call(Commit(fid, Lease.READ, Mode.CLOSED)))  # type: ignore[arg-type]
-        )
+        asyncio.get_running_loop().call_soon(lambda: closing.append(writer.call(Commit(fid, Lease.READ, Mode.CLOSED))))
 
     writer.before_answer = close_behind
     await reader.call(GetAttr(fid))
