@@ -460,7 +460,7 @@ class File:
                     inode.forget()
                 self._settle()
                 return
-            await self._report(keep, mode)
+            await self._report(keep)
 
     def _has_inline_contents(self) -> bool:
         attr = self.inode.attr
@@ -496,20 +496,18 @@ class File:
         if not self.dirty:
             self.error = None
 
-    async def _report(self, keep: int, mode: Mode) -> None:
+    async def _report(self, keep: int) -> None:
         """Send a Commit."""
         inode, store = self.inode, self._store
         if not store.session.live:
             await store.session.wait_live()
             keep = min(keep, inode.lease)
-            mode = self.mode_beside(keep)
         version, dirty = self.version, self.dirty
         if dirty and self.through:
             # Somebody may have cut the file since we wrote beyond its new end.
             node = await store.session.mds.call(GetAttr(inode.fid, Want.LEASE))
             self.size = min(self.size, node.attr.size)
             keep = min(keep, inode.lease)
-            mode = self.mode_beside(keep)
         data: bytes | None = None
         flight: Flight | None = None
         if dirty and self.inline:
@@ -520,6 +518,9 @@ class File:
         blocks = self._blocks()
         if inode.attr is not None and not self.inline:
             blocks = max(blocks, inode.attr.blocks)
+        # Not `mode_beside`: if the name is being removed right now, only what is registered keeps the file. What the lease
+        # covers the MDS leaves out by itself.
+        mode = self.mode
         request = (
             Commit(inode.fid, Lease(keep), mode, True, self.size, self.mtime_ns, blocks, data)
             if dirty
@@ -608,7 +609,7 @@ class File:
                 if self.dirty and not self.through and not self.inline and inode.lease >= WRITE:
                     # The MDS must know what lies on the OSTs, or it would not cut that.
                     await self.write_out()
-                    await self._report(inode.lease, self.mode_beside(inode.lease))
+                    await self._report(inode.lease)
                 yield
         finally:
             self.thaw()
