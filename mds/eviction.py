@@ -10,8 +10,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from msgspec.structs import replace
-
 from nacrefs.common.clock import Clock
 from nacrefs.common.wire import Evicted, Mode
 from nacrefs.mds.journal import Journal
@@ -19,6 +17,7 @@ from nacrefs.mds.leases import LeaseTable
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.namespace.files import settle_orphan
 from nacrefs.mds.sessions import Session, Sessions
+from nacrefs.mds.sizes import keep_size
 from nacrefs.mds.step import Step
 from nacrefs.mds.targets import Targets
 from nacrefs.mds.tx import Tx
@@ -106,7 +105,7 @@ class Evictor:
         except OSError as error:
             log.warning("%s; the last committed size of file %#x stays", error.strerror, fid)
             return
-        await self._durably(partial(_keep_size, fid, size, allocated, mtime_ns))
+        await self._durably(partial(keep_size, fid, size, allocated, mtime_ns))
 
     async def _durably(self, operation: Callable[[Step], None]) -> None:
         """Run a step until it is durable; CancelledError if nothing is served any more."""
@@ -130,22 +129,6 @@ def _forget_spilled(fid: int, step: Step) -> None:
     inode = step.tx.inode(fid)
     if inode is not None and inode.is_inline and inode.layout is not None:
         step.tx.add_intent(fid, 0, inode.layout)
-
-
-def _keep_size(fid: int, size: int, allocated: int, mtime_ns: int, step: Step) -> None:
-    inode = step.tx.inode(fid)
-    if inode is None or inode.is_inline:
-        return
-    # Nobody else has a lease on it (so there is nobody to recall) until that of the dead session has ended.
-    edited = step.tx.edit(fid)
-    attr = edited.attr
-    edited.attr = replace(
-        attr,
-        size=max(size, attr.size),
-        blocks=max(allocated >> 9, attr.blocks),
-        mtime_ns=max(mtime_ns, attr.mtime_ns),
-        change=attr.change + 1,
-    )
 
 
 def end_session(leases: LeaseTable, session: int, step: Step) -> None:

@@ -17,15 +17,16 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from nacrefs.common.rpc import Call
-from nacrefs.common.wire import Attr, Lease, Message
+from nacrefs.common.wire import Attr, Entry, Lease, Message, Mode, Node
 from nacrefs.mds import flush
 from nacrefs.mds.engine import NotTheOwner
-from nacrefs.mds.late import corrected
+from nacrefs.mds.late import corrected, mode_of, open_again
 from nacrefs.mds.leases import Busy, Change, LeaseTable, LeaseView
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.records import Intent
@@ -50,7 +51,7 @@ class Work:
 
     __slots__ = (
         "after", "again", "call", "changes", "claimed", "error", "intents", "operation", "outstanding", "reads",
-        "reply", "request", "seen", "session", "session_id", "settled",
+        "reply", "reported", "request", "seen", "session", "session_id", "settled",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +81,8 @@ class Work:
         """How many recalls the requester had been sent when the step was executed."""
         self.reply: Message | None = None
         self.error: Exception | None = None
+        self.reported = 0
+        """The fid whose size has been learned from the OSTs for this request."""
         self.settled: asyncio.Future[Any] | None = None
         """For the MDS's own steps: where the result goes instead of a call."""
 
@@ -172,7 +175,7 @@ class Journal:
     def read(self, work: Work) -> None:
         """Run a step that only reads, now if it can be; one that turns out to write joins the next batch."""
         undo: Undo = []
-        view = LeaseView(self._leases, work.session_id, self._mdt.opens, None, undo)
+        view = LeaseView(self._leases, work.session_id, self._mdt.opens, None, undo, work.reported)
         session = work.session
         try:
             if session is not None:
@@ -333,7 +336,7 @@ class Journal:
             changes: list[Change] = []
             work.changes = changes
             work.intents = None
-            view = LeaseView(leases, work.session_id, opens, changes, undo)
+            view = LeaseView(leases, work.session_id, opens, changes, undo, work.reported)
             try:
                 if session is not None:
                     if session.gone:
@@ -483,8 +486,10 @@ class Journal:
         if call is not None:
             reply = work.reply
             if session is not None:
-                if work.seen != session.recalls_sent and work.error is None:
+                if work.error is None and (work.seen != session.recalls_sent or self._lost_leases(work)):
                     reply = self._corrected(work, session)
+                    if reply is None:
+                        return
                 session.answered(call.xid)
             if work.error is not None:
                 call.fail(work.error)
@@ -497,11 +502,28 @@ class Journal:
             else:
                 work.settled.set_result(work.reply)
 
-    def _corrected(self, work: Work, session: Session) -> Message:
-        """The answer, if recalls to its session have overtaken it."""
+    def _lost_leases(self, work: Work) -> list[int]:
+        """The fids whose leases the answer brings and the requester has given back meanwhile."""
+        if work.changes is None:  # it was answered at once
+            return []
+        reply, held, session = work.reply, self._leases.held, work.session_id
+        node = reply.node if isinstance(reply, Entry) else reply
+        lost: list[int] = []
+        if isinstance(node, Node) and node.lease and held(node.attr.fid, session) < node.lease:
+            lost.append(node.attr.fid)
+        parent = reply.parent if isinstance(reply, Entry) and reply.parent_lease else None
+        if parent is not None and held(parent.fid, session) < reply.parent_lease:  # type: ignore[union-attr]
+            lost.append(parent.fid)
+        return lost
+
+    def _corrected(self, work: Work, session: Session) -> Message | None:
+        """The answer without what the requester has lost since it was worked out; None if it is worked out again
+        because what it lost had covered an open."""
         reply, leases = work.reply, self._leases
         assert reply is not None
         overtaken = session.overtaken_since(work.seen)
+        for fid in self._lost_leases(work):
+            overtaken[fid] = None
         if not overtaken:
             return reply
 
@@ -513,6 +535,15 @@ class Journal:
             return Lease.NONE if (fid, session.id) in leases.recalling else leases.held(fid, session.id)
 
         corrected_reply: Message = corrected(reply, work.request, overtaken, committed, lease_now)
+        node = corrected_reply.node if isinstance(corrected_reply, Entry) else corrected_reply
+        if isinstance(node, Node) and not work.again:
+            mode, fid = mode_of(work.request), node.attr.fid
+            needed = Lease.WRITE if mode & Mode.WRITE else Lease.READ
+            if mode and node.lease < needed and self._mdt.opens.get(fid, {}).get(session.id) != mode:
+                work.operation, work.again, work.reads = partial(open_again, corrected_reply, fid), True, True
+                work.reply = None
+                self.again(work)
+                return None
         return corrected_reply
 
     # ------------------------------------------------------------------------------------------------------------ end

@@ -13,7 +13,9 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from nacrefs.common.wire import Attr, Entry, Lease, Node, Removed, Rename, Renamed
+from nacrefs.common.wire import Attr, Create, Entry, Lease, Mode, Node, Open, Removed, Rename, Renamed
+from nacrefs.mds.namespace.files import open_inode
+from nacrefs.mds.step import Step
 
 Overtaken = Mapping[int, set[bytes] | None]
 """By fid: the names in it that were recalled, None for all that the client knew of it."""
@@ -94,3 +96,19 @@ def _old(attr: Attr) -> Attr:
     """Attributes that a client must not remember. A file's need no mark: they count only under a lease, and who is
     given one gets attributes with it."""
     return replace(attr, change=0) if stat.S_ISDIR(attr.mode) else attr
+
+
+def mode_of(request: Any) -> Mode:
+    """How a request opens a file."""
+    if type(request) is Create:
+        return request.open_mode
+    return request.mode if type(request) is Open else Mode.CLOSED
+
+
+def open_again(reply: Any, fid: int, step: Step, request: Any) -> Any:
+    """As a step: the answer to an open that has happened, with what may be held of the file now."""
+    inode = step.tx.inode(fid)
+    if inode is None or not inode.is_regular:
+        return unremembered(reply)
+    node = open_inode(step, inode, mode_of(request), False)
+    return replace(unremembered(reply), node=node) if isinstance(reply, Entry) else node

@@ -7,7 +7,7 @@ meantime the holder gets no new one on that fid, so that an answer on its way ca
 from typing import NamedTuple
 
 from nacrefs.common.wire import Lease, Mode
-from nacrefs.mds.step import Blocked
+from nacrefs.mds.step import Blocked, Unreported
 from nacrefs.mds.tx import NeedsBatch
 
 _NONE, _READ, _WRITE = Lease.NONE, Lease.READ, Lease.WRITE
@@ -40,6 +40,8 @@ class LeaseTable:
         """Sessions whose parked requests wait for a fid: nobody else gets a lease on it meanwhile."""
         self.busy: set[int] = set()
         """What the batch in flight has changed."""
+        self.unreported: set[int] = set()
+        """Files that were written without a WRITE lease: what the MDT knows of their size may be too little."""
         self.truncating: dict[int, int] = {}
         """How many cuts of a file's objects are planned or under way."""
 
@@ -167,7 +169,7 @@ class LeaseView:
     A view without `changes` is for a request outside of batches, which must not look at what is busy.
     """
 
-    __slots__ = ("_changes", "_opens", "_session", "_table", "_undo")
+    __slots__ = ("_changes", "_opens", "_reported", "_session", "_table", "_undo")
 
     def __init__(
         self,
@@ -176,12 +178,14 @@ class LeaseView:
         opens: dict[int, dict[int, Mode]],
         changes: list[Change] | None = None,
         undo: list[tuple[int, int, Lease]] | None = None,
+        reported: int = 0,
     ) -> None:
         self._table = table
         self._session = session
         self._opens = opens
         self._changes = changes
         self._undo = undo
+        self._reported = reported
 
     def truth(self, fid: int) -> None:
         table = self._table
@@ -190,6 +194,8 @@ class LeaseView:
         held = table.single.get(fid, 0)
         if held & 3 == 2 and held >> 2 != self._session:
             raise Blocked(fid, _READ)
+        if table.unreported and fid in table.unreported:
+            self._check_reported(fid)
 
     def alone(self, fid: int, spill: bool = False) -> None:
         table = self._table
@@ -201,6 +207,21 @@ class LeaseView:
                 raise Blocked(fid, _NONE, spill)
         elif spill and (table.recalling or table.claims) and self._contended(fid):
             raise Busy  # an inline file is of no use to a writer without the WRITE lease, which it would not get now
+        if table.unreported and fid in table.unreported:
+            self._check_reported(fid)
+
+    def _check_reported(self, fid: int) -> None:
+        """Unreported if the size must be learned from the OSTs first. While another session writes, it must be learned
+        for each answer anyway (`Node.shared`); the requester itself knows it if it has the WRITE lease."""
+        table, session = self._table, self._session
+        if fid == self._reported:
+            return
+        if table.held(fid, session) is _WRITE:
+            table.unreported.discard(fid)
+            return
+        opens = self._opens.get(fid, {})
+        if not any(mode & Mode.WRITE for other, mode in opens.items() if other != session):
+            raise Unreported(fid)
 
     def _contended(self, fid: int) -> bool:
         """Whether the requester would get no lease now, because it is giving one back or others wait for the fid."""
@@ -234,6 +255,8 @@ class LeaseView:
         if others and (lease is _WRITE or (single is not None and single & 3 == 2)):
             return held
         if (self._changes is None and fid in table.busy) or fid in table.truncating:
+            return held
+        if table.unreported and fid in table.unreported and fid != self._reported:
             return held
         if table.claims:
             claims = table.claims.get(fid)

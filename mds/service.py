@@ -23,10 +23,9 @@ from nacrefs.common.wire import Capability, Entry, Lease, Mode, Node, Right, Rol
 from nacrefs.mds.eviction import Evictor, end_session
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.journal import Journal, Work
-from nacrefs.mds.late import unremembered
+from nacrefs.mds.late import mode_of, open_again, unremembered
 from nacrefs.mds.leases import LeaseTable, LeaseView
 from nacrefs.mds.mdt import Mdt
-from nacrefs.mds.namespace.files import open_inode
 from nacrefs.mds.namespace.operations import READS, WRITES
 from nacrefs.mds.reaper import Reaper
 from nacrefs.mds.recalls import Recalls
@@ -34,7 +33,8 @@ from nacrefs.mds.records import Intent
 from nacrefs.mds.report import status_report
 from nacrefs.mds.sessions import Session, Sessions
 from nacrefs.mds.settings import Settings
-from nacrefs.mds.step import Step
+from nacrefs.mds.sizes import Sizes
+from nacrefs.mds.step import Blocked, Step, Unreported
 from nacrefs.mds.targets import Targets
 from nacrefs.mds.tx import Tx
 
@@ -72,10 +72,11 @@ class Mds:
         self.on_lost: Callable[[OSError], None] = lambda error: None
         """Told, once, that the MDT cannot be served any more."""
         self.journal = self.recalls.journal = Journal(
-            mdt, self.leases, self._step, self.recalls.after_batch, self.recalls.park, self._written, self._lost
+            mdt, self.leases, self._step, self.recalls.after_batch, self._park, self._written, self._lost
         )
         self.reaper = Reaper(mdt, self.journal, self.targets)
         self.targets.on_up = self.reaper.ost_is_up
+        self._sizes = Sizes(mdt, self.journal, self.leases, self.targets)
         self._evictor = Evictor(mdt, self.journal, self.leases, self.sessions, self.targets, clock)
         self._evictor.on_evicted = self._grace_progress
         self._reading = Tx(mdt, writable=False)
@@ -234,8 +235,8 @@ class Mds:
         self.meter.add("replies_again")
         reply = call.decode_reply(body)
         node = reply.node if isinstance(reply, Entry) else reply
-        if isinstance(node, Node) and _mode_of(request):
-            work = Work(partial(_open_again, reply, node.attr.fid), request, session, call, True)
+        if isinstance(node, Node) and mode_of(request):
+            work = Work(partial(open_again, reply, node.attr.fid), request, session, call, True)
             work.again = True
             self._accept(work, True)
         elif type(request) is wire.SetAttr and request.valid & wire.Set.SIZE:
@@ -276,8 +277,16 @@ class Mds:
             work.reply = msgspec.structs.replace(work.reply, node=node) if isinstance(work.reply, Entry) else node
         self.journal.finish(work)
 
+    def _park(self, work: Work, blocked: Blocked) -> None:
+        """A request cannot run yet: see to it that it will."""
+        if isinstance(blocked, Unreported):
+            self._spawn(self._sizes.learn(work, blocked.fid))
+        else:
+            self.recalls.park(work, blocked)
+
     def _written(self, tx: Tx, works: list[Work]) -> None:
         """A batch is durable: start what follows from it."""
+        self._sizes.written(tx)
         self.recalls.written(tx)
         if tx.new_destructions:
             self.reaper.add(tx.new_destructions)
@@ -489,23 +498,7 @@ def _servers_only(call: Call) -> None:
         raise OSError(errno.EACCES, "only a server's key may do this")
 
 
-def _mode_of(request: Any) -> Mode:
-    """How a request opens a file."""
-    if type(request) is wire.Create:
-        return request.open_mode
-    return request.mode if type(request) is wire.Open else Mode.CLOSED
-
-
 def _cut_again(reply: Any, step: Step, request: wire.SetAttr) -> Any:
     """The answer to a truncation that has happened, once the objects have been cut too."""
     step.leases.truth(request.fid)
     return unremembered(reply)
-
-
-def _open_again(reply: Any, fid: int, step: Step, request: Any) -> Any:
-    """The answer to an open that has happened, with what may be held of the file now."""
-    inode = step.tx.inode(fid)
-    if inode is None or not inode.is_regular:
-        return unremembered(reply)
-    node = open_inode(step, inode, _mode_of(request), False)
-    return msgspec.structs.replace(unremembered(reply), node=node) if isinstance(reply, Entry) else node

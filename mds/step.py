@@ -26,6 +26,13 @@ class Blocked(Exception):
         self.spill = spill
 
 
+class Unreported(Blocked):
+    """The file's size is known to the OSTs only: somebody wrote without a WRITE lease and has not reported it all."""
+
+    def __init__(self, fid: int) -> None:
+        super().__init__(fid, Lease.WRITE)
+
+
 class Leases(Protocol):
     """The lease table as one session's request sees it (rules: docs/coherence.md)."""
 

@@ -33,8 +33,8 @@ PATH: Final = b"nacre.path"
 INODE_XATTRS_BYTES_MAX: Final = 1 << 20
 """Most bytes of all names and values of one inode, so that they fit in one reply."""
 _STORED: Final = (b"user.", b"trusted.", b"security.")
-"""POSIX ACLs are refused: one that is kept but not enforced would be a false promise, and programs that are refused fall
-back to the permission bits."""
+"""POSIX ACLs are refused: one that is kept but not enforced would be a false promise, and programs that are refused
+fall back to the permission bits."""
 
 
 def get_xattrs(step: Step, request: GetXattrs) -> Xattrs:
