@@ -440,7 +440,8 @@ class File:
         """
         async with self.lock:
             inode = self.inode
-            if spill and (self.inline or self._has_inline_contents()):
+            # (Who has given up the WRITE lease by itself meanwhile has nothing to move.)
+            if spill and inode.lease >= WRITE and (self.inline or self._has_inline_contents()):
                 self.own()
                 self.leave_inline()
                 self.touch()
@@ -504,9 +505,10 @@ class File:
             keep = min(keep, inode.lease)
         version, dirty = self.version, self.dirty
         if dirty and self.through:
-            # Somebody may have cut the file since we wrote beyond its new end.
+            # Others may have cut or lengthened the file since; what we wrote through counts there already. (If a lease
+            # came back to us meanwhile, what came with it is the newest.)
             node = await store.session.mds.call(GetAttr(inode.fid, Want.LEASE))
-            self.size = min(self.size, node.attr.size)
+            self.size = inode.attr.size if inode.lease and inode.attr is not None else node.attr.size
             keep = min(keep, inode.lease)
         data: bytes | None = None
         flight: Flight | None = None
