@@ -5,6 +5,7 @@ out while only two pages are in memory (and, for each page, the name that comes 
 """
 
 import asyncio
+import errno
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
@@ -185,7 +186,12 @@ class Listings:
         inode.used = True
         # Leases on more entries than the cache holds would only push each other out.
         leases = inode.names is None or len(inode.names) < self._cache.limit // 2
-        listing = await self._session.mds.call(Readdir(stream.fid, stream.after[index], _PER_PAGE, leases))
+        try:
+            listing = await self._session.mds.call(Readdir(stream.fid, stream.after[index], _PER_PAGE, leases))
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            return _Page([], True)  # the directory has been removed: who has it open finds nothing in it
         page = _Page([(entry.name, entry.attr) for entry in listing.entries], listing.end)
         self._keep(stream, index, page)
         return page
