@@ -122,7 +122,7 @@ def _check_report(step: Step, request: Commit, inode: Inode, held: Lease) -> Non
 
 
 def _take_report(step: Step, request: Commit, inode: Inode, held: Lease) -> None:
-    """Write size, times and contents. Only who holds the WRITE lease knows the size; others know a lower bound."""
+    """Write size, times and contents. Only who holds the WRITE lease knows the size."""
     tx, fid = step.tx, request.fid
     edited = tx.edit(fid)
     attr = edited.attr
@@ -135,8 +135,8 @@ def _take_report(step: Step, request: Commit, inode: Inode, held: Lease) -> None
             tx.set_data(fid, data or b"")
         if flags & INLINE:
             blocks = blocks_of(len(data or b""))
-    elif held < Lease.WRITE:
-        size, mtime_ns, blocks = max(size, attr.size), max(mtime_ns, attr.mtime_ns), max(blocks, attr.blocks)
+    elif held < Lease.WRITE:  # the OSTs know better, and are asked before anybody is told (`mds/sizes.py`)
+        size, mtime_ns, blocks = attr.size, max(mtime_ns, attr.mtime_ns), max(blocks, attr.blocks)
     edited.data_version += 1
     edited.attr = replace(
         attr,
