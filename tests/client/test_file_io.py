@@ -59,9 +59,9 @@ class Shared:
         self.runner.close()
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    started = Shared(tmp_path_factory.mktemp("shared"))
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[Shared]:
+    started = Shared(tmp_path)
     yield started
     started.stop()
 
