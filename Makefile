@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: dev apt types check test test-slow bench bench-peers demo clean
+.PHONY: dev apt types check test test-slow bench bench-peers scale demo clean
 
 # Packages go into the current Python environment. Debian's own Python refuses that (PEP 668), so there, and only there,
 # a .venv in the checkout is made and used.
@@ -70,6 +70,9 @@ bench: dev
 
 bench-peers: dev
 	$(PYTHON) tests/bench/peers.py
+
+scale: dev
+	$(PYTHON) tests/bench/scale.py
 
 demo: dev
 	PATH="$(BIN):$$PATH" sh conf/demo.sh

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ Case = Callable[[Path, Path], Any]
 CASES: dict[str, Case] = {}
 NOBODY = 65534
 OTHER = 4242
+_PLAIN = (bool, int, float, str, list, tuple, dict)
 
 
 def case(make: Case) -> Case:
@@ -33,14 +35,14 @@ def case(make: Case) -> Case:
 
 
 def attempt(act: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """What it returned, or the name of its errno."""
+    """What it returned, if that is plain data, or the name of its errno."""
     try:
-        result = act(*arguments, **named)
+        result: Any = act(*arguments, **named)
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, str(error))
     if isinstance(result, bytes):
         return result.decode("latin-1")
-    return result if isinstance(result, bool | int | float | str | list | tuple | dict) else None
+    return result if type(result) in _PLAIN else None
 
 
 def as_user(uid: int, act: Callable[[], Any], gid: int | None = None, groups: tuple[int, ...] = ()) -> Any:
@@ -76,7 +78,7 @@ def look(path: Path) -> Any:
     return [stat.filemode(found.st_mode), found.st_uid, found.st_gid, found.st_nlink, size]
 
 
-def create(path: Path, mode: int = 0o644, data: bytes = b"") -> None:
+def create(path: Path | bytes, mode: int = 0o644, data: bytes = b"") -> None:
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, mode)
     if data:
         os.write(descriptor, data)
@@ -122,6 +124,19 @@ def chmod_000_keeps_others_out_and_root_in(a: Path, b: Path) -> Any:
 
 @case
 def directory_permissions(a: Path, b: Path) -> Any:
+    acts: tuple[Callable[[Path], Any], ...] = (
+        lambda there: sorted(os.listdir(there)),
+        lambda there: (there / "f").read_text(),
+        lambda there: create(there / "new"),
+        lambda there: os.mkdir(there / "newd"),
+        lambda there: os.rename(there / "f", there / "g"),
+        lambda there: os.unlink(there / "g"),
+        lambda there: os.rmdir(there / "sub"),
+        lambda there: os.symlink("x", there / "sym"),
+        lambda there: os.link(there / "new", there / "hard"),
+        lambda there: os.mkfifo(there / "fifo"),
+        lambda there: os.stat(there / "absent").st_size,
+    )
     results: list[Any] = []
     for mode in (0o700, 0o711, 0o744, 0o733, 0o755, 0o777, 0o666):
         here, there = a / f"d{mode:o}", b / f"d{mode:o}"
@@ -129,21 +144,7 @@ def directory_permissions(a: Path, b: Path) -> Any:
         create(here / "f", 0o666, b"x")
         os.mkdir(here / "sub")
         os.chmod(here, mode)
-        results.append(
-            [
-                as_user(OTHER, lambda there=there: sorted(os.listdir(there))),
-                as_user(OTHER, lambda there=there: (there / "f").read_text()),
-                as_user(OTHER, lambda there=there: create(there / "new")),
-                as_user(OTHER, lambda there=there: os.mkdir(there / "newd")),
-                as_user(OTHER, lambda there=there: os.rename(there / "f", there / "g")),
-                as_user(OTHER, lambda there=there: os.unlink(there / "g")),
-                as_user(OTHER, lambda there=there: os.rmdir(there / "sub")),
-                as_user(OTHER, lambda there=there: os.symlink("x", there / "sym")),
-                as_user(OTHER, lambda there=there: os.link(there / "new", there / "hard")),
-                as_user(OTHER, lambda there=there: os.mkfifo(there / "fifo")),
-                as_user(OTHER, lambda there=there: os.stat(there / "absent").st_size),
-            ]
-        )
+        results.append([as_user(OTHER, partial(act, there)) for act in acts])
     return results
 
 
@@ -218,18 +219,17 @@ def setgid_directory(a: Path, b: Path) -> Any:
 
 @case
 def setuid_and_setgid_bits(a: Path, b: Path) -> Any:
+    acts: tuple[Callable[[Path], Any], ...] = (
+        lambda path: path.write_bytes(b"new"),
+        lambda path: os.truncate(path, 1),
+        lambda path: os.chown(path, OTHER, OTHER),
+        os.utime,
+        lambda path: str(path.rename(path.with_suffix(".x")).rename(path).suffix),
+        lambda path: os.close(os.open(path, os.O_WRONLY | os.O_TRUNC)),
+        lambda path: os.close(os.open(path, os.O_WRONLY)),
+    )
     results: list[Any] = []
-    for number, act in enumerate(
-        (
-            lambda path: path.write_bytes(b"new"),
-            lambda path: os.truncate(path, 1),
-            lambda path: os.chown(path, OTHER, OTHER),
-            lambda path: os.utime(path),
-            lambda path: os.rename(path, path.with_suffix(".x")) or os.rename(path.with_suffix(".x"), path),
-            lambda path: os.close(os.open(path, os.O_WRONLY | os.O_TRUNC)),
-            lambda path: os.close(os.open(path, os.O_WRONLY)),
-        )
-    ):
+    for number, act in enumerate(acts):
         for mode in (0o6777, 0o6755):
             path, seen = a / f"f{number}{mode:o}", b / f"f{number}{mode:o}"
             create(path, data=b"old")
@@ -239,7 +239,7 @@ def setuid_and_setgid_bits(a: Path, b: Path) -> Any:
             os.chown(a / f"u{number}{mode:o}", NOBODY, NOBODY)
             os.chmod(a / f"u{number}{mode:o}", mode)
             user = b / f"u{number}{mode:o}"
-            results.append([as_user(OTHER, lambda act=act, user=user: act(user)), look(a / user.name)])
+            results.append([as_user(OTHER, partial(act, user)), look(a / user.name)])
     create(a / "g")
     os.chown(a / "g", NOBODY, OTHER)
     results.append([as_user(NOBODY, lambda: os.chmod(b / "g", 0o2755)), look(a / "g")])
@@ -269,7 +269,7 @@ def access(a: Path, b: Path) -> Any:
     os.mkdir(a / "d", 0o751)
     checks = (os.F_OK, os.R_OK, os.W_OK, os.X_OK)
     return [
-        [as_user(uid, lambda n=n, c=c: os.access(b / n, c)) for n in ("f", "d", "absent") for c in checks]
+        [as_user(uid, partial(os.access, b / n, c)) for n in ("f", "d", "absent") for c in checks]
         for uid in (0, NOBODY)
     ]
 
@@ -766,7 +766,7 @@ def long_and_odd_names(a: Path, b: Path) -> Any:
     ]  # fmt: skip
     for name in names:
         path = here + b"/" + name
-        results.append(attempt(lambda path=path: os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))))
+        results.append(attempt(create, path))
     for act in (os.mkdir, os.unlink, os.rmdir, os.stat, os.listdir, os.readlink):
         results.append(attempt(act, here + b"/" + b"n" * 256))
     results.append(attempt(os.rename, here + b"/" + b"n" * 255, here + b"/" + b"m" * 256))

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Generator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pytest
 
@@ -46,7 +46,7 @@ def mounts(tmp_path_factory: pytest.TempPathFactory) -> Generator[Place]:
 
 @pytest.fixture
 def place(mounts: Place, request: pytest.FixtureRequest) -> Place:
-    name: str = request.node.name
+    name: str = cast(pytest.Item, request.node).name  # pyright: ignore[reportUnknownMemberType]
     (mounts.near / name).mkdir()
     return Place(mounts.near / name, mounts.far / name)
 
