@@ -116,16 +116,21 @@ class Opening:
         request = Create(
             parent, name, stat.S_IMODE(mode), cred.uid, cred.gid, open_mode, bool(flags & os.O_EXCL), truncate
         )
-        # What we have not written of a file that is cut must not be written after it has been cut.
+        # What is dirty of a file that is cut must not reach the MDS after it has been cut. The file is not locked
+        # meanwhile: the name may stand for another one by now, whose holder may wait for this one.
         dirty = existing.file if existing is not None and truncate else None
         directory.begin_mutation()
         try:
             if dirty is None:
                 reply = await self._session.mds.call(request)
             else:
-                async with dirty.cutting(0):
+                dirty.freeze()
+                try:
+                    if dirty.dirty:
+                        await dirty.commit()
                     reply = await self._session.mds.call(request)
-                    dirty.was_cut(0)
+                finally:
+                    dirty.thaw()
         finally:
             directory.mutating -= 1
         assert reply.node is not None

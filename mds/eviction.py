@@ -76,7 +76,6 @@ class Evictor:
         self._sessions.remove(session)
         if peer is not None:
             peer.close("evicted")
-        self._journal.retry()
         self.on_evicted()
 
     async def _tell(self, session: Session, reason: str) -> None:

@@ -496,6 +496,8 @@ class Journal:
             else:
                 assert reply is not None
                 call.reply(reply)
+            if session is not None and session.deferred:
+                session.recall_deferred()
         elif work.settled is not None and not work.settled.done():
             if work.error is not None:
                 work.settled.set_exception(work.error)

@@ -229,7 +229,7 @@ class LeaseView:
         if (fid, session) in table.recalling:
             return True
         claims = table.claims.get(fid)
-        return claims is not None and (len(claims) > 1 or session not in claims)
+        return claims is not None and session not in claims
 
     def changed(self, fid: int, name: bytes | None = None) -> None:
         if self._changes is None:
@@ -260,7 +260,7 @@ class LeaseView:
             return held
         if table.claims:
             claims = table.claims.get(fid)
-            if claims is not None and (len(claims) > 1 or session not in claims):
+            if claims is not None and session not in claims:
                 return held
         opens = self._opens.get(fid)
         if opens is not None and not self._opens_allow(opens, lease):

@@ -94,7 +94,14 @@ class Recalls:
         asked = self._asked[fid, holder] = _Asked(blocked.keep, blocked.spill)
         asked.then.append(then)
         item = RecallItem(fid, blocked.keep, (), blocked.spill)
-        self._recall(holder, (item,), partial(self._unblock, fid, holder, asked))
+        recall = partial(self._recall, holder, (item,), partial(self._unblock, fid, holder, asked))
+        session = self._sessions.by_id.get(holder)
+        if session is not None and not session.gone and session.opening(fid):
+            # The lease comes with an answer that has not left. It is to be of use to its holder first: several writers
+            # of one small file would take it from each other for ever.
+            session.deferred.append((fid, recall))
+        else:
+            recall()
 
     def _unblock(self, fid: int, holder: int, asked: _Asked) -> None:
         if self._asked.get((fid, holder)) is asked:
@@ -253,6 +260,11 @@ class Recalls:
         """A lease on this fid, or an open, has ended without a recall: that may be the end of a file without a name."""
         if fid in self._orphans:
             self._settle_opens(_Settlement(0, (), (fid,)), _nothing)
+
+    def session_ended(self) -> None:
+        """So have all its leases: that may be the end of files without a name."""
+        if self._orphans:
+            self._settle_opens(_Settlement(0, (), tuple(self._orphans)), _nothing)
 
     def written(self, tx: Tx) -> None:
         """A batch is durable: files that it left without a name are settled once nobody may have them open."""

@@ -78,7 +78,7 @@ class Mds:
         self.targets.on_up = self.reaper.ost_is_up
         self._sizes = Sizes(mdt, self.journal, self.leases, self.targets)
         self._evictor = Evictor(mdt, self.journal, self.leases, self.sessions, self.targets, clock)
-        self._evictor.on_evicted = self._grace_progress
+        self._evictor.on_evicted = self._session_ended
         self._reading = Tx(mdt, writable=False)
         self._registering = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -369,9 +369,13 @@ class Mds:
             session.gone = False
             raise
         self.sessions.remove(session)
+        self._session_ended()
+        return wire.Done()
+
+    def _session_ended(self) -> None:
+        self.recalls.session_ended()
         self.journal.retry()
         self._grace_progress()
-        return wire.Done()
 
     async def _reclaim(self, request: wire.Reclaim, call: Call) -> wire.Reclaimed:
         session = self.sessions.heard(call.peer)

@@ -37,8 +37,8 @@ class Session:
     """One client. `peer` is None while it is not connected; recalls then wait for it."""
 
     __slots__ = (
-        "client", "first_xid", "gone", "host", "id", "in_flight", "last_heard_s", "oldest", "overtaking", "peer",
-        "recalls", "recalls_sent", "reclaimed", "root", "stored_replies", "trimmed",
+        "client", "deferred", "first_xid", "gone", "host", "id", "in_flight", "last_heard_s", "oldest", "overtaking",
+        "peer", "recalls", "recalls_sent", "reclaimed", "root", "stored_replies", "trimmed",
     )  # fmt: skip
 
     def __init__(self, record: SessionRecord, now_s: float, reclaimed: bool) -> None:
@@ -62,6 +62,8 @@ class Session:
         """Requests in service that must happen once, by xid."""
         self.recalls: dict[int, _Recall] = {}
         """Recalls that have not been answered, by number."""
+        self.deferred: list[tuple[int, Callable[[], None]]] = []
+        """Recalls of leases that come with answers which have not left yet, by fid."""
         self.recalls_sent = 0
         """Grows whenever something is taken from the session."""
         self.overtaking: list[tuple[int, int, tuple[bytes, ...]]] = []
@@ -94,6 +96,15 @@ class Session:
             oldest = min(executed) if executed else self.recalls_sent
             if overtaking[0][0] <= oldest:
                 self.overtaking = [item for item in overtaking if item[0] > oldest]
+
+    def recall_deferred(self) -> None:
+        """Send the recalls that had to wait for an answer, if that has left."""
+        deferred, self.deferred = self.deferred, []
+        for fid, send in deferred:
+            if not self.gone and self.opening(fid):
+                self.deferred.append((fid, send))
+            else:
+                send()
 
     def opening(self, fid: int) -> Mode:
         """How the session has a file open by answers that have not left yet, so that it may not know."""
@@ -141,6 +152,7 @@ class Sessions:
         """Forget a session; its unanswered recalls count as answered with nothing held."""
         self.by_id.pop(session.id, None)
         session.gone = True
+        session.recall_deferred()
         recalls, session.recalls = session.recalls, {}
         for recall in recalls.values():
             recall.answered(())

@@ -40,10 +40,11 @@ def node(step: Step, inode: Inode, want: int, lease: Lease = Lease.READ) -> Node
     if shared:
         step.leases.downgrade(fid, Lease.NONE)
         got = Lease.NONE
-    elif want & WANT_LEASE:
+    elif want & WANT_LEASE and (attr.nlink or step.session in step.tx.opens(fid)):
         got = step.leases.grant(fid, lease if lease <= most else most)
     else:
-        got = step.leases.grant(fid, Lease.NONE)  # what it holds and is not giving back
+        # What it holds and is not giving back. (A lease keeps a file without a name: only who has it open gets one.)
+        got = step.leases.grant(fid, Lease.NONE)
     layout = capability = data = None
     if inode.layout is not None:
         if want & WANT_LAYOUT:

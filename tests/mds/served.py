@@ -304,3 +304,4 @@ class Served:
             assert not session.in_flight
             assert not session.recalls
             assert not session.overtaking
+            assert not session.deferred

@@ -163,21 +163,67 @@ async def test_open_whose_answer_a_recall_has_overtaken_is_registered(served: Se
     witness, creator, other = await served.client(), await served.client(), await served.client()
     await witness.call(Lookup(ROOT, b"x"))
     witness.gate.shut()
-    creating = creator.create(b"f", BOTH)
-    task = asyncio.ensure_future(creating)
+    creating = asyncio.ensure_future(creator.create(b"f", Mode.READ))
+    await witness.gate.arrived.wait()
+    await served.settle()
+    reply = await other.call(Lookup(ROOT, b"f"))
+    assert reply.node is not None
+    fid = reply.node.attr.fid
+    await other.call(SetAttr(fid, CHMOD, mode=0o600))
+    assert creator.recalled == [RecallItem(fid, Lease.NONE)]
+    assert served.mds.mdt.opens == {fid: {creator.number: Mode.READ}}
+    assert not creating.done()
+    witness.gate.open()
+    made = await creating
+    assert made.node is not None
+    assert made.node.lease == Lease.NONE
+
+
+async def test_lease_that_comes_with_an_answer_is_recalled_after_the_answer(served: Served) -> None:
+    """Otherwise several writers of one small file could take it from each other for ever, none of them ever writing."""
+    witness, creator, other = await served.client(), await served.client(), await served.client()
+    await witness.call(Lookup(ROOT, b"x"))
+    witness.gate.shut()
+    creating = asyncio.ensure_future(creator.create(b"f", BOTH))
     await witness.gate.arrived.wait()
     await served.settle()
     found = other.call(Lookup(ROOT, b"f"))
-    await turns()
-    reply = await found
-    assert reply.node is not None
-    fid = reply.node.attr.fid
-    assert creator.recalled == [RecallItem(fid, Lease.READ)]
+    await served.settle()
+    assert not found.done()
+    assert creator.recalled == []
     witness.gate.open()
-    made = await task
+    made = await creating
     assert made.node is not None
-    assert made.node.lease < Lease.WRITE
-    assert served.mds.mdt.opens[fid] == {creator.number: BOTH}
+    assert made.node.lease == Lease.WRITE
+    creator.holds[made.node.attr.fid] = Holding(made.node.attr.fid, Lease.READ, BOTH)
+    assert (await found).node is not None
+    assert creator.recalled == [RecallItem(made.node.attr.fid, Lease.READ)]
+
+
+async def test_file_without_a_name_is_not_kept_by_who_just_looks_at_it(served: Served) -> None:
+    """Its lease would end with no word to the MDS, and the file never."""
+    opener, looker = await served.client(), await served.client()
+    made = await opener.create(b"f")
+    assert made.node is not None
+    fid = made.node.attr.fid
+    await opener.call(Unlink(ROOT, b"f", fid, True))
+    opener.holds[fid] = Holding(fid, Lease.READ, BOTH)
+    assert (await looker.call(GetAttr(fid))).lease == Lease.NONE
+    await opener.call(Commit(fid, Lease.NONE, Mode.CLOSED))
+    await served.settle()
+    assert served.mds.mdt.orphans() == []
+
+
+async def test_remover_keeps_no_lease_on_what_only_others_have_open(served: Served) -> None:
+    opener, remover = await served.client(), await served.client()
+    made = await opener.create(b"f", Mode.READ)
+    assert made.node is not None
+    fid = made.node.attr.fid
+    await remover.call(GetAttr(fid))
+    await remover.call(Unlink(ROOT, b"f", fid, False))
+    await served.settle()
+    assert served.mds.leases.holders(fid) == {}
+    assert served.mds.mdt.orphans() == []
 
 
 async def test_holder_who_returns_is_asked_again(served: Served) -> None:
