@@ -150,8 +150,6 @@ async def test_sequential_reads_are_read_ahead_and_fetched_once(world: World) ->
     await quiet(writer)
     reader = await world.vfs()
     number = await open_file(reader, fid)
-    before = [oss.meter.counters.get("read_bytes", 0) for oss in world.oss]
-    del before
     at = 0
     while at < len(data):
         part = await read(reader, number, at, 256 << 10)
