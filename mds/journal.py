@@ -381,6 +381,13 @@ class Journal:
                 self._on_park(work, blocked)
             else:
                 self._waiting.append(work)
+            self._release_deferred(work)
+
+    def _release_deferred(self, work: Work) -> None:
+        """This request has no answer (any more): recalls that wait for it to leave must not."""
+        session = work.session
+        if session is not None and session.deferred:
+            session.recall_deferred()
 
     def _rest(self) -> None:
         if self._queue and self._closed is None:
@@ -496,8 +503,7 @@ class Journal:
             else:
                 assert reply is not None
                 call.reply(reply)
-            if session is not None and session.deferred:
-                session.recall_deferred()
+            self._release_deferred(work)
         elif work.settled is not None and not work.settled.done():
             if work.error is not None:
                 work.settled.set_exception(work.error)
@@ -544,6 +550,7 @@ class Journal:
             if mode and node.lease < needed and self._mdt.opens.get(fid, {}).get(session.id) != mode:
                 work.operation, work.again, work.reads = partial(open_again, corrected_reply, fid), True, True
                 work.reply = None
+                self._release_deferred(work)
                 self.again(work)
                 return None
         return corrected_reply
