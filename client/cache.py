@@ -53,6 +53,10 @@ if TYPE_CHECKING:
     from nacrefs.client.file import File
 
 NONE, READ, WRITE = int(Lease.NONE), int(Lease.READ), int(Lease.WRITE)
+INLINE = int(AttrFlag.INLINE)
+LEASES = (Lease.NONE, Lease.READ, Lease.WRITE)
+MODES = (Mode.CLOSED, Mode.READ, Mode.WRITE, Mode.READ | Mode.WRITE)
+"""By value: calling or combining an enum's members costs microseconds."""
 
 
 class Inode:
@@ -312,7 +316,7 @@ class Cache:
             inode.layout = node.layout
         if node.data is not None and inode.lease and inode.attr is node.attr:  # not older than what we know
             inode.data = node.data
-        elif not node.attr.flags & AttrFlag.INLINE and stat.S_ISREG(node.attr.mode):
+        elif not node.attr.flags & INLINE and stat.S_ISREG(node.attr.mode):
             inode.data = None
         return inode
 
@@ -459,8 +463,8 @@ def registered(inode: Inode, mode: Mode) -> Mode:
     file has a name."""
     if inode.attr is not None and not inode.attr.nlink:
         return mode
-    if mode & Mode.WRITE:
+    if int(mode) & 2:
         return Mode.CLOSED if inode.lease >= WRITE else mode
-    if mode & Mode.READ:
+    if int(mode) & 1:
         return Mode.CLOSED if inode.lease >= READ else mode
     return Mode.CLOSED

@@ -17,16 +17,15 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from nacrefs.client.cache import NONE, READ, WRITE, Inode
+from nacrefs.client.cache import INLINE, LEASES, MODES, NONE, READ, WRITE, Inode
 from nacrefs.client.config import ClientConfig
 from nacrefs.client.extents import Extent, Extents, overlay
 from nacrefs.client.memory import Memory
 from nacrefs.client.objects import Objects
 from nacrefs.client.session import Session
-from nacrefs.common.wire import Attr, AttrFlag, Commit, GetAttr, Lease, Mode, Want, Written
+from nacrefs.common.wire import Attr, Commit, GetAttr, Mode, Want, Written
 
 log = logging.getLogger("nacre.client")
-INLINE: Final = int(AttrFlag.INLINE)
 RETRY_MOST_S: Final = 60.0
 
 
@@ -140,7 +139,7 @@ class File:
     @property
     def mode(self) -> Mode:
         """How it is open here."""
-        return (Mode.READ if self.readers else Mode.CLOSED) | (Mode.WRITE if self.writers else Mode.CLOSED)
+        return MODES[(self.readers > 0) + 2 * (self.writers > 0)]
 
     def mode_beside(self, lease: int) -> Mode:
         """What must be registered at the MDS if we keep this lease: nothing that the lease covers, but all if the file
@@ -520,13 +519,13 @@ class File:
         blocks = self._blocks()
         if inode.attr is not None and not self.inline:
             blocks = max(blocks, inode.attr.blocks)
-        # Not `mode_beside`: if the name is being removed right now, only what is registered keeps the file. What the lease
-        # covers the MDS leaves out by itself.
+        # Not `mode_beside`: if the name is being removed right now, only what is registered keeps the file. What the
+        # lease covers the MDS leaves out by itself.
         mode = self.mode
         request = (
-            Commit(inode.fid, Lease(keep), mode, True, self.size, self.mtime_ns, blocks, data)
+            Commit(inode.fid, LEASES[keep], mode, True, self.size, self.mtime_ns, blocks, data)
             if dirty
-            else Commit(inode.fid, Lease(keep), mode)
+            else Commit(inode.fid, LEASES[keep], mode)
         )
         before = inode.lease
         inode.lower(keep)

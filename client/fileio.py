@@ -11,9 +11,9 @@ import errno
 from collections.abc import Sequence
 from typing import Final
 
-from nacrefs.client.cache import NONE, WRITE
+from nacrefs.client.cache import INLINE, NONE, WRITE
 from nacrefs.client.extents import Extent, overlay
-from nacrefs.client.file import INLINE, File, Store
+from nacrefs.client.file import File, Store
 from nacrefs.client.handle import Handles, OpenFile
 from nacrefs.client.opening import is_inline
 from nacrefs.common.answer import Answer, settle

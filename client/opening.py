@@ -5,8 +5,8 @@ import os
 import stat
 from typing import Final
 
-from nacrefs.client.cache import NONE, READ, WRITE, Inode
-from nacrefs.client.file import INLINE, File, Store
+from nacrefs.client.cache import INLINE, MODES, NONE, READ, WRITE, Inode
+from nacrefs.client.file import File, Store
 from nacrefs.client.filesystem import Cred, Found, Handle
 from nacrefs.client.handle import Handles, OpenFile
 from nacrefs.client.readahead import ReadAhead
@@ -105,7 +105,7 @@ class Opening:
     async def create(self, parent: int, name: bytes, mode: int, flags: int, cred: Cred) -> tuple[Found, Handle]:
         """Make a file and open it; one request."""
         access = flags & os.O_ACCMODE
-        open_mode = {os.O_RDONLY: Mode.READ, os.O_WRONLY: Mode.WRITE}.get(access, Mode.READ | Mode.WRITE)
+        open_mode = MODES[min(access, 2) + 1]
         directory = self._cache.inode(parent)
         directory.used = True
         known = directory.names.get(name, 0) if directory.names is not None else 0

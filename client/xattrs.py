@@ -21,6 +21,7 @@ COMPUTED: Final = b"nacre."
 MDS_COMPUTED: Final = (b"nacre.layout", b"nacre.fid", b"nacre.path")
 """What the MDS knows about an inode; other `nacre.` names are the mount's (`client.control`)."""
 NAME_MAX: Final = 255
+_XATTRS: Final = int(AttrFlag.XATTRS)
 
 
 class ExtendedAttributes:
@@ -39,7 +40,7 @@ class ExtendedAttributes:
             return None
         if inode.xattrs is not None:
             return inode.xattrs
-        return None if inode.attr.flags & AttrFlag.XATTRS else {}
+        return None if inode.attr.flags & _XATTRS else {}
 
     async def _fetch(self, fid: int) -> dict[bytes, bytes]:
         reply = await self._session.mds.call(GetXattrs(fid))
