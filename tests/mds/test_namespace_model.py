@@ -349,7 +349,7 @@ def _run(databases: Iterator[str], examples: int) -> None:
     class Machine(Comparison):
         urls = databases
 
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Machine,
         settings=settings(
             max_examples=examples,
