@@ -129,7 +129,14 @@ class Mds:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(min(self.settings.term_s / 6, self.settings.heartbeat_s))
+            self.watch_once()
+
+    def watch_once(self) -> None:
+        """`tick`, which must happen again and again, whatever happens in it."""
+        try:
             self.tick()
+        except Exception:
+            log.exception("looking after sessions and OSTs failed")
 
     def tick(self) -> None:
         """Time has passed: evict sessions whose term is over, notice OSTs that have fallen silent, and a new owner."""
