@@ -45,6 +45,8 @@ apt:
 $(STAMP): pyproject.toml | apt
 	if [ "$(MANAGED)" = yes ] && [ ! -x $(PYTHON) ]; then $(BASE_PYTHON) -m venv .venv; fi
 	$(PYTHON) -m pip install -q --disable-pip-version-check --root-user-action=ignore -e '.[dev]'
+	# mount(8) looks for helpers in /sbin only.
+	if [ "$$(id -u)" = 0 ]; then ln -sfn $(BIN)/mount.nacre /sbin/mount.nacre; fi
 	mkdir -p build && touch $@
 
 # What the type checkers and import-linter read: nacrefs/<folder> as links, because no folder is called nacrefs.
