@@ -12,7 +12,7 @@ from nacrefs.common.buffers import BufferPool
 from nacrefs.common.framing import FramingError, Kind
 from nacrefs.common.handshake import HANDSHAKE_S, Refused, greet_client, greet_server
 from nacrefs.common.observe import Meter
-from nacrefs.common.rpc import Peer, Service, again
+from nacrefs.common.rpc import IN_SERVICE_MAX, Peer, Service, again
 from nacrefs.common.transport import address as transport
 from nacrefs.common.transport.link import Link, Listener
 from nacrefs.common.wire import Request
@@ -37,6 +37,7 @@ class Server:
         meter: Meter,
         pool: BufferPool | None = None,
         handshake_s: float = HANDSHAKE_S,
+        in_service_max: int = IN_SERVICE_MAX,
     ) -> None:
         self.service = service
         self.meter = meter
@@ -48,6 +49,7 @@ class Server:
         self._keyring = keyring
         self._pool = pool
         self._handshake_s = handshake_s
+        self._in_service_max = in_service_max
         self._listeners: list[Listener] = []
         self._greetings: dict[asyncio.Task[None], Link] = {}
 
@@ -85,6 +87,7 @@ class Server:
             self._refuse(link, (error.strerror or str(error)).removeprefix(f"{link.peername}: "))
             return
         peer = Peer(self.service, self.meter, self._pool)
+        peer.in_service_max = self._in_service_max
         peer.name, peer.role = client, role
         peer.on_closed = self._gone
         peer.attach(link)

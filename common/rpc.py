@@ -34,7 +34,8 @@ Service = Mapping[type[Request[Any]], Handler]
 Absorb = Callable[[Request[Any], Any], None]
 
 IN_SERVICE_MAX: Final = 256
-"""Requests of one peer that may be in service; a peer with more is not read from."""
+"""Requests of one peer that may be in service, unless `Peer.in_service_max` says otherwise; a peer with more is not
+read from."""
 BACKLOG_BYTES_MAX: Final = 16 << 20
 """Answers that may be queued for one peer; a peer that does not fetch them is not read from."""
 _SWEEP_S: Final = 0.25
@@ -156,6 +157,7 @@ class Peer:
         self.service = service
         self.meter = meter
         self.link: Link | None = None
+        self.in_service_max = IN_SERVICE_MAX
         self.closed_error: OSError | None = None
         self.on_closed: Callable[[Peer, OSError], None] | None = None
         self._pool = pool
@@ -349,7 +351,7 @@ class Peer:
             return
         call = Call(self, frame, type(request), link)
         self._in_service += 1
-        if self._in_service >= IN_SERVICE_MAX:
+        if self._in_service >= self.in_service_max:
             self._balance()
         try:
             answer = handler(request, call)
@@ -415,11 +417,11 @@ class Peer:
     def _balance(self) -> None:
         """Stop reading while the other side asks for more than it gets, or does not fetch what it gets."""
         if not self._overloaded:
-            if self._unfetched or self._in_service >= IN_SERVICE_MAX:
+            if self._unfetched or self._in_service >= self.in_service_max:
                 self._overloaded = True
                 if self._carrier is not None:
                     self._carrier.pause()
-        elif not self._unfetched and self._in_service <= IN_SERVICE_MAX // 2:
+        elif not self._unfetched and self._in_service <= self.in_service_max // 2:
             self._overloaded = False
             if self._carrier is not None:
                 self._carrier.resume()

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from nacrefs.common.auth import Keyring, load_keyring
 from nacrefs.common.clock import Clock, SystemClock
@@ -17,6 +17,10 @@ from nacrefs.mds.service import Mds
 from nacrefs.mds.settings import Settings
 
 log = logging.getLogger("nacre.mds")
+
+IN_SERVICE_MAX: Final = 16384
+"""Requests of one client that may be in service. So many because they may all be parked until that same client has
+answered a recall, and committed before: what frees them must still be read."""
 
 
 class MdsServer:
@@ -64,7 +68,9 @@ class MdsServer:
             store.close()
             raise
         try:
-            self._server = Server(self.mds.service(), self.keyring, config.name, self.meter)
+            self._server = Server(
+                self.mds.service(), self.keyring, config.name, self.meter, in_service_max=IN_SERVICE_MAX
+            )
             self._server.on_gone = self.mds.gone
             self.mds.on_lost = self._fail
             addresses = [await self._server.listen(address) for address in config.addresses]
