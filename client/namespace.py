@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from typing import Any, Final
 
 from nacrefs.client.cache import NONE, Inode
-from nacrefs.client.file import Store
+from nacrefs.client.file import File, Store
 from nacrefs.client.filesystem import Changes, Cred, Found, Kernel, Stat
 from nacrefs.client.opening import Opening
 from nacrefs.common.answer import Answer, settle
@@ -262,13 +262,14 @@ class Namespace:
         self._buried(reply)
 
     def _victim(self, directory: Inode, name: bytes) -> tuple[int, bool]:
-        """The fid that we believe a name stands for (0: no idea), and whether we have it open."""
+        """The fid that we believe a name stands for (0: no idea), and whether we have it open, or have still to report
+        what was written: others may have it open, and that is theirs to read."""
         if not directory.lease or directory.names is None:
             return 0, False
         fid = directory.names.get(name, 0)
         inode = self._inodes.get(fid) if fid else None
         file = inode.file if inode is not None else None
-        return fid, file is not None and file.mode != Mode.CLOSED
+        return fid, file is not None and (file.mode != Mode.CLOSED or file.dirty)
 
     def _buried(self, removed: Removed) -> None:
         """A name is gone; perhaps its inode with it."""
@@ -279,14 +280,21 @@ class Namespace:
             if inode is not None and file is not None and mode != Mode.CLOSED:
                 inode.registered = mode
                 return
+            if file is not None and file.dirty:
+                self._session.spawn(self._report_orphan(file))
+                return
             if file is not None:
-                file.abandon(lost=False)
                 file.let_go()
             lease = Lease(inode.lease if inode is not None else NONE)
             self._session.spawn(self._end_orphan(removed.victim.fid, lease))
         elif inode is not None and inode.gone and file is not None and file.mode == Mode.CLOSED:
             file.abandon(lost=False)
             file.let_go()
+
+    async def _report_orphan(self, file: File) -> None:
+        """Report what was written to a file before it was removed, then that we do not have it open."""
+        await file.commit_quietly(NONE)
+        await self._end_orphan(file.inode.fid, Lease.NONE)
 
     async def _end_orphan(self, fid: int, lease: Lease) -> None:
         """Tell the MDS that we do not have an orphan open, so that it can go."""

@@ -196,11 +196,12 @@ class Opening:
         if file.writers:
             return
         if not file.readers and (inode.gone or (inode.attr is not None and not inode.attr.nlink)):
-            # It has no name any more and nobody has it open: this ends it.
-            file.abandon(lost=False)
+            # It has no name any more and nobody here has it open: this ends it, unless another client has it open.
             if inode.registered != Mode.CLOSED:
                 self._session.spawn(file.commit_quietly(NONE))
-            file.let_go()
+            else:
+                file.abandon(lost=False)
+                file.let_go()
         elif (file.dirty and handle.writable) or inode.registered != file.mode_beside(inode.lease):
             self._session.spawn(file.commit_quietly(READ))
         elif inode.lease >= WRITE and not file.dirty:

@@ -260,3 +260,28 @@ async def test_appends_of_a_single_client_at_a_time_follow_each_other(world: Wor
         await settle(vfs.write(number, 0, memoryview(b"line %d\n" % turn)))
         await close(vfs, number)
     assert await read_file(one, one.root, b"log") == b"".join(b"line %d\n" % turn for turn in range(6))
+
+
+@pytest.mark.parametrize("unlink_first", [False, True])
+@pytest.mark.parametrize("size", [100, 300_000])
+async def test_what_was_written_before_the_last_close_is_read_by_who_has_the_unlinked_file_open(
+    world: World, size: int, unlink_first: bool
+) -> None:
+    one, two = await world.vfs(), await world.vfs()
+    fid = await write_file(one, one.root, b"f", b"old")
+    await quiet(one)
+    there = await open_file(two, fid)
+    here = await open_file(one, fid, os.O_RDWR)
+    data = os.urandom(size)
+    if unlink_first:
+        await settle(one.unlink(one.root, b"f"))
+    await settle(one.write(here, 0, memoryview(data)))
+    await close(one, here)
+    if not unlink_first:
+        await settle(one.unlink(one.root, b"f"))
+    assert await read(two, there, 0, size + 1) == data
+    await close(two, there)
+    await quiet(one)
+    await quiet(two)
+    with pytest.raises(OSError, match="does not exist any more"):
+        await settle(two.getattr(fid))
