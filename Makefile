@@ -22,8 +22,8 @@ ifneq ($(INSTALLED),$(CURDIR)/common)
 .PHONY: $(STAMP)
 endif
 
-APT := fuse3 postgresql acl attr
-APT_FILES := /usr/bin/fusermount3 /usr/lib/postgresql/*/bin/initdb /usr/bin/setfacl /usr/bin/setfattr
+APT := fuse3 postgresql acl attr rsync
+APT_FILES := /usr/bin/fusermount3 /usr/lib/postgresql/*/bin/initdb /usr/bin/setfacl /usr/bin/setfattr /usr/bin/rsync
 ifeq ($(MANAGED),yes)
 APT += python3-venv
 APT_FILES += /usr/lib/python3*/ensurepip/__init__.py
