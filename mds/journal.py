@@ -15,7 +15,6 @@ import errno
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -103,8 +102,6 @@ class Committer:
         self._jobs: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="mdt-commit")
         self._thread.start()
-        self.seconds = 0.0
-        """How long commits took, all together."""
 
     def commit(self) -> None:
         """Commit what has been flushed, and report on the event loop."""
@@ -118,14 +115,12 @@ class Committer:
     def _run(self) -> None:
         while self._jobs.get():
             error: OSError | None = None
-            began = time.perf_counter()
             try:
                 self._mdt.store.commit()
             except OSError as failure:
                 error = failure
             except Exception as failure:  # a driver's bug must not end the thread
                 error = OSError(errno.EIO, f"{type(failure).__name__}: {failure}")
-            self.seconds += time.perf_counter() - began
             self._loop.call_soon_threadsafe(self._done, error)
 
 
@@ -258,11 +253,6 @@ class Journal:
     def closed(self) -> bool:
         """Whether nothing is executed any more."""
         return self._closed is not None
-
-    @property
-    def commit_seconds(self) -> float:
-        """How long commits took, all together."""
-        return self._committer.seconds
 
     def _plan(self) -> None:
         if self._in_flight is None and not self._planned:

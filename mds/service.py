@@ -33,7 +33,7 @@ from nacrefs.mds.records import Intent
 from nacrefs.mds.report import status_report
 from nacrefs.mds.sessions import Session, Sessions
 from nacrefs.mds.settings import Settings
-from nacrefs.mds.sizes import Sizes
+from nacrefs.mds.sizes import Sizes, with_objects
 from nacrefs.mds.step import Blocked, Step, Unreported
 from nacrefs.mds.targets import Targets
 from nacrefs.mds.tx import Tx
@@ -273,13 +273,7 @@ class Mds:
         except OSError as error:
             work.error = error
         else:
-            attr = node.attr
-            attr = msgspec.structs.replace(
-                attr,
-                size=max(size, attr.size),
-                blocks=max(allocated >> 9, attr.blocks),
-                mtime_ns=max(mtime_ns, attr.mtime_ns),
-            )
+            attr = with_objects(node.attr, size, allocated, mtime_ns)
             node = msgspec.structs.replace(node, attr=attr)
             work.reply = msgspec.structs.replace(work.reply, node=node) if isinstance(work.reply, Entry) else node
         self.journal.finish(work)

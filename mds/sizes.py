@@ -1,19 +1,16 @@
 """Sizes that only the OSTs know: what was written without a WRITE lease and not reported, or not all of it."""
 
-import logging
 from functools import partial
 
 from msgspec.structs import replace
 
-from nacrefs.common.wire import Mode
+from nacrefs.common.wire import Attr, Mode
 from nacrefs.mds.journal import Journal, Work
 from nacrefs.mds.leases import LeaseTable
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.step import Step
 from nacrefs.mds.targets import Targets
 from nacrefs.mds.tx import Tx
-
-log = logging.getLogger("nacre.mds")
 
 
 class Sizes:
@@ -66,11 +63,15 @@ def keep_size(fid: int, size: int, allocated: int, mtime_ns: int, step: Step) ->
     if inode is None or inode.is_inline:
         return
     edited = step.tx.edit(fid)
-    attr = edited.attr
-    edited.attr = replace(
+    attr = with_objects(edited.attr, size, allocated, mtime_ns)
+    edited.attr = replace(attr, change=attr.change + 1)
+
+
+def with_objects(attr: Attr, size: int, allocated: int, mtime_ns: int) -> Attr:
+    """Committed attributes, completed by what the objects say (`Targets.glimpse`)."""
+    return replace(
         attr,
         size=max(size, attr.size),
         blocks=max(allocated >> 9, attr.blocks),
         mtime_ns=max(mtime_ns, attr.mtime_ns),
-        change=attr.change + 1,
     )

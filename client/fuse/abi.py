@@ -139,7 +139,6 @@ class Fopen(IntFlag):
 OPEN_KILL_SUIDGID: Final = 1 << 0
 WRITE_KILL_SUIDGID: Final = 1 << 2
 FSYNC_FDATASYNC: Final = 1 << 0
-GETATTR_FH: Final = 1 << 0
 
 # FATTR_ bits of fuse_setattr_in.valid. The first six, and those below, as `wire.Set` has them.
 _FATTR_FH: Final = 1 << 6

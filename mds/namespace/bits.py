@@ -13,7 +13,6 @@ WANT_LAYOUT: Final = int(Want.LAYOUT)
 WANT_DATA: Final = int(Want.DATA)
 WANT_ALL: Final = WANT_LEASE | WANT_LAYOUT | WANT_DATA
 
-OPEN_READ: Final = int(Mode.READ)
 OPEN_WRITE: Final = int(Mode.WRITE)
 
 INLINE: Final = int(AttrFlag.INLINE)

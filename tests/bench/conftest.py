@@ -41,7 +41,7 @@ def _processes_under(directory: Path) -> dict[str, list[int]]:
 def nacre_mount(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path, None, None]:
     """A mount of a new cluster: one MDS, two OSSes with two OSTs each."""
     if shutil.which("nacre") is None:
-        pytest.skip("the command nacre is not installed: `make dev` installs it")
+        pytest.fail("the command nacre is not installed: `make dev` installs it", pytrace=False)
     directory = tmp_path_factory.mktemp("cluster")
     mount = tmp_path_factory.mktemp("mount")
     try:

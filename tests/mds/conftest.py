@@ -1,12 +1,13 @@
 """Every test of the MDT runs on SQLite and on PostgreSQL."""
 
 import uuid
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from tests.mds.served import Served
 from tests.mds.world import World
 
 
@@ -36,3 +37,11 @@ def world(mdt_url: str) -> Generator[World]:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture
+async def served(mdt_url: str) -> AsyncGenerator[Served]:
+    """An MDS that is being served; a test that ends well leaves nothing parked, recalled or claimed."""
+    async with Served(mdt_url) as made:
+        yield made
+        await made.nothing_leaks()

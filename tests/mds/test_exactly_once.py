@@ -5,7 +5,7 @@ and databases must be the same.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -216,13 +216,6 @@ async def test_answer_and_tree_are_as_if_nothing_had_happened(what: str, fault: 
     async with Served(f"sqlite:///{tmp_path}/rough.db") as rough:
         assert await outcome(rough, ask, fault) == expected
         await rough.nothing_leaks()
-
-
-@pytest.fixture
-async def served(mdt_url: str) -> AsyncGenerator[Served]:
-    async with Served(mdt_url) as made:
-        yield made
-        await made.nothing_leaks()
 
 
 @pytest.mark.parametrize("fault", [lost_reply, restart], ids=lambda fault: fault.__name__)

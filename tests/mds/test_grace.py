@@ -1,7 +1,6 @@
 """After a restart: known sessions say what they hold before anything that could contradict it happens."""
 
 import asyncio
-from collections.abc import AsyncGenerator
 
 import pytest
 
@@ -25,13 +24,6 @@ from nacrefs.common.wire import (
 from tests.mds.served import ROOT, TERM_S, Served, turns
 
 BOTH = Mode.READ | Mode.WRITE
-
-
-@pytest.fixture
-async def served(mdt_url: str) -> AsyncGenerator[Served]:
-    async with Served(mdt_url) as made:
-        yield made
-        await made.nothing_leaks()
 
 
 async def test_reclaimed_leases_and_opens_are_back(served: Served) -> None:

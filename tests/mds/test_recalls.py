@@ -1,9 +1,6 @@
 """Leases taken back before and after a step, over a served MDS."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-
-import pytest
 
 from nacrefs.common.wire import (
     Commit,
@@ -26,13 +23,6 @@ from tests.mds.served import ROOT, Served, turns
 
 BOTH = Mode.READ | Mode.WRITE
 CHMOD = Set.MODE
-
-
-@pytest.fixture
-async def served(mdt_url: str) -> AsyncGenerator[Served]:
-    async with Served(mdt_url) as made:
-        yield made
-        await made.nothing_leaks()
 
 
 async def test_getattr_waits_until_the_writer_has_committed_its_size(served: Served) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-from collections.abc import AsyncGenerator
 
 import pytest
 
@@ -27,13 +26,6 @@ from nacrefs.common.wire import (
 from tests.mds.served import ROOT, TERM_S, Client, Served, turns
 
 BOTH = Mode.READ | Mode.WRITE
-
-
-@pytest.fixture
-async def served(mdt_url: str) -> AsyncGenerator[Served]:
-    async with Served(mdt_url) as made:
-        yield made
-        await made.nothing_leaks()
 
 
 async def striped(client: Client, name: bytes, size: int = 1 << 20) -> int:

@@ -1,7 +1,6 @@
 """The OSTs as the MDS knows them, and what it asks of them."""
 
 import asyncio
-from collections.abc import AsyncGenerator
 
 import pytest
 
@@ -27,13 +26,6 @@ from nacrefs.common.wire import (
 from tests.mds.served import ROOT, Client, Oss, Served, turns
 
 BOTH = Mode.READ | Mode.WRITE
-
-
-@pytest.fixture
-async def served(mdt_url: str) -> AsyncGenerator[Served]:
-    async with Served(mdt_url) as made:
-        yield made
-        await made.nothing_leaks()
 
 
 async def shared(served: Served, one: Client, two: Client) -> int:
