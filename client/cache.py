@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from asyncio import Future
 
     from nacrefs.client.file import File
+    from nacrefs.client.statahead import Walk
 
 NONE, READ, WRITE = int(Lease.NONE), int(Lease.READ), int(Lease.WRITE)
 INLINE = int(AttrFlag.INLINE)
@@ -94,6 +95,7 @@ class Inode:
         "shared",
         "stale",
         "used",
+        "walk",
         "xattrs",
     )
 
@@ -138,6 +140,8 @@ class Inode:
         self.mutation: Future[None] | None = None
         """done when the next of them begins"""
         self.gone = False
+        self.walk: Walk | None = None
+        """how this directory is being walked through, name by name"""
 
     def lower(self, lease: int) -> None:
         """Begin to give back what is above `lease`: it counts no more, nor do grants above it that cross, until
@@ -431,6 +435,10 @@ class Cache:
             names[entry.name] = attr.fid
             if entry.lease:
                 inode = self.grant(attr.fid, attr, entry.lease)
+                if entry.layout is not None:
+                    inode.layout, inode.capability = entry.layout, entry.capability
+                elif entry.data is not None and inode.lease and inode.attr is attr:  # not older than what we know
+                    inode.data = entry.data
                 if attr.mode & 0o170000 == 0o040000:
                     inode.parent = request.fid
         directory.order = None

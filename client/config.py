@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from nacrefs.common.config import Size, load_config
+from nacrefs.common.wire import LISTING_MAX
 
 
 class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,6 +27,8 @@ class ReadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The same where the kernel caches pages and reads ahead itself."""
     unit_bytes: Size = Size(1 << 20)
     """Size of one read-ahead request."""
+    ahead_entries: int = 256
+    """How many names to fetch ahead of a program that looks up one after the other in name order; 0 switches it off."""
 
 
 class WriteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,6 +71,8 @@ class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"write.request_bytes = {self.write.request_bytes} is not in 64 KiB..8 MiB")
         if not 4096 <= self.read.unit_bytes <= 8 << 20:
             raise ValueError(f"read.unit_bytes = {self.read.unit_bytes} is not in 4 KiB..8 MiB")
+        if not 0 <= self.read.ahead_entries <= LISTING_MAX:
+            raise ValueError(f"read.ahead_entries = {self.read.ahead_entries} is not in 0..{LISTING_MAX}")
         if self.write.in_flight < 1:
             raise ValueError(f"write.in_flight = {self.write.in_flight} is below 1")
         if self.write.retry_s <= 0:

@@ -483,11 +483,15 @@ class Commit(Request[Node], frozen=True, array_like=True, tag=28):
 
 
 class DirEntry(Message, frozen=True, array_like=True, gc=False):
-    """One name in a listing; `lease` is on the entry's own inode. A mount reads `attr` without asking again."""
+    """One name in a listing; `lease` is on the entry's own inode. A mount reads `attr` without asking again. `layout`,
+    `capability` and `data` are as in `Node`, under the lease."""
 
     name: bytes
     attr: Attr
     lease: Lease = Lease.NONE
+    layout: Layout | None = None
+    capability: Capability | None = None
+    data: bytes | None = None
 
 
 class Listing(Message, frozen=True, array_like=True, gc=False):
@@ -501,12 +505,15 @@ class Listing(Message, frozen=True, array_like=True, gc=False):
 
 class Readdir(Request[Listing], frozen=True, array_like=True, tag=29):
     """The entries whose names come after `after` (bytewise; empty = from the start), at most `limit`. `.` and `..` are
-    left to the client. With `lease`, leases come with directory and entries, as many as the MDS can spare."""
+    left to the client. With `lease`, leases come with directory and entries, as many as the MDS can spare, and with
+    them what `want` asks for: contents of inline files, layout and capability of others. There may be fewer entries
+    then, so that the reply does not become too large."""
 
     fid: int
     after: bytes = b""
     limit: int = LISTING_MAX
     lease: bool = True
+    want: Want = Want.LEASE
 
 
 class GetParent(Request[Node], frozen=True, array_like=True, tag=30):

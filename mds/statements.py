@@ -56,6 +56,18 @@ class Statements:
             .offset(literal_column("0")),
             "parent after limit",
         )
+        # parent, after, limit -> name, inode row, inline contents; in name order
+        self.listing_whole = self._text(
+            select(dentry.c.name, inode, inline.c.data)
+            .select_from(
+                dentry.join(inode, inode.c.fid == dentry.c.fid).outerjoin(inline, inline.c.fid == dentry.c.fid)
+            )
+            .where(dentry.c.parent == key("parent"), dentry.c.name > key("after"))
+            .order_by(dentry.c.name)
+            .limit(key("limit"))
+            .offset(literal_column("0")),
+            "parent after limit",
+        )
         # fid -> parent, name of each of its names
         self.names = self._text(select(dentry.c.parent, dentry.c.name).where(dentry.c.fid == key("fid")), "fid")
         # fid -> data

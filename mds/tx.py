@@ -208,6 +208,14 @@ class Tx:
         merged.sort(key=lambda entry: entry[0])
         return merged[:limit]
 
+    def listing_whole(self, parent: int, after: bytes, limit: int) -> list[tuple[bytes, Inode, bytes | None]]:
+        """The same with whole inodes, and inline contents (None: the file has none, or they must be asked for)."""
+        if self.inodes or self.dentries:
+            return [(name, self.need(attr.fid), None) for name, attr in self.listing(parent, after, limit)]
+        store = self.mdt.store
+        rows = store.fetchall(store.statements.listing_whole, (parent, after, limit))
+        return [(row[0], inode_of(row[1:-1]), row[-1]) for row in rows]
+
     def _latest(self, attr: Attr) -> Attr:
         own = self.inodes.get(attr.fid)
         return attr if own is None else own.attr

@@ -1,13 +1,14 @@
 """Inodes as replies show them, with the lease that goes along."""
 
 import errno
+from typing import Final
 
 from nacrefs.common.wire import Entry, Lease, Node, Right
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace.bits import OPEN_WRITE, WANT_DATA, WANT_LAYOUT, WANT_LEASE
 from nacrefs.mds.step import Step
 
-_BOTH = Right.READ | Right.WRITE
+READ_WRITE: Final = Right.READ | Right.WRITE
 
 
 def sharing(step: Step, inode: Inode) -> tuple[Lease, bool]:
@@ -49,7 +50,7 @@ def node(step: Step, inode: Inode, want: int, lease: Lease = Lease.READ) -> Node
     if inode.layout is not None:
         if want & WANT_LAYOUT:
             layout = inode.layout
-            capability = step.capability(fid, layout.generation, step.session, _BOTH)
+            capability = step.capability(fid, layout.generation, step.session, READ_WRITE)
         if want & WANT_DATA and inode.is_inline:
             data = step.tx.data(inode)
     elif inode.is_symlink:
