@@ -86,6 +86,7 @@ class Inode:
         "lowering",
         "mutating",
         "mutation",
+        "name",
         "names",
         "order",
         "parent",
@@ -94,6 +95,7 @@ class Inode:
         "served",
         "shared",
         "stale",
+        "trigger",
         "used",
         "walk",
         "xattrs",
@@ -122,6 +124,9 @@ class Inode:
         self.filled: bytes | None = b""
         """how far an uninterrupted listing has filled `names`; None: it was interrupted"""
         self.parent = 0
+        """the directory in which it was found last, for a directory the one that holds it"""
+        self.name = b""
+        """the name under which a listing showed it last"""
         self.epoch = 0
         """changes when data that was fetched before may not be used any more"""
         self.used = False
@@ -142,6 +147,8 @@ class Inode:
         self.gone = False
         self.walk: Walk | None = None
         """how this directory is being walked through, name by name"""
+        self.trigger = False
+        """when this is used, the walk through its directory has come so far that more should be fetched"""
 
     def lower(self, lease: int) -> None:
         """Begin to give back what is above `lease`: it counts no more, nor do grants above it that cross, until
@@ -439,8 +446,7 @@ class Cache:
                     inode.layout, inode.capability = entry.layout, entry.capability
                 elif entry.data is not None and inode.lease and inode.attr is attr:  # not older than what we know
                     inode.data = entry.data
-                if attr.mode & 0o170000 == 0o040000:
-                    inode.parent = request.fid
+                inode.parent, inode.name = request.fid, entry.name
         directory.order = None
         if len(names) > self.limit:  # too large to be remembered as a whole
             directory.filled = None

@@ -4,7 +4,6 @@ Whether the caller may remember an answer is decided when the answer is given, n
 have come in between.
 """
 
-import asyncio
 import errno
 import stat
 from collections.abc import Coroutine
@@ -14,7 +13,6 @@ from nacrefs.client.cache import NONE, Inode
 from nacrefs.client.file import File, Store
 from nacrefs.client.filesystem import Changes, Cred, Found, Kernel, Stat
 from nacrefs.client.opening import Opening
-from nacrefs.client.statahead import Statahead
 from nacrefs.common.answer import Answer, settle
 from nacrefs.common.wire import (
     NAME_BYTES_MAX,
@@ -55,7 +53,7 @@ class Namespace:
         self._session = store.session
         self._cache = store.session.cache
         self._opening = opening
-        self._ahead = Statahead(store.session, opening)
+        self._ahead = opening.ahead
         self._touch = store.session.cache.inodes.move_to_end
         self._inodes = store.session.cache.inodes
 
@@ -75,9 +73,8 @@ class Namespace:
                     inode = self._inodes.get(fid)
                     if inode is not None and inode.lease and inode.attr is not None and not inode.stale:
                         self._touch(fid)
-                        walk = directory.walk
-                        if walk is not None and walk.trigger == name:
-                            self._ahead.reached(directory, walk)
+                        if inode.trigger:
+                            self._ahead.reached(inode)
                         file = inode.file
                         if file is not None and file.version != file.committed:
                             return Found(file.attr_now(inode.attr), False, True)
@@ -113,13 +110,14 @@ class Namespace:
         return Found(node.attr, inode is not None and self._cacheable(inode), False)
 
     async def _lookup(self, parent: int, name: bytes, want: Want | None = None) -> Found:
-        directory = self._inodes.get(parent)
-        walk = directory.walk if directory is not None else None
-        if directory is not None and walk is not None and walk.coming is not None and name > walk.last:
-            await asyncio.shield(walk.coming)
-            if directory.lease and directory.names is not None and name in directory.names:
+        coming = self._ahead.coming(self._inodes.get(parent), name)
+        if coming is not None:
+            await coming
+            directory = self._inodes.get(parent)
+            if directory is not None and directory.names is not None and directory.names.get(name):
                 return await settle(self.lookup(parent, name, want))
-        reply = await self._session.mds.call(Lookup(parent, name, want or self._opening.want()))
+        want = want or self._opening.want()
+        reply = await self._session.mds.call(Lookup(parent, name, want))
         directory = self._cache.inode(parent)
         directory.used = True
         node = reply.node
@@ -129,7 +127,7 @@ class Namespace:
         if inode is None:
             return Found(node.attr, False, False)
         self._opening.looked_up(inode)
-        self._ahead.missed(directory, name)
+        self._ahead.missed(directory, name, want)
         return self._found(directory, name, inode, node.attr)
 
     def _named(self, directory: Inode, name: bytes, fid: int) -> bool:

@@ -10,7 +10,8 @@ from nacrefs.client.file import File, Store
 from nacrefs.client.filesystem import Cred, Found, Handle
 from nacrefs.client.handle import Handles, OpenFile
 from nacrefs.client.readahead import ReadAhead
-from nacrefs.common.answer import Answer
+from nacrefs.client.statahead import ALL, Statahead
+from nacrefs.common.answer import Answer, settle
 from nacrefs.common.wire import Create, Mode, Open, Set, SetAttr, Want
 
 _SCORE_MOST: Final = 16
@@ -26,13 +27,14 @@ class Opening:
         self._session = store.session
         self._cache = store.session.cache
         self.handles = handles
+        self.ahead = Statahead(store.session)
         self._score = 0
 
     # --------------------------------------------------------------------------------------- what a lookup should bring
 
     def want(self) -> Want:
         """What a cold lookup should ask for: layout and contents too if recent ones were followed by an open."""
-        return Want.LEASE | Want.LAYOUT | Want.DATA if self._score > _SCORE_DATA else Want.LEASE
+        return ALL if self._score > _SCORE_DATA else Want.LEASE
 
     def looked_up(self, inode: Inode) -> None:
         """A cold lookup found this inode."""
@@ -63,7 +65,11 @@ class Opening:
             ):
                 if not stat.S_ISREG(attr.mode):
                     raise OSError(errno.EISDIR if stat.S_ISDIR(attr.mode) else errno.EINVAL, "not a regular file")
+                if inode.trigger:
+                    self.ahead.reached(inode)
                 return self._opened(inode, self._begin(inode, flags))
+        if inode.name and inode.lease and flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY:
+            return self._open_listed(inode, flags)
         return self._open(inode, flags)
 
     def _begin(self, inode: Inode, flags: int) -> OpenFile:
@@ -85,6 +91,18 @@ class Opening:
             handle.ahead = ReadAhead(self._store, handle.file, limit)
         handle.number = self.handles.add(handle)
         return Handle(handle.number, handle.direct, leased and inode.recall is None)
+
+    async def _open_listed(self, inode: Inode, flags: int) -> Handle:
+        """Open for reading what a listing has shown: perhaps what the MDS would answer is coming already."""
+        directory = self._cache.inodes.get(inode.parent)
+        coming = self.ahead.coming(directory, inode.name)
+        if coming is not None:
+            await coming
+            if inode.data is not None or inode.layout is not None:
+                return await settle(self.open(inode.fid, flags))
+        if directory is not None:
+            self.ahead.missed(directory, inode.name, ALL)
+        return await self._open(inode, flags)
 
     async def _open(self, inode: Inode, flags: int) -> Handle:
         handle = self._begin(inode, flags)

@@ -1,12 +1,14 @@
 """Walking through a directory by name: the next names come before they are asked for, and they are never stale."""
 
+import asyncio
 import os
 
+from nacrefs.client.config import ReadConfig
 from nacrefs.client.filesystem import Changes
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import settle
 from nacrefs.common.wire import Set
-from tests.client.world import Counting, World, close, open_file, quiet, read, write_file
+from tests.client.world import Counting, World, close, entries, open_file, quiet, read, write_file
 
 
 async def _directory(world: World, count: int, size: int = 100) -> tuple[Vfs, Vfs, dict[bytes, bytes]]:
@@ -101,3 +103,31 @@ async def test_what_came_ahead_is_as_true_as_what_was_asked_for(world: World) ->
     assert found.attr.mode & 0o777 == 0o600
     assert await _contents(reader, moved) == b"another file"
     assert await _contents(reader, new) == contents[new]
+
+
+async def test_opens_that_follow_a_listing_get_contents_ahead(world: World) -> None:
+    _, reader, contents = await _directory(world, 200, size=3000)
+    fids = {entry.name: entry.attr.fid for entry in await entries(reader, reader.root)}
+    sent = Counting(reader)
+    for name, data in contents.items():
+        number = await open_file(reader, fids[name])
+        assert await read(reader, number) == data
+        await close(reader, number)
+        await asyncio.sleep(0)  # a kernel gives the event loop its turn, too
+    await quiet(reader)
+    counted = sent()
+    assert counted["Open"] == 8
+    assert counted["Readdir"] <= 12
+    assert set(counted) == {"Open", "Readdir"}
+
+
+async def test_with_ahead_entries_0_each_name_is_asked_for_alone(world: World) -> None:
+    writer = await world.vfs()
+    reader = await world.vfs(read=ReadConfig(ahead_entries=0))
+    for index in range(30):
+        await write_file(writer, writer.root, b"f%02d" % index, b"x")
+    await quiet(writer)
+    sent = Counting(reader)
+    for index in range(30):
+        assert await _size(reader, b"f%02d" % index) == 1
+    assert sent() == {"Lookup": 30}
