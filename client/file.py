@@ -23,6 +23,7 @@ from nacrefs.client.extents import Extent, Extents, overlay
 from nacrefs.client.memory import Memory
 from nacrefs.client.objects import Objects
 from nacrefs.client.session import Session
+from nacrefs.common import faults
 from nacrefs.common.wire import Attr, Commit, GetAttr, Mode, Want, Written
 
 log = logging.getLogger("nacre.client")
@@ -533,7 +534,11 @@ class File:
         if dirty:
             self.reporting = asyncio.get_running_loop().create_future()
         try:
+            if faults.on:
+                faults.hit("client.commit.before")
             await store.session.mds.call(request)
+            if faults.on:
+                faults.hit("client.commit.after")
             done = True
         except OSError as error:
             if dirty:

@@ -20,6 +20,7 @@ from nacrefs.client.cache import NONE, READ, WRITE, Cache, Inode
 from nacrefs.client.file import File, Store
 from nacrefs.client.filesystem import Kernel
 from nacrefs.client.session import Session
+from nacrefs.common import faults
 from nacrefs.common.answer import Answer, is_later, settle
 from nacrefs.common.wire import Holding, Lease, Mode, Recall, Recalled, RecallItem
 
@@ -45,13 +46,18 @@ class Recaller:
 
     def recall(self, request: Recall) -> Answer[Recalled]:
         """Shrink leases; answered at once where nobody else has to forget or write anything."""
+        if faults.on:
+            faults.hit("client.recall.begin")
         answers = [self._begin(item) for item in request.items]
         if not any(map(is_later, answers)):
             return Recalled(tuple(answers))  # type: ignore[arg-type]
         return self._all(answers)
 
     async def _all(self, answers: Sequence[Answer[Holding]]) -> Recalled:
-        return Recalled(tuple(await asyncio.gather(*(settle(answer) for answer in answers))))
+        recalled = Recalled(tuple(await asyncio.gather(*(settle(answer) for answer in answers))))
+        if faults.on:
+            faults.hit("client.recall.answer")
+        return recalled
 
     def _begin(self, item: RecallItem) -> Answer[Holding]:
         inode = self._cache.inodes.get(item.fid)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from nacrefs.common import faults
 from nacrefs.common.answer import is_later
 from nacrefs.common.buffers import BufferPool
 from nacrefs.common.codec import decode_failure, decode_reply, decode_request, encode
@@ -221,6 +222,8 @@ class Peer:
     def _send(self, xid: int, pending: _Pending, kind: Kind, link: Link) -> None:
         pending.link = link
         oldest = next(iter(self._pending))
+        if faults.on and faults.hit("rpc.request.send", type(pending.request).__name__):
+            link.close("a fault was injected")
         link.send(kind, xid, oldest, pending.body, pending.data, None, pending.into)
 
     def _ended(self, xid: int, future: "asyncio.Future[Any]") -> None:
@@ -316,6 +319,8 @@ class Peer:
             link.close(f"unexpected {kind.name} frame")
 
     def _replied(self, frame: Frame) -> None:
+        if faults.on and self._reply_is_lost(frame):
+            return
         pending = self._pending.pop(frame.xid, None)
         if pending is None:
             return
@@ -340,6 +345,15 @@ class Peer:
             if not future.done():
                 future.set_result(reply)
 
+    def _reply_is_lost(self, frame: Frame) -> bool:
+        """Whether a fault wants this answer to be lost; the connection is then, too."""
+        pending = self._pending.get(frame.xid)
+        if pending is None or not faults.hit("rpc.reply.receive", type(pending.request).__name__):
+            return False
+        if self._carrier is not None:
+            self._carrier.close("a fault was injected")
+        return True
+
     def _serve(self, frame: Frame, link: Link) -> None:
         try:
             request = decode_request(frame.body)
@@ -348,6 +362,10 @@ class Peer:
                 raise OSError(errno.ENOSYS, f"{type(request).__name__} is not a request for this server")
         except OSError as error:
             self._refuse(frame, link, error)
+            return
+        if faults.on and faults.hit("rpc.request.receive", type(request).__name__):
+            link.close("a fault was injected")
+            self._give_back(frame)
             return
         call = Call(self, frame, type(request), link)
         self._in_service += 1
@@ -387,10 +405,13 @@ class Peer:
 
     def _refuse(self, frame: Frame, link: Link, error: OSError) -> None:
         log.warning("%s: %s", self.name, error.strerror)
+        self._give_back(frame)
+        link.send(_FAILURE, frame.xid, 0, encode(Failure(error.errno or errno.EIO, error.strerror or "")))
+
+    def _give_back(self, frame: Frame) -> None:
         if self._pool is not None:
             for buffer in frame.bulk:
                 self._pool.give(buffer)
-        link.send(_FAILURE, frame.xid, 0, encode(Failure(error.errno or errno.EIO, error.strerror or "")))
 
     def answer(self, call: Call, kind: Kind, body: bytes, bulk: Sequence[memoryview], release: Done | None) -> None:
         """Send an answer (`Call` does). It goes out on the link that the request came from, or nowhere."""
@@ -404,6 +425,8 @@ class Peer:
         if link is self._carrier and link.backlog_bytes > BACKLOG_BYTES_MAX and not self._unfetched:
             self._unfetched = True
             release = partial(self._fetched, release)
+        if faults.on and faults.hit("rpc.reply.send", call.kind.__name__):
+            link.close("a fault was injected")
         link.send(kind, call.xid, 0, body, bulk, release)
         if self._overloaded or self._unfetched:
             self._balance()

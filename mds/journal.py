@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
+from nacrefs.common import faults
 from nacrefs.common.rpc import Call
 from nacrefs.common.wire import Attr, Entry, Lease, Message, Mode, Node
 from nacrefs.mds import flush
@@ -116,7 +117,11 @@ class Committer:
         while self._jobs.get():
             error: OSError | None = None
             try:
+                if faults.on:
+                    faults.hit("mds.commit.before")
                 self._mdt.store.commit()
+                if faults.on:
+                    faults.hit("mds.commit.after")
             except OSError as failure:
                 error = failure
             except Exception as failure:  # a driver's bug must not end the thread

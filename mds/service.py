@@ -111,10 +111,14 @@ class Mds:
         """Commit what is queued and end."""
         self._stopping = True
         await self.reaper.stop()
+        await self._end_tasks()
+        await self.journal.stop()
+        await self._end_tasks()  # the last commit has started some
+
+    async def _end_tasks(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.journal.stop()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple, ParamSpec, TypeVar
 
+from nacrefs.common import faults
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -65,6 +67,8 @@ def warm(fd: int, ranges: Sequence[tuple[int, int]]) -> None:
 
 def store(fd: int, view: memoryview, offset: int) -> None:
     """Write all of `view` at `offset` into the page cache."""
+    if faults.on:
+        faults.hit("oss.change.before")
     written = os.pwrite(fd, view, offset)
     while written < len(view):
         if not written:
@@ -72,13 +76,28 @@ def store(fd: int, view: memoryview, offset: int) -> None:
         view = view[written:]
         offset += written
         written = os.pwrite(fd, view, offset)
+    if faults.on:
+        faults.hit("oss.change.after")
 
 
 def punch(fd: int, offset: int, length: int) -> None:
     """Deallocate `[offset, offset + length)`, which then reads as zeros; the file's size stays."""
+    if faults.on:
+        faults.hit("oss.change.before")
     if _libc.fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length):
         number = ctypes.get_errno()
         raise OSError(number, f"cannot punch a hole into the object file: {os.strerror(number)}")
+    if faults.on:
+        faults.hit("oss.change.after")
+
+
+def cut(fd: int, size: int) -> None:
+    """Cut a file at `size`."""
+    if faults.on:
+        faults.hit("oss.change.before")
+    os.ftruncate(fd, size)
+    if faults.on:
+        faults.hit("oss.change.after")
 
 
 def sync_filesystem(fd: int) -> None:

@@ -22,6 +22,7 @@ import os
 from collections.abc import Coroutine, Sequence
 from typing import Final
 
+from nacrefs.common import faults
 from nacrefs.oss import blockio
 from nacrefs.oss.index import Change, Index
 from nacrefs.oss.object import CLEAN, CLEANING, DIRTY, State, StoredObject
@@ -251,6 +252,8 @@ class Durability:
 
     async def _sync_file(self, stored: StoredObject) -> None:
         try:
+            if faults.on:
+                faults.hit("oss.sync.before")
             await self._threads.run(os.fdatasync, stored.fd)
         except OSError as error:
             # The kernel reports a failed write-back once and may have dropped the pages: a second fdatasync that

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 import lmdb
 import xxhash
 
+from nacrefs.common import faults
 from nacrefs.common.fid import format_fid
 
 PAGE_BLOCKS: Final = 128
@@ -191,7 +192,11 @@ class Index:
     def _write(self, batch: Sequence[tuple[Sequence[Change], Mapping[bytes, bytes], object]]) -> None:
         try:
             try:
+                if faults.on:
+                    faults.hit("oss.index.before")
                 self._transaction(batch)
+                if faults.on:
+                    faults.hit("oss.index.after")
             except lmdb.MapFullError:
                 # It cannot be enlarged here, since the event loop may be reading this instant. The map is sparse and
                 # generous from the start (see `Target`), so this does not happen before the disk is full.

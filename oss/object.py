@@ -221,7 +221,7 @@ class StoredObject:
         if isinstance(changed, Cold):
             return changed
         try:
-            os.ftruncate(self.fd, size)
+            blockio.cut(self.fd, size)
         except OSError:
             self.state = SUSPECT
             raise

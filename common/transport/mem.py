@@ -8,6 +8,7 @@ import errno
 from collections import deque
 from collections.abc import Sequence
 
+from nacrefs.common import faults
 from nacrefs.common.framing import Frame, FramingError, Kind
 from nacrefs.common.transport.link import Accept, Done, Link, Listener, Receiver
 from nacrefs.common.wire import BODY_BYTES_MAX
@@ -60,6 +61,8 @@ class MemLink:
         done: Done | None = None,
         offer: Sequence[memoryview] | None = None,
     ) -> None:
+        if faults.on and faults.hit("rpc.frame.send", kind.name):
+            self.close("a fault was injected")
         other = self._other
         if other is None:
             if done is not None:

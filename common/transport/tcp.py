@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Final
 
+from nacrefs.common import faults
 from nacrefs.common.framing import Decoder, Frame, FramingError, Kind, encode_frame
 from nacrefs.common.transport.link import Accept, Done, Link, Listener, Receiver, scratch
 from nacrefs.common.wire import BODY_BYTES_MAX
@@ -158,9 +159,17 @@ class TcpLink:
             self._out.extend(bulk)
         if done is not None:
             self._done.append((self._queued_bytes, done))
+        if faults.on and faults.hit("rpc.frame.send", kind.name):
+            self._cut(len(head) + bulk_bytes)
         if not self._flush_planned and not self._writing:
             self._flush_planned = True
             self._loop.call_soon(self._planned_flush)
+
+    def _cut(self, frame_bytes: int) -> None:
+        """End the connection in the middle of the frame that was queued last (a fault)."""
+        whole = b"".join(self._out)
+        self._out = deque((whole[: len(whole) - frame_bytes // 2],))
+        self.close("a fault was injected")
 
     def _planned_flush(self) -> None:
         self._flush_planned = False

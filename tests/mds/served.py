@@ -6,10 +6,14 @@ async with Served(url) as served:
 """
 
 import asyncio
+import errno
 import itertools
-from collections.abc import Callable
+import threading
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
+from nacrefs.common import faults
 from nacrefs.common.auth import new_keyring
 from nacrefs.common.clock import ManualClock
 from nacrefs.common.config import Duration
@@ -220,6 +224,8 @@ class Served:
         )
         self.oss_list: list[Oss] = []
         self.clients: list[Client] = []
+        self.killing = ""
+        """The request whose answer `killed_at` waits for."""
         self._osts = osts
         self.server: MdsServer
 
@@ -255,6 +261,36 @@ class Served:
         """Stop the MDS and start it again; clients and OSSes connect again by themselves."""
         await self.server.stop()
         await self.start()
+
+    @asynccontextmanager
+    async def killed_at(self, point: str) -> AsyncGenerator[None, None]:
+        """What is done within brings the MDS to a fault point, where it ends as by SIGKILL: what is not committed is
+        gone, nobody gets an answer any more. In the end it has been started again, with nothing but its database."""
+        loop = asyncio.get_running_loop()
+        reached, go = asyncio.Event(), threading.Event()
+
+        def die() -> None:
+            """On the committing thread: it stays where it is until the event loop has ended the server."""
+            if threading.current_thread() is threading.main_thread():
+                self._die()
+                reached.set()
+            else:
+                loop.call_soon_threadsafe(reached.set)
+                assert go.wait(10)
+
+        match = "" if point.startswith("mds.") else self.killing
+        with faults.armed(point, die, match=match):
+            yield
+            await asyncio.wait_for(reached.wait(), 5)
+        if self.server.failure is None:
+            self._die()
+            if point == "mds.commit.before":
+                self.mds.mdt.store.rollback()
+        go.set()
+        await self.restart()
+
+    def _die(self) -> None:
+        self.mds.on_lost(OSError(errno.EIO, "killed by the test"))
 
     async def oss(self, targets: int = 1) -> Oss:
         oss = Oss(self, targets)
