@@ -204,12 +204,19 @@ class File:
             self.size = end
         self.touch()
         if self.inline:
-            if end <= store.session.inline_bytes:
+            if end <= self._inline_limit:
                 return
             self.leave_inline()
         write = store.config.write
         if extents.bytes >= min(write.request_bytes, write.behind_bytes * (1 + len(self.flights))):
             self._launch()
+
+    @property
+    def _inline_limit(self) -> int:
+        layout = self.inode.layout
+        if layout is None or layout.inline_bytes < 0:
+            return self._store.session.inline_bytes
+        return layout.inline_bytes
 
     def reported(self, end: int) -> None:
         """Bytes up to `end` were written through; size and mtime are reported at the next commit."""

@@ -157,6 +157,9 @@ class AsyncClient:
                     return len(contents)
                 except FileExistsError:
                     pass  # somebody was faster: replace its contents
+                except OSError as error:
+                    if error.errno != errno.EFBIG:
+                        raise  # the directory has a lower limit of its own
         async with await self.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode) as file:
             return await file.write(contents)
 

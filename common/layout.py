@@ -19,12 +19,16 @@ STRIPES_MAX: Final = 2000
 
 STRIPE_BYTES_MAX: Final = 1 << 31
 
+INLINE_BYTES_MAX: Final = 64 * 1024
+"""Largest inline limit: what lies in the MDT is committed as one piece."""
+
 
 class Layout(msgspec.Struct, frozen=True, array_like=True):
     """Where a file's bytes live.
 
     `osts` has `stripe_count * mirrors` entries, by object number. `generation` grows whenever the set of objects
-    changes (release, migration, resync); I/O with another generation is refused by the OSTs.
+    changes (release, migration, resync); I/O with another generation is refused by the OSTs. As long as the file has no
+    objects and at most `inline_bytes` (-1: the MDT's default), its contents live in the MDT.
     """
 
     stripe_bytes: int
@@ -32,6 +36,7 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
     osts: tuple[int, ...]
     mirrors: int = 1
     generation: int = 0
+    inline_bytes: int = -1
 
     def stripe_of(self, offset: int) -> int:
         """The stripe that holds the byte at `offset`."""
@@ -45,7 +50,8 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
 class LayoutSpec(msgspec.Struct, frozen=True, array_like=True):
     """What a user asks for with `nacre setstripe`; 0, -1 or an empty pool mean "the default".
 
-    `stripe_count` -1 means all OSTs of the pool. `first_ost` -1 lets the MDS choose.
+    `stripe_count` -1 means all OSTs of the pool. `first_ost` -1 lets the MDS choose. `inline_bytes` 0 puts all contents
+    on OSTs, -1 means the default.
     """
 
     stripe_count: int = 0
@@ -53,6 +59,7 @@ class LayoutSpec(msgspec.Struct, frozen=True, array_like=True):
     first_ost: int = -1
     pool: str = ""
     mirrors: int = 1
+    inline_bytes: int = -1
 
     def check(self) -> None:
         """ValueError, saying what is wrong and what is allowed, unless this can be a layout."""
@@ -66,6 +73,8 @@ class LayoutSpec(msgspec.Struct, frozen=True, array_like=True):
             raise ValueError(f"first OST {self.first_ost} is not -1 (any) or an OST index")
         if self.mirrors < 1:
             raise ValueError(f"mirror count {self.mirrors} is below 1")
+        if not -1 <= self.inline_bytes <= INLINE_BYTES_MAX:
+            raise ValueError(f"inline limit {self.inline_bytes} is not in 0..{INLINE_BYTES_MAX} bytes (64 KiB)")
         if len(self.pool) > 63:
             raise ValueError("pool name is longer than 63 characters")
 

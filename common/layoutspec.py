@@ -1,4 +1,4 @@
-"""Layouts as people write them: `stripe_count=2 stripe_size=1M first_ost=0 pool=fast mirrors=1`.
+"""Layouts as people write them: `stripe_count=2 stripe_size=1M first_ost=0 pool=fast mirrors=1 inline=4K`.
 
 This is the text of the extended attribute `nacre.layout` and what the commands take and show. Fields that are left out
 are the default. A file's own layout shows its OSTs, `osts=0,3`, and its generation, which cannot be set.
@@ -9,7 +9,7 @@ import errno
 from nacrefs.common.layout import Layout, LayoutSpec
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_FIELDS = "stripe_count, stripe_size, first_ost, pool, mirrors"
+_FIELDS = "stripe_count, stripe_size, first_ost, pool, mirrors, inline"
 
 
 def parse_spec(text: str | bytes) -> LayoutSpec:
@@ -38,6 +38,7 @@ def _spec_of(words: list[str]) -> LayoutSpec:
         first_ost=_number("first_ost", values.pop("first_ost", "-1")),
         pool=values.pop("pool", ""),
         mirrors=_number("mirrors", values.pop("mirrors", "1")),
+        inline_bytes=_bytes("inline", values.pop("inline")) if "inline" in values else -1,
     )
     if values:
         raise ValueError(f"there is no field {next(iter(values))!r} (fields: {_FIELDS})")
@@ -72,13 +73,16 @@ def format_spec(spec: LayoutSpec) -> str:
         words.append(f"pool={spec.pool}")
     if spec.mirrors > 1:
         words.append(f"mirrors={spec.mirrors}")
+    if spec.inline_bytes >= 0:
+        words.append(f"inline={spec.inline_bytes}")
     return " ".join(words)
 
 
 def format_layout(layout: Layout) -> str:
     """A file's layout, complete."""
     osts = ",".join(map(str, layout.osts))
+    inline = f" inline={layout.inline_bytes}" if layout.inline_bytes >= 0 else ""
     return (
         f"stripe_count={layout.stripe_count} stripe_size={layout.stripe_bytes} mirrors={layout.mirrors}"
-        f" osts={osts} generation={layout.generation}"
+        f" osts={osts} generation={layout.generation}{inline}"
     )

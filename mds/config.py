@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from nacrefs.common.config import ConfigError, Duration, Size, load_config
-from nacrefs.common.layout import LayoutSpec
+from nacrefs.common.layout import INLINE_BYTES_MAX, LayoutSpec
 
 
 class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,12 +34,13 @@ class LayoutConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stripe_size: Size = Size(1 << 20)
     """Bytes on one OST before the next one's turn; a multiple of 64 KiB."""
     inline_bytes: Size = Size(16 << 10)
-    """Files up to this size live in the MDT and come back with `open`; 0 puts all contents on OSTs."""
+    """Files up to this size live in the MDT and come back with `open`; 0 puts all contents on OSTs. A directory may
+    have a limit of its own (`nacre setstripe --inline`)."""
 
     @property
     def spec(self) -> LayoutSpec:
         """The default layout as a specification."""
-        return LayoutSpec(stripe_count=self.stripe_count, stripe_bytes=int(self.stripe_size))
+        return LayoutSpec(self.stripe_count, int(self.stripe_size), inline_bytes=int(self.inline_bytes))
 
 
 class OstConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,7 +117,7 @@ class MdsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"lease.per_session = {self.lease.per_session} is below 100")
         if self.lease.capability_s < 2 * self.lease.term_s:
             raise ValueError("lease.capability_s is below twice lease.term_s")
-        if not 0 <= self.layout.inline_bytes <= 64 << 10:
+        if not 0 <= self.layout.inline_bytes <= INLINE_BYTES_MAX:
             raise ValueError(f"layout.inline_bytes = {self.layout.inline_bytes} is not in 0..64 KiB")
         if self.layout.stripe_count == 0:
             raise ValueError("layout.stripe_count = 0: write 1 or more, or -1 for all OSTs")

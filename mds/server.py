@@ -57,7 +57,6 @@ class MdsServer:
             settings = Settings(
                 term_s=float(config.lease.term_s),
                 heartbeat_s=float(config.ost.heartbeat_s),
-                inline_bytes=int(config.layout.inline_bytes),
                 leases_per_session=config.lease.per_session,
                 capability_s=int(config.lease.capability_s),
                 reserve_bytes=int(config.ost.reserve_bytes),

@@ -162,7 +162,7 @@ class Mds:
     def _step(self, tx: Tx, view: LeaseView, session: int) -> Step:
         settings = self.settings
         now_ns = self.clock.now_ns()
-        return Step(tx, view, self.targets, self._capability, session, now_ns, settings.inline_bytes, settings.layout)
+        return Step(tx, view, self.targets, self._capability, session, now_ns, settings.layout)
 
     def _capability(self, fid: int, generation: int, session: int, rights: Right) -> Capability:
         expires_s = self.clock.now_ns() // 1_000_000_000 + self.settings.capability_s
@@ -343,7 +343,7 @@ class Mds:
             self.settings.term_s,
             root,
             self.targets.table(),
-            self.settings.inline_bytes,
+            self.settings.layout.inline_bytes,
             resumed,
             resumed and not session.reclaimed,
             self.mdt.cluster,

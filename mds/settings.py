@@ -11,7 +11,6 @@ class Settings(NamedTuple):
 
     term_s: float = 30.0
     heartbeat_s: float = 5.0
-    inline_bytes: int = 16 << 10
     leases_per_session: int = 1_000_000
     capability_s: int = 3600
     reserve_bytes: int = 64 << 20

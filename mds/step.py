@@ -12,7 +12,7 @@ from nacrefs.common.layout import LayoutSpec
 from nacrefs.common.wire import Capability, Lease, Right
 from nacrefs.mds.tx import Tx
 
-DEFAULT_SPEC: Final = LayoutSpec(stripe_count=1, stripe_bytes=1 << 20)
+DEFAULT_SPEC: Final = LayoutSpec(stripe_count=1, stripe_bytes=1 << 20, inline_bytes=16 << 10)
 """How a file is laid out where neither the user nor a directory nor the configuration says otherwise."""
 
 
@@ -79,7 +79,7 @@ class Placement(Protocol):
 class Step:
     """The surroundings of one request: transaction, leases, requester, time."""
 
-    __slots__ = ("capability", "default_spec", "inline_bytes", "leases", "now_ns", "placement", "session", "tx")
+    __slots__ = ("capability", "default_spec", "leases", "now_ns", "placement", "session", "tx")
 
     def __init__(
         self,
@@ -89,7 +89,6 @@ class Step:
         capability: "CapabilityIssuer",
         session: int,
         now_ns: int,
-        inline_bytes: int,
         default_spec: LayoutSpec = DEFAULT_SPEC,
     ) -> None:
         self.tx = tx
@@ -98,7 +97,6 @@ class Step:
         self.capability = capability
         self.session = session
         self.now_ns = now_ns
-        self.inline_bytes = inline_bytes
         self.default_spec = default_spec
 
 

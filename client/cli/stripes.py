@@ -25,6 +25,9 @@ ATTRIBUTE: Final = "nacre.layout"
 @click.option("-i", "--first-ost", type=int, default=-1, metavar="OST", help="The OST of the first stripe. [any]")
 @click.option("-p", "--pool", default="", help="Only OSTs of this pool.")
 @click.option("-m", "--mirrors", type=int, default=1, help="How many copies, each on other OSTs. [1]")
+@click.option(
+    "--inline", metavar="SIZE", help="Files up to this size (at most 64K) live in the MDT; 0: none. [default: as usual]"
+)
 @click.option("-d", "--delete", is_flag=True, help="Remove a directory's default: it inherits again.")
 @json_option
 def setstripe_command(
@@ -34,6 +37,7 @@ def setstripe_command(
     first_ost: int,
     pool: str,
     mirrors: int,
+    inline: str | None,
     delete: bool,
     as_json: bool,
 ) -> None:
@@ -43,7 +47,8 @@ def setstripe_command(
     that has contents keeps the layout it has.
     """
     try:
-        spec = LayoutSpec(stripe_count, parse_size(stripe_size), first_ost, pool, mirrors)
+        inline_bytes = -1 if inline is None else parse_size(inline)
+        spec = LayoutSpec(stripe_count, parse_size(stripe_size), first_ost, pool, mirrors, inline_bytes)
         spec.check()
     except ValueError as error:
         raise click.UsageError(str(error)) from None
@@ -152,6 +157,7 @@ def describe(path: str) -> dict[str, Any]:
         "pool": fields.get("pool", ""),
         "osts": [int(ost) for ost in fields["osts"].split(",")] if fields.get("osts") else [],
         "generation": int(fields.get("generation", 0)),
+        "inline": int(fields.get("inline", -1)),
     }
 
 
@@ -166,4 +172,6 @@ def _line(one: dict[str, Any]) -> str:
         words.append(f"from OST {one['first_ost']}")
     if one["pool"]:
         words.append(f"pool {one['pool']}")
+    if one["inline"] >= 0:
+        words.append(f"in the MDT up to {format_size(one['inline'])}")
     return ", ".join(words) + (" for new files" if one["kind"] == "directory" else "")

@@ -19,7 +19,7 @@ from nacrefs.mds.inode import DIRECTORY_BLOCKS, DIRECTORY_BYTES, LINK_MAX, Inode
 from nacrefs.mds.namespace.attributes import blocks_of
 from nacrefs.mds.namespace.bits import DEFAULT_LAYOUT, INLINE, OPEN_WRITE, WANT_LAYOUT, WANT_LEASE
 from nacrefs.mds.namespace.files import open_inode, register
-from nacrefs.mds.namespace.layouts import new_layout
+from nacrefs.mds.namespace.layouts import check_inline, new_layout
 from nacrefs.mds.namespace.names import check_name
 from nacrefs.mds.namespace.nodes import entry, node, refuse_type
 from nacrefs.mds.step import Step
@@ -35,10 +35,11 @@ def create(step: Step, request: Create) -> Entry:
     if existing is not None:
         return _open_existing(step, request, existing)
     data = request.data
-    size = 0 if data is None else len(data)
-    if size > step.inline_bytes:
-        raise OSError(errno.EFBIG, f"contents of {size} bytes are above the inline limit of {step.inline_bytes}")
     layout = new_layout(step, parent, request.layout)
+    size = 0
+    if data is not None:
+        size = len(data)
+        check_inline(step, layout, data)
     inode = tx.new_inode(
         stat.S_IFREG | request.mode & 0o7777,
         request.uid,

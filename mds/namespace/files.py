@@ -8,6 +8,7 @@ from nacrefs.common.wire import Commit, Lease, Mode, Node, Open
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace.attributes import blocks_of, truncate
 from nacrefs.mds.namespace.bits import INLINE, OPEN_WRITE, WANT_ALL
+from nacrefs.mds.namespace.layouts import check_inline
 from nacrefs.mds.namespace.nodes import need_file, node, sharing
 from nacrefs.mds.step import Blocked, Step
 
@@ -115,8 +116,7 @@ def _check_report(step: Step, request: Commit, inode: Inode, held: Lease) -> Non
         return
     if not inode.is_inline:
         raise OSError(errno.EINVAL, "the file's contents are on OSTs and cannot come with a commit")
-    if len(data) > step.inline_bytes:
-        raise OSError(errno.EFBIG, f"contents of {len(data)} bytes are above the inline limit of {step.inline_bytes}")
+    check_inline(step, inode.layout, data)
     if len(data) > request.size:
         raise OSError(errno.EINVAL, f"contents of {len(data)} bytes for a file of {request.size}")
 

@@ -22,6 +22,7 @@ def merged(spec: LayoutSpec, default: LayoutSpec) -> LayoutSpec:
         spec.first_ost if spec.first_ost >= 0 else default.first_ost,
         spec.pool or default.pool,
         spec.mirrors if spec.mirrors > 1 else default.mirrors,
+        spec.inline_bytes if spec.inline_bytes >= 0 else default.inline_bytes,
     )
 
 
@@ -37,7 +38,21 @@ def new_layout(step: Step, directory: Inode, asked: LayoutSpec | None = None) ->
         check_spec(asked)
     spec = effective_spec(step, directory, asked)
     osts = step.placement.place(spec)
-    return Layout(spec.stripe_bytes, len(osts) // spec.mirrors, osts, spec.mirrors)
+    return layout_of(spec, osts, 0)
+
+
+def layout_of(spec: LayoutSpec, osts: tuple[int, ...], generation: int) -> Layout:
+    """The layout of a complete specification on these OSTs."""
+    return Layout(spec.stripe_bytes, len(osts) // spec.mirrors, osts, spec.mirrors, generation, spec.inline_bytes)
+
+
+def check_inline(step: Step, layout: Layout | None, data: bytes) -> None:
+    """OSError (EFBIG) if these contents are too large for the MDT."""
+    limit = -1 if layout is None else layout.inline_bytes
+    if limit < 0:
+        limit = step.default_spec.inline_bytes
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"contents of {len(data)} bytes are above the inline limit of {limit}")
 
 
 def check_spec(spec: LayoutSpec) -> None:
@@ -86,7 +101,7 @@ def apply_spec(step: Step, fid: int, spec: LayoutSpec) -> None:
     generation = 0 if old is None else old.generation + 1
     leases.changed(fid)
     edited = tx.edit(fid)
-    edited.layout = Layout(spec.stripe_bytes, len(osts) // spec.mirrors, osts, spec.mirrors, generation)
+    edited.layout = layout_of(spec, osts, generation)
     edited.attr = replace(edited.attr, ctime_ns=step.now_ns, change=edited.attr.change + 1)
 
 

@@ -21,6 +21,7 @@ OST_KEYS = {
 }  # fmt: skip
 LAYOUT_KEYS = {
     "path", "kind", "fid", "stripe_count", "stripe_size", "mirrors", "first_ost", "pool", "osts", "generation",
+    "inline",
 }  # fmt: skip
 
 
@@ -304,6 +305,14 @@ def test_directory_hands_its_layout_down_until_it_is_deleted(folder: Path) -> No
 def test_first_ost_is_taken(folder: Path) -> None:
     succeed("setstripe", "-i", "2", folder / "file")
     assert succeed_json("getstripe", folder / "file")[0]["osts"] == [2]
+
+
+def test_a_directory_may_have_an_inline_limit_of_its_own(folder: Path) -> None:
+    succeed("setstripe", "--inline", "4K", folder)
+    assert "in the MDT up to 4" in succeed("getstripe", folder)
+    (folder / "file").touch()
+    assert succeed_json("getstripe", folder / "file")[0]["inline"] == 4096
+    assert "64 KiB" in fail(ExitCode.USAGE, "setstripe", "--inline", "65K", folder)
 
 
 def test_layout_attribute_is_readable_and_writable(folder: Path) -> None:

@@ -5,7 +5,7 @@ import os
 
 from nacrefs.client.filesystem import Changes
 from nacrefs.common.answer import is_later, settle
-from nacrefs.common.wire import RenameFlag, Set
+from nacrefs.common.wire import RenameFlag, Set, XattrFlag
 from tests.client.world import CRED, Counting, World, close, entries, open_file, quiet, read, write_file
 
 
@@ -79,6 +79,24 @@ async def test_create_write_and_close_of_a_small_file_are_two_requests_and_close
     assert sent() == {"Create": 1}
     await quiet(vfs)
     assert sent() == {"Commit": 1}
+
+
+async def test_contents_up_to_the_directory_s_limit_live_in_the_mdt_and_above_on_osts(world: World) -> None:
+    vfs = await world.vfs()
+    for limit, sizes in ((0, {1: False}), (4096, {4096: True, 4097: False}), (65536, {65536: True, 65537: False})):
+        made = await settle(vfs.mkdir(vfs.root, b"%d" % limit, 0o755, CRED))
+        assert made.attr is not None
+        await settle(vfs.setxattr(made.attr.fid, b"nacre.layout", b"inline=%d" % limit, XattrFlag(0)))
+        for size, inline in sizes.items():
+            sent = Counting(vfs)
+            data = os.urandom(size)
+            fid = await write_file(vfs, made.attr.fid, b"%d" % size, data)
+            await quiet(vfs)
+            assert ("Write" not in sent()) == inline, (limit, size)
+            reader = await world.vfs()
+            number = await open_file(reader, fid)
+            assert await read(reader, number, 0, size) == data
+            await close(reader, number)
 
 
 async def test_open_for_reading_is_one_request_cold_and_none_leased(world: World) -> None:

@@ -94,6 +94,19 @@ async def test_attributes_are_set_as_asked(fs: AsyncClient) -> None:
     assert (await fs.statvfs()).f_bavail > 0
 
 
+async def test_a_small_file_is_written_whatever_the_directory_s_inline_limit(fs: AsyncClient) -> None:
+    for limit in (0, 100, 65536):
+        name = f"/d{limit}"
+        await fs.mkdir(name)
+        await fs.setxattr(name, "nacre.layout", f"inline={limit}".encode())
+        for size in (99, 101, 20_000):
+            data = os.urandom(size)
+            await fs.write_bytes(f"{name}/{size}", data)
+            assert await fs.read_bytes(f"{name}/{size}") == data
+            inline = (await fs.getxattr(f"{name}/{size}", "nacre.layout")).endswith(f"inline={limit}".encode())
+            assert inline
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [

@@ -136,7 +136,7 @@ def test_backward_and_empty_ranges_have_nothing_in_them(first: int, second: int)
         LayoutSpec(),
         LayoutSpec(stripe_count=-1),
         LayoutSpec(stripe_count=STRIPES_MAX, stripe_bytes=STRIPE_BYTES_MAX),
-        LayoutSpec(stripe_bytes=BLOCK_BYTES, first_ost=0, pool="p" * 63, mirrors=3),
+        LayoutSpec(stripe_bytes=BLOCK_BYTES, first_ost=0, pool="p" * 63, mirrors=3, inline_bytes=65536),
     ],
 )
 def test_possible_layout_is_accepted(spec: LayoutSpec) -> None:
@@ -154,6 +154,7 @@ def test_possible_layout_is_accepted(spec: LayoutSpec) -> None:
         (LayoutSpec(stripe_count=STRIPES_MAX + 1), "stripe count 2001"),
         (LayoutSpec(first_ost=-2), "first OST -2"),
         (LayoutSpec(mirrors=0), "mirror count 0"),
+        (LayoutSpec(inline_bytes=65537), "inline limit 65537"),
         (LayoutSpec(pool="p" * 64), "longer than 63"),
     ],
 )

@@ -16,6 +16,7 @@ SPECS = st.builds(
     first_ost=st.integers(-1, 5000),
     pool=st.text("abcdefghijklmnopqrstuvwxyz0123456789-_.", max_size=63),
     mirrors=st.integers(1, 9),
+    inline_bytes=st.integers(-1, 65536),
 )
 
 
@@ -49,6 +50,7 @@ def test_nothing_means_all_defaults() -> None:
         ("stripe_count=3000", "stripe count 3000"),
         ("first_ost=-2", "first OST -2"),
         ("mirrors=0", "mirror count 0"),
+        ("inline=1M", "inline limit 1048576"),
         (b"pool=\xff", "ascii"),
     ],
 )

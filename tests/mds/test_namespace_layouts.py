@@ -4,7 +4,7 @@ import errno
 
 from nacrefs.common.fid import ROOT
 from nacrefs.common.layout import LayoutSpec
-from nacrefs.common.wire import AttrFlag, GetAttr, GetLayout, Mode, SetLayout, Symlink
+from nacrefs.common.wire import AttrFlag, Commit, Create, GetAttr, GetLayout, Lease, Mode, SetLayout, Symlink
 from nacrefs.mds.namespace.layouts import merged
 from tests.mds.actions import directory, failing, file, spill
 from tests.mds.world import World
@@ -42,6 +42,20 @@ class TestSetLayout:
         world.do(SetLayout(fid, LayoutSpec()))
         assert world.do(GetLayout(fid)).spec is None
         assert (world.do(GetAttr(fid)).attr.flags, world.findings()) == (0, [])
+
+    def test_inline_limit_is_handed_down_to_files_and_directories(self, world: World) -> None:
+        fid = directory(world)
+        world.do(SetLayout(fid, LayoutSpec(inline_bytes=10)))
+        below = directory(world, b"below", parent=fid)
+        with failing(errno.EFBIG):
+            world.do(Create(below, b"large", 0o644, 0, 0, Mode.CLOSED, data=bytes(11)))
+        small = world.do(Create(below, b"small", 0o644, 0, 0, Mode.WRITE, data=bytes(10))).node
+        assert small is not None
+        layout = world.do(GetLayout(small.attr.fid)).layout
+        assert layout is not None
+        assert layout.inline_bytes == 10
+        with failing(errno.EFBIG):
+            world.do(Commit(small.attr.fid, Lease.WRITE, Mode.WRITE, True, 11, 0, 0, bytes(11)))
 
     def test_refusals(self, world: World) -> None:
         link = world.do(Symlink(ROOT, b"s", b"t", 0, 0)).node

@@ -9,12 +9,12 @@ from nacrefs.mds.database import format_mdt, open_store
 from nacrefs.mds.flush import discard, flush, publish
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.namespace.operations import READS, WRITES
-from nacrefs.mds.step import Step
+from nacrefs.mds.step import DEFAULT_SPEC, Step
 from nacrefs.mds.tx import Tx
 from tests.mds.doubles import LeaseBook, Osts, unsigned
 
 ReplyT = TypeVar("ReplyT")
-INLINE_BYTES = 16384
+INLINE_BYTES = DEFAULT_SPEC.inline_bytes
 START_NS = 1_700_000_000_000_000_000
 _OPERATIONS = {**READS, **WRITES}
 
@@ -57,7 +57,7 @@ class World:
     def step(self, session: int = 1) -> Step:
         """The surroundings of the next request."""
         self.now_ns += 1000
-        return Step(self.tx, self.leases.of(session), self.osts, unsigned, session, self.now_ns, INLINE_BYTES)
+        return Step(self.tx, self.leases.of(session), self.osts, unsigned, session, self.now_ns)
 
     def batched(self, request: Request[ReplyT], session: int = 1) -> ReplyT:
         """Execute a request in the present batch."""
