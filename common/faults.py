@@ -19,7 +19,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Final
 
@@ -135,7 +135,7 @@ def disarm(fault: Fault) -> None:
 
 
 @contextmanager
-def armed(point: str, action: Action, *, match: str = "", after: int = 0, times: int = 1) -> Iterator[Fault]:
+def armed(point: str, action: Action, *, match: str = "", after: int = 0, times: int = 1) -> Generator[Fault]:
     """Arm a fault for a while. Leaving it without an error is one (AssertionError) if the fault has not happened."""
     fault = arm(point, action, match=match, after=after, times=times)
     try:

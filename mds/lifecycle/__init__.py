@@ -1,0 +1,1 @@
+"""Lifecycle rules: which files leave for an archive, when their space is released, when they are deleted."""
