@@ -96,6 +96,7 @@ class File:
         "through",
         "unsynced",
         "version",
+        "versions",
         "writers",
     )
 
@@ -126,6 +127,8 @@ class File:
         """it is shared: what differs from `committed` is only what is to be reported, nothing is kept here"""
         self.unsynced: set[int] | None = None
         """objects written since they were made durable; None: nobody knows, so all"""
+        self.versions: dict[int, int] = {}
+        """of objects that were written and not made durable since: the version after the last write"""
         self.allocated: dict[int, int] = {}
         self._retry: asyncio.TimerHandle | None = None
         self._retry_s = store.config.write.retry_s
@@ -354,6 +357,7 @@ class File:
         for number, answer in written.items():
             if self.unsynced is not None:
                 self.unsynced.add(number)
+            self.versions[number] = answer.version
             self.allocated[number] = answer.allocated_bytes
 
     def press(self) -> None:
@@ -492,13 +496,16 @@ class File:
         return {number for stripe in range(stripes) for number in layout.objects_of(stripe)}
 
     async def _sync_objects(self) -> None:
-        numbers = tuple(self._touched())
+        versions = {number: self.versions.pop(number, 0) for number in self._touched()}
         before, self.unsynced = self.unsynced, set()
-        if numbers:
+        if versions:
             try:
-                await self._store.objects.sync(self.inode, numbers)
+                await self._store.objects.sync(self.inode, versions)
             except OSError as error:
                 self.unsynced = None if before is None else before | (self.unsynced or set())
+                if error.errno == errno.ENOTRECOVERABLE:  # an OST has lost what it had taken: told once
+                    raise OSError(errno.EIO, error.strerror) from error
+                self.versions = versions | self.versions
                 self._failed(error)
                 raise
         if not self.dirty:

@@ -5,7 +5,7 @@ With mirrors, a write goes to all copies and a read to the first that answers.
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from nacrefs.client.cache import Inode
@@ -257,13 +257,14 @@ class Objects:
                     low = part
         return done
 
-    async def sync(self, inode: Inode, numbers: Sequence[int]) -> dict[int, Written]:
-        """Make what was written to these objects durable."""
+    async def sync(self, inode: Inode, versions: Mapping[int, int]) -> dict[int, Written]:
+        """Make what was written to these objects durable. The versions are those after our last writes that were not
+        (0: nothing is known of any); ENOTRECOVERABLE if an OST may have lost one since."""
 
         def request(layout: Layout, capability: Capability, number: int) -> Request[Written]:
-            return Sync(layout.osts[number], inode.fid, number, layout.generation, capability)
+            return Sync(layout.osts[number], inode.fid, number, layout.generation, capability, versions[number])
 
-        return await self._each(inode, numbers, request)
+        return await self._each(inode, tuple(versions), request)
 
     async def punch(self, inode: Inode, start: int, end: int) -> dict[int, Written]:
         """Make `[start, end)` a hole."""

@@ -1,6 +1,8 @@
 """Time as something that is handed in, so that tests can turn it by hand."""
 
+import os
 import time
+from pathlib import Path
 from typing import Protocol
 
 
@@ -40,3 +42,10 @@ class ManualClock:
         """Let time pass."""
         self._now_ns += round(seconds * 1e9)
         self._monotonic_s += seconds
+
+
+def boot_id() -> bytes:
+    """What the machine's run since its last start is called: while it is the same, all that was written is in memory at
+    least. `NACRE_BOOT_ID` in the environment says otherwise (tests that cut the power)."""
+    told = os.environ.get("NACRE_BOOT_ID", "")
+    return told.encode() or Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()

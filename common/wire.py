@@ -817,10 +817,13 @@ class StatObject(Request[ObjectStat], frozen=True, array_like=True, tag=100):
 
 
 class Sync(Request[Written], frozen=True, array_like=True, tag=101):
-    """Make all that was written to the object durable."""
+    """Make all that was written to the object durable. `version` is that of the sender's last `Written` that it has not
+    seen durable; ENOTRECOVERABLE, once, if the OST's machine went down since, so that it may be lost (0: do not
+    check)."""
 
     ost: int
     fid: int
     number: int
     generation: int
     capability: Capability
+    version: int = 0

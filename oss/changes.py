@@ -4,14 +4,17 @@ A write to an object that is dirty already, whose partly written blocks are in t
 event loop. Otherwise a coroutine waits for what is missing and then takes the same step.
 """
 
+import errno
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 
 from nacrefs.common.answer import Answer
+from nacrefs.common.fid import format_fid
 from nacrefs.common.wire import Punch, Right, Sync, Truncate, Write, Written
-from nacrefs.oss import blockio
+from nacrefs.oss import applied, blockio
 from nacrefs.oss.admission import check_extents, check_size, invalid
+from nacrefs.oss.applied import Applied
 from nacrefs.oss.durability import unpin
 from nacrefs.oss.gate import Call, Gate, check_generation
 from nacrefs.oss.incoming import segments
@@ -29,6 +32,49 @@ Step = Callable[[StoredObject, bool], Cold | None]
 """A change of an object, in one step of the event loop; with True it waits for the disk rather than be `Cold`."""
 
 
+class Note:
+    """What `Applied` is to know of the change that a request asks for."""
+
+    __slots__ = ("_applied", "_call", "_extents", "_fid", "_kind", "_number", "_size", "_sums")
+
+    def __init__(
+        self,
+        notes: Applied,
+        call: Call,
+        kind: int,
+        fid: int,
+        number: int,
+        extents: Sequence[tuple[int, int]] = (),
+        sums: bytes = b"",
+        size: int = 0,
+    ) -> None:
+        self._applied = notes
+        self._call = call
+        self._kind = kind
+        self._fid = fid
+        self._number = number
+        self._extents = extents
+        self._sums = sums
+        self._size = size
+
+    def around(self, step: Step, stored: StoredObject, blocking: bool) -> Cold | None:
+        """Make the change, with a note before and after it."""
+        notes, call = self._applied, self._call
+        at = notes.begin(
+            call.peer.name, call.xid, self._fid, self._number, self._kind, self._extents, self._sums, self._size
+        )
+        try:
+            cold = step(stored, blocking)
+        except BaseException:
+            notes.not_made()
+            raise
+        if cold is None:
+            notes.made(at, call.xid)
+        else:
+            notes.not_made()
+        return cold
+
+
 class Changes:
     """Handlers of requests that change."""
 
@@ -41,7 +87,7 @@ class Changes:
         """Store bytes whose sums are right."""
         total = check_extents(request.extents)
         target = self._gate.admit(request, call, _WRITE)
-        replies, known = self._once(call)
+        replies, known = self._once(request, call, target)
         if known is not None:
             return known
         bulk = call.pull()
@@ -58,20 +104,33 @@ class Changes:
             stored = target.find(request.fid, request.number, create=True)
             if stored is not None and stored.state is DIRTY:
                 check_generation(target, stored, request.generation)
-                if stored.write_now(batches[0], target.scratch) is None:
+                note = Note(
+                    target.applied, call, applied.WRITE, request.fid, request.number, request.extents, request.sums
+                )
+                if note.around(partial(_store, batches[0], target.scratch), stored, False) is None:
                     target.durability.changed(stored, total)
                     return replies.keep(call.xid, _written(stored))
-        return self._gate.counted(call, replies.serve, call.xid, self._write_later, request, target, batches, total)
+        return self._gate.counted(
+            call, replies.serve, call.xid, self._write_later, request, call, target, batches, total
+        )
 
-    async def _write_later(self, request: Write, target: Target, batches: list[list[Segment]], total: int) -> Written:
+    async def _write_later(
+        self, request: Write, call: Call, target: Target, batches: list[list[Segment]], total: int
+    ) -> Written:
         await self._gate.admitted.wait()
         await target.durability.relief()
         stored = await target.usable(request.fid, request.number)
         if not target.space.has_room(total) and not (stored is not None and stored.is_allocated(request.extents)):
             raise target.space.full()
         key = (request.fid, request.number)
+        last = batches[-1] if batches else ()
+        extents = [(segment.offset, len(segment.data)) for segment in last]
+        sums = b"".join([segment.sums for segment in last])
+        note = Note(target.applied, call, applied.WRITE, request.fid, request.number, extents, sums)
         for batch in batches:
             step = partial(_store, batch, target.scratch)
+            if batch is batches[-1]:
+                step = partial(note.around, step)
             stored = await self.change(target, key, step, generation=request.generation, create=True)
             if stored is not None:
                 target.durability.changed(stored, sum(len(segment.data) for segment in batch))
@@ -85,20 +144,22 @@ class Changes:
         """Make holes."""
         check_extents(request.extents, total_max=1 << 75)
         target = self._gate.admit(request, call, _WRITE)
-        replies, known = self._once(call)
+        replies, known = self._once(request, call, target)
         if known is not None:
             return known
-        step = partial(_punch, request.extents, target.scratch)
+        note = Note(target.applied, call, applied.PUNCH, request.fid, request.number, request.extents)
+        step = partial(note.around, partial(_punch, request.extents, target.scratch))
         return self._gate.counted(call, replies.serve, call.xid, self._alter, request, target, step)
 
     def truncate(self, request: Truncate, call: Call) -> Answer[Written]:
         """Cut an object."""
         check_size(request.size)
         target = self._gate.admit(request, call, _WRITE)
-        replies, known = self._once(call)
+        replies, known = self._once(request, call, target)
         if known is not None:
             return known
-        step = partial(_truncate, request.size, target.scratch)
+        note = Note(target.applied, call, applied.TRUNCATE, request.fid, request.number, size=request.size)
+        step = partial(note.around, partial(_truncate, request.size, target.scratch))
         return self._gate.counted(call, replies.serve, call.xid, self._alter, request, target, step)
 
     async def _alter(self, request: Punch | Truncate, target: Target, step: Step) -> Written:
@@ -117,6 +178,14 @@ class Changes:
     async def _sync(self, target: Target, request: Sync) -> Written:
         await self._gate.admitted.wait()
         stored = await target.usable(request.fid, request.number)
+        # Objects that were in doubt when the machine came back have versions that are higher than that moment, and so
+        # have those that were made after it; all others are as they were.
+        if 0 < request.version < target.power_lost_ns and (stored is None or stored.version >= target.power_lost_ns):
+            raise OSError(
+                errno.ENOTRECOVERABLE,
+                f"the machine of {target.where} went down before bytes of object {format_fid(request.fid)}."
+                f"{request.number} were made durable: they may be lost, write them again",
+            )
         if stored is None:
             return _NOTHING
         check_generation(target, stored, request.generation)
@@ -161,15 +230,31 @@ class Changes:
             finally:
                 unpin(stored)
 
-    def _once(self, call: Call) -> tuple[ClientReplies, Answer[Written] | None]:
-        """The client's kept answers, and the answer to this very request if it has been, or is being, served."""
+    def _once(
+        self, request: Write | Punch | Truncate, call: Call, target: Target
+    ) -> tuple[ClientReplies, Answer[Written] | None]:
+        """The client's kept answers, and the answer to this very request if it has been, or is being, served: by this
+        process, or by one before it that did not come to answer."""
         replies: ClientReplies | None = call.peer.state
         if replies is None:
             replies = call.peer.state = self._replies.of(call.peer.name)
         replies.trim(call.oldest)
         if not call.resent:
             return replies, None
-        return replies, replies.again(call.xid)
+        known = replies.again(call.xid)
+        if known is None and target.applied.has(call.peer.name, call.xid):
+            known = self._gate.counted(call, replies.serve, call.xid, self._was_made, request, target)
+        return replies, known
+
+    async def _was_made(self, request: Write | Punch | Truncate, target: Target) -> Written:
+        """The answer to a change that was made before the OSS was restarted."""
+        await self._gate.admitted.wait()
+        stored = await target.usable(request.fid, request.number)
+        if stored is None:
+            return _NOTHING
+        if isinstance(request, Write) and request.sync:
+            await _pinned(stored, target.durability.sync(stored))
+        return _written(stored)
 
 
 def _store(batch: Sequence[Segment], scratch: memoryview, stored: StoredObject, blocking: bool) -> Cold | None:

@@ -231,9 +231,9 @@ class Index:
             else:
                 txn.delete(key, db=self._sums)
 
-    def set_now(self, name: bytes, value: bytes) -> None:
-        """Set one of the index's own values durably, waiting for the disk; for opening and closing only."""
-        self._thread.submit(self._write, [((), {name: value}, None)]).result()
+    def set_now(self, values: Mapping[bytes, bytes]) -> None:
+        """Set some of the index's own values durably, waiting for the disk; for opening and closing only."""
+        self._thread.submit(self._write, [((), values, None)]).result()
 
     def close(self) -> None:
         """Close the index; nothing may be using it."""

@@ -2,8 +2,8 @@
 
 A client that reconnects sends again what had no reply. A write that was carried out already must not be carried out
 once more: somebody else may have written there since. Answers are kept per client and xid, and dropped when the
-client's oldest outstanding xid has passed them. They do not outlive the process: after a restart of the OSS a write may
-be repeated, with the same bytes.
+client's oldest outstanding xid has passed them. They do not outlive the process; that a change was made does
+(`applied`).
 """
 
 import asyncio
@@ -27,7 +27,7 @@ class ClientReplies:
 
     def __init__(self) -> None:
         self._done: dict[int, Message] = {}
-        self._busy: dict[int, asyncio.Future[None]] = {}
+        self._busy: dict[int, asyncio.Future[BaseException | None]] = {}
 
     def trim(self, oldest: int) -> None:
         """Forget what the client has the replies of."""
@@ -45,11 +45,14 @@ class ClientReplies:
             return self._join(xid, busy)
         return known
 
-    async def _join(self, xid: int, busy: "asyncio.Future[None]") -> Message:
-        await asyncio.shield(busy)
+    async def _join(self, xid: int, busy: "asyncio.Future[BaseException | None]") -> Message:
+        error = await asyncio.shield(busy)
         known = self._done.get(xid)
         if known is None:
-            raise OSError(errno.EIO, "the request failed when it was sent first")
+            number, text = errno.EIO, "the request failed when it was sent first"
+            if isinstance(error, OSError):
+                number, text = error.errno or number, error.strerror or text
+            raise OSError(number, text)
         return known
 
     def keep(self, xid: int, reply: MessageT) -> MessageT:
@@ -65,11 +68,15 @@ class ClientReplies:
     ) -> MessageT:
         """Serve a request and remember its answer; a copy that arrives meanwhile waits for it."""
         ended = self._busy[xid] = asyncio.get_running_loop().create_future()
+        error: BaseException | None = None
         try:
             return self.keep(xid, await work(*args, **kwargs))
+        except BaseException as failure:
+            error = failure
+            raise
         finally:
             del self._busy[xid]
-            ended.set_result(None)
+            ended.set_result(error)
 
 
 class Replies:

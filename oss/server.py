@@ -46,7 +46,9 @@ class OssServer:
         self._server = Server(
             self._service.for_clients(), self.keyring, config.host_name(), self.meter, BufferPool(config.buffer_bytes)
         )
-        self._server.on_peer = _name_session
+        self._server.on_peer = self._greeted
+        self._links: dict[str, Peer] = {}
+        self._server.on_gone = self._gone
         self._observatory = Observatory(self.meter, self.problems, self._gauges)
         self._mds: Remote | None = None
         self._heartbeats: asyncio.Task[None] | None = None
@@ -86,6 +88,10 @@ class OssServer:
         self.targets.clear()
         self._threads.close()
 
+    def clients(self) -> list[Peer]:
+        """Who is connected."""
+        return list(self._server.peers)
+
     def problems(self) -> list[str]:
         """Why this server is not healthy; empty if it is."""
         found = [] if self.registered.is_set() else [f"not registered with the MDS at {self.config.mds}"]
@@ -117,6 +123,19 @@ class OssServer:
         if self.config.metrics:
             host, _, port = self.config.metrics.rpartition(":")
             self.metrics_url = await self._observatory.start(host or "127.0.0.1", int(port))
+
+    def _greeted(self, peer: Peer) -> None:
+        """A client has connected. What it had sent on an earlier connection and nobody has read yet must not be served
+        any more: it sends all that again, and goes on from there."""
+        name_session(peer)
+        before = self._links.get(peer.name)
+        if before is not None and before.link is not None:
+            before.link.close("the client has connected again")
+        self._links[peer.name] = peer
+
+    def _gone(self, peer: Peer) -> None:
+        if self._links.get(peer.name) is peer:
+            del self._links[peer.name]
 
     # ------------------------------------------------------------------------------------------------------------- MDS
 
@@ -167,7 +186,7 @@ class OssServer:
         return levels
 
 
-def _name_session(peer: Peer) -> None:
+def name_session(peer: Peer) -> None:
     """A client calls itself `SESSION.ID`; its capabilities must be for that session."""
     number = peer.name.partition(".")[0]
     peer.session = int(number) if number.isascii() and number.isdigit() and len(number) < 20 else 0

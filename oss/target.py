@@ -23,8 +23,10 @@ from typing import Final
 
 import msgspec
 
+from nacrefs.common.clock import boot_id
 from nacrefs.common.wire import ObjectStat, TargetInfo
 from nacrefs.oss import blockio
+from nacrefs.oss.applied import Applied
 from nacrefs.oss.durability import Durability
 from nacrefs.oss.index import Change, Index
 from nacrefs.oss.label import Label, read_label, write_label
@@ -64,7 +66,18 @@ class Target:
         self.space = Space(root, limits.reserve_bytes, limits.reserve_percent, self.where)
         self._table: OrderedDict[tuple[int, int], StoredObject] = OrderedDict()
         self._unclean = self.index.meta(b"clean") == b"0"
-        self.index.set_now(b"clean", b"0")
+        boot = boot_id()
+        rebooted = self.index.meta(b"boot") not in (None, boot)
+        self.applied = Applied(os.path.join(root, "applied"), forget=self._unclean and rebooted)
+        values = {b"clean": b"0", b"boot": boot}
+        if self._unclean and rebooted:
+            values[b"power_lost"] = b"%d" % time.time_ns()
+        self.index.set_now(values)
+        self.power_lost_ns = int(self.index.meta(b"power_lost") or b"0")
+        """When the machine last started without having stopped this OST: what was not durable then is gone. Objects
+        that were in doubt have higher versions."""
+        if (doubt := self.applied.in_doubt) is not None:
+            self.applied.settle(StoredObject(self.index, doubt.fid, doubt.number, self._directory(doubt.fid)).path)
         self.durability = Durability(
             self.index,
             threads,
@@ -322,8 +335,9 @@ class Target:
             if stored.fd >= 0:
                 os.close(stored.fd)
         self._table.clear()
+        self.applied.close()
         if clean and not self._unclean:
-            self.index.set_now(b"clean", b"1")
+            self.index.set_now({b"clean": b"1"})
         self.index.close()
         os.close(self._lock)
 

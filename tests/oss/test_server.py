@@ -154,6 +154,31 @@ async def test_client_writes_reads_and_syncs(cluster: Cluster) -> None:
     assert [read_label(directory).index for directory in cluster.osts] == [4, 5]
 
 
+async def test_what_an_old_connection_still_holds_is_not_served_after_the_client_has_connected_again(
+    cluster: Cluster,
+) -> None:
+    """A write waits unread; its sender connects again, sends it again, and goes on to write something else."""
+    async with cluster.mds() as (_, address), cluster.oss(cluster.config(address)) as server:
+        await server.registered.wait()
+        async with cluster.client(server) as client:
+            await client.call(write(cluster, b"first"), data=[memoryview(b"first")])
+            (old,) = server.clients()
+            link = old.link
+            assert link is not None
+            link.pause()
+            again = client.call(write(cluster, b"again"), data=[memoryview(b"again")])
+            await asyncio.sleep(0.01)
+            assert client.link is not None
+            client.link.close("cut by the test")
+            await again
+            await client.call(write(cluster, b"newer"), data=[memoryview(b"newer")])
+            link.resume()
+            await asyncio.sleep(0.01)
+            into = memoryview(bytearray(5))
+            await client.call(Read(4, FID, 0, 0, cluster.capability(), ((0, 5),)), into=[into])
+            assert bytes(into) == b"newer"
+
+
 async def test_orders_of_the_mds_come_over_the_servers_own_connection(cluster: Cluster) -> None:
     async with cluster.mds() as (mds, address), cluster.oss(cluster.config(address)) as server:
         _, oss = await mds.registrations.get()
