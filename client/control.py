@@ -6,6 +6,7 @@
 | `nacre.stats` | JSON: the daemon's requests by kind with latencies, FUSE requests by opcode, caches, memory, CPU |
 | `nacre.df` | JSON: space in total and of each OST |
 | `nacre.status`, `nacre.mds` | JSON: what the MDS says about its state; what it has been asked |
+| `nacre.locks` | JSON: who has fcntl and flock locks, on all mounts, and who waits |
 | `nacre.sync` | nothing, once everything that was written is stored |
 | `nacre.path-of.FID` | path of a fid (decimal), from the root of the filesystem |
 
@@ -62,6 +63,7 @@ class Control:
             b"nacre.stats": self._stats,
             b"nacre.df": self._df,
             b"nacre.status": lambda: self._inspect("status"),
+            b"nacre.locks": lambda: self._inspect("locks"),
             b"nacre.mds": lambda: self._inspect("stats"),
             b"nacre.sync": self._sync,
         }

@@ -5,11 +5,11 @@ its value at once when it can be had without waiting and a coroutine otherwise (
 task only where one is needed. Errors are `OSError`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from nacrefs.common.answer import Answer
-from nacrefs.common.wire import Attr, RenameFlag, Set, StatfsReply, XattrFlag
+from nacrefs.common.wire import Attr, LockHolder, LockKind, LockStyle, RenameFlag, Set, StatfsReply, XattrFlag
 
 
 class Cred(NamedTuple):
@@ -58,6 +58,23 @@ class Changes(NamedTuple):
     atime_ns: int = 0
     mtime_ns: int = 0
     ctime_ns: int = 0
+
+
+class LockWait:
+    """A wait for a lock, which a signal may end: `interrupt` once, at any time."""
+
+    __slots__ = ("interrupted", "on_interrupt")
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self.on_interrupt: Callable[[], None] | None = None
+        """Set by the filesystem when it waits."""
+
+    def interrupt(self) -> None:
+        """The waiting operation is to fail with EINTR, unless it gets its lock before."""
+        self.interrupted = True
+        if self.on_interrupt is not None:
+            self.on_interrupt()
 
 
 class Dirent(NamedTuple):
@@ -125,12 +142,32 @@ class Filesystem(Protocol):
         """Bytes written. `data` belongs to the filesystem from now on: the caller never reuses its memory."""
         ...
 
-    def flush(self, handle: int, /) -> Answer[None]:
-        """A descriptor of the open file was closed."""
+    def flush(self, handle: int, owner: int = 0, /) -> Answer[None]:
+        """A descriptor of the open file was closed; the POSIX locks of `owner` on the file end."""
         ...
 
     def release(self, handle: int, /) -> Answer[None]:
-        """The last descriptor of the open file is gone."""
+        """The last descriptor of the open file is gone; locks that were taken through it and are left end."""
+        ...
+
+    def set_lock(
+        self,
+        handle: int,
+        owner: int,
+        style: LockStyle,
+        kind: LockKind,
+        start: int,
+        end: int,
+        pid: int,
+        wait: LockWait | None = None,
+        /,
+    ) -> Answer[None]:
+        """Lock bytes `[start, end)` for `owner`, or unlock them. If somebody else's lock is in the way: EAGAIN, or with
+        `wait` wait until it is not, or EDEADLK, or EINTR."""
+        ...
+
+    def get_lock(self, handle: int, owner: int, kind: LockKind, start: int, end: int, /) -> Answer[LockHolder]:
+        """The POSIX lock that is in the way of one (`kind` UNLOCK: none). `pid` is 0 for a process elsewhere."""
         ...
 
     def fsync(self, handle: int, datasync: bool, /) -> Answer[None]: ...

@@ -65,7 +65,9 @@ async def _serve(spec: MountSpec, credentials: Credentials, ready: Ready) -> Non
     mounting.clear_stale(spec.directory)
     vfs = await _attach(spec, credentials)
     try:
-        fuse = FuseSession(vfs, spec.source, spec.directory, options=spec.kernel_options, root=vfs.root)
+        fuse = FuseSession(
+            vfs, spec.source, spec.directory, options=spec.kernel_options, root=vfs.root, locks=spec.locks
+        )
         control = vfs.xattrs.control = Control(vfs, fuse, spec)
         async with fuse:
             log.info("%s is mounted on %s (session %d)", spec.source, spec.directory, vfs.session.number)

@@ -31,6 +31,7 @@ OPTIONS: Final = {
     "ahead": "how far to read ahead of a sequential reader, as in 8MiB",
     "hard": "wait for servers that are away (the default)",
     "soft": "let operations fail with EIO when servers stay away",
+    "nolock": "keep fcntl and flock locks within this mount: closing costs less",
     "retry": "how long to wait for the MDS when mounting, as in 30s",
     "subtree": "the directory of the filesystem that is mounted",
     "host": "name of this machine as administrators see it",
@@ -38,6 +39,9 @@ OPTIONS: Final = {
     "loglevel": "debug, info, warning or error",
 }
 """Our own options, and what they mean."""
+
+FLAGS: Final = ("hard", "soft", "nolock")
+"""Those of our options that take no value."""
 
 KEYRING_VARIABLE: Final = "NACRE_KEYRING"
 SYSTEM_KEYRING: Final = "/etc/nacre/keyring.toml"
@@ -53,6 +57,8 @@ class MountSpec:
     retry_s: float = 0.0
     log_file: str = ""
     log_level: str = "info"
+    locks: bool = True
+    """fcntl and flock locks hold on all mounts; otherwise they are the kernel's own, for this one"""
     words: tuple[str, ...] = field(default=())
     """the options as they were given"""
 
@@ -107,7 +113,7 @@ def make_spec(source: str, directory: str, options: Iterable[str], keyring: str 
         if not equals and name in KERNEL_OPTIONS:
             kernel.append(name)
         elif name in OPTIONS:
-            if bool(equals) != (name not in ("hard", "soft")):
+            if bool(equals) != (name not in FLAGS):
                 raise ConfigError(f"mount option {name}: {'takes no value' if equals else f'write {name}=VALUE'}")
             given[name] = value
         elif name not in IGNORED and not name.startswith(("x-", "comment=")):
@@ -125,7 +131,14 @@ def make_spec(source: str, directory: str, options: Iterable[str], keyring: str 
     if level not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"mount option loglevel={level}: write debug, info, warning or error")
     return MountSpec(
-        config, os.path.realpath(directory), tuple(kernel), retry_s, given.get("log", ""), level, tuple(words)
+        config,
+        os.path.realpath(directory),
+        tuple(kernel),
+        retry_s,
+        given.get("log", ""),
+        level,
+        "nolock" not in given,
+        tuple(words),
     )
 
 

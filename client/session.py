@@ -27,6 +27,7 @@ from nacrefs.common.wire import (
     Done,
     Evicted,
     GetOsts,
+    HeldLock,
     Holding,
     Keepalive,
     Lease,
@@ -67,6 +68,14 @@ class Holder(Protocol):
     def reclaimed(self, holding: Holding) -> None: ...
 
 
+class LockOwner(Protocol):
+    """Who knows which locks the session has: `client.locks.Locks`."""
+
+    def claims(self) -> list[HeldLock]: ...
+    def lost(self, lock: HeldLock) -> None: ...
+    def all_lost(self) -> None: ...
+
+
 class Session:
     """One client's session with an MDS. `number` changes when the session is lost and begun anew."""
 
@@ -84,6 +93,7 @@ class Session:
         self.clock = clock or SystemBootClock()
         self.client = uuid.uuid4().hex
         self.holder: Holder | None = None
+        self.locks: LockOwner | None = None
         self.number = 0
         self.term_s = 30.0
         self.root = 0
@@ -143,12 +153,21 @@ class Session:
             self._lost("the MDS does not know the session any more")
         self._began(reply, sent_s)
         if reply.resumed and reply.grace and self.holder is not None:
-            holdings = self.holder.holdings()
-            for at in range(0, max(1, len(holdings)), RECLAIM_MAX):
-                part = tuple(holdings[at : at + RECLAIM_MAX])
-                answer = await self.mds.ask_now(Reclaim(part, more=at + RECLAIM_MAX < len(holdings)))
-                for holding in answer.holdings:
-                    self.holder.reclaimed(holding)
+            await self._reclaim(self.holder)
+
+    async def _reclaim(self, holder: Holder) -> None:
+        """Tell an MDS that has been restarted what we hold."""
+        holdings = holder.holdings()
+        locks = self.locks.claims() if self.locks is not None else []
+        most = max(1, len(holdings), len(locks))
+        for at in range(0, most, RECLAIM_MAX):
+            end = at + RECLAIM_MAX
+            answer = await self.mds.ask_now(Reclaim(tuple(holdings[at:end]), end < most, tuple(locks[at:end])))
+            for holding in answer.holdings:
+                holder.reclaimed(holding)
+            for lock in answer.lost_locks:
+                assert self.locks is not None
+                self.locks.lost(lock)
 
     def _began(self, reply: SessionReply, sent_s: float) -> None:
         self.number = reply.session
@@ -232,6 +251,8 @@ class Session:
         for server in self._servers.values():
             self.spawn(server.aclose())
         self._servers = {}
+        if self.locks is not None:
+            self.locks.all_lost()
         if self.holder is not None:
             self.holder.lost(reason)
 

@@ -16,6 +16,7 @@ from nacrefs.client.fileio import FileIO
 from nacrefs.client.filesystem import Kernel
 from nacrefs.client.handle import Handles, OpenFile
 from nacrefs.client.listing import Listings
+from nacrefs.client.locks import Locks
 from nacrefs.client.memory import Memory
 from nacrefs.client.namespace import Namespace
 from nacrefs.client.objects import Objects
@@ -50,6 +51,7 @@ class Vfs:
         self.handles: Handles[OpenFile] = Handles()
         opening = Opening(self.store, self.handles)
         namespace = self._namespace = Namespace(self.store, opening)
+        locks = self.session.locks = Locks(self.session, self.handles, opening)
         io = FileIO(self.store, self.handles)
         space = Space(self.store, io)
         listings = Listings(self.store)
@@ -70,8 +72,10 @@ class Vfs:
         self.create = opening.create
         self.create_whole = opening.create_whole
         self.open = opening.open
-        self.flush = opening.flush
-        self.release = opening.release
+        self.flush = locks.flush
+        self.release = locks.release
+        self.set_lock = locks.set_lock
+        self.get_lock = locks.get_lock
         self.read = io.read
         self.write = io.write
         self.fsync = io.fsync

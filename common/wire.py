@@ -260,10 +260,42 @@ class Holding(Message, frozen=True, array_like=True, gc=False):
     mode: Mode
 
 
+class LockKind(enum.IntEnum):
+    """What a lock keeps others from, with fcntl(2)'s values of Linux; UNLOCK takes one away."""
+
+    READ = 0
+    WRITE = 1
+    UNLOCK = 2
+
+
+class LockStyle(enum.IntEnum):
+    """Whose rules a lock follows. The styles do not know of each other, as on a local file system."""
+
+    POSIX = 0
+    """fcntl(2): byte ranges; locks of one owner replace each other, split and merge"""
+    FLOCK = 1
+    """flock(2): the whole file; a change of kind gives the old lock up first"""
+
+
+class HeldLock(Message, frozen=True, array_like=True, gc=False):
+    """A lock that a session has: `owner` (a number of the client's) on `[start, end)` of a file; `pid` is the process
+    that F_GETLK names."""
+
+    fid: int
+    owner: int
+    style: LockStyle
+    kind: LockKind
+    start: int
+    end: int
+    pid: int
+
+
 class Reclaimed(Message, frozen=True, array_like=True, gc=False):
-    """What the MDS agrees that the session holds; a fid that is gone has lease NONE and mode CLOSED."""
+    """What the MDS agrees that the session holds; a fid that is gone has lease NONE and mode CLOSED. `lost_locks` are
+    those of the reclaimed locks that somebody else has."""
 
     holdings: tuple[Holding, ...]
+    lost_locks: tuple[HeldLock, ...] = ()
 
 
 class Reclaim(Request[Reclaimed], frozen=True, array_like=True, tag=4):
@@ -272,6 +304,7 @@ class Reclaim(Request[Reclaimed], frozen=True, array_like=True, tag=4):
 
     holdings: tuple[Holding, ...]
     more: bool = False
+    locks: tuple[HeldLock, ...] = ()
 
 
 class Yield(Request[Done], frozen=True, array_like=True, tag=5):
@@ -611,7 +644,7 @@ class Inspection(Message, frozen=True, array_like=True, gc=False):
 
 
 class Inspect(Request[Inspection], frozen=True, array_like=True, tag=38):
-    """The server's state: `what` is `status` or `stats`."""
+    """The server's state: `what` is `status`, `stats` or `locks`."""
 
     what: str
 
@@ -621,6 +654,58 @@ class SetPool(Request[Done], frozen=True, array_like=True, tag=39):
 
     pool: str
     osts: tuple[int, ...]
+
+
+# -------------------------------------------------------------------------------------------------- client → MDS: locks
+
+
+class Locked(Message, frozen=True, array_like=True, gc=False):
+    """Whether it has the lock. If not, the request waits in its place: ask again with the same ticket, soon."""
+
+    granted: bool
+
+
+class SetLock(Request[Locked], frozen=True, array_like=True, tag=40):
+    """Take, change or (UNLOCK) give up a lock on `[start, end)`; `end` 2^63 is the end of every file. If somebody
+    else's lock is in the way: EAGAIN without a ticket; with one (not 0; the client's name for what waits) it waits, in
+    the order of first asking, and is answered when it has the lock, or has waited a while (`Locked`), or must not wait
+    (EDEADLK; POSIX style only)."""
+
+    fid: int
+    owner: int
+    style: LockStyle
+    kind: LockKind
+    start: int
+    end: int
+    pid: int
+    ticket: int = 0
+
+
+class LockHolder(Message, frozen=True, array_like=True, gc=False):
+    """A lock that is in the way (`kind` UNLOCK: none is). `session` tells whose `pid` it is."""
+
+    kind: LockKind
+    start: int = 0
+    end: int = 0
+    pid: int = 0
+    session: int = 0
+
+
+class GetLock(Request[LockHolder], frozen=True, array_like=True, tag=41):
+    """Which POSIX lock would keep `owner` from taking this one."""
+
+    fid: int
+    owner: int
+    kind: LockKind
+    start: int
+    end: int
+
+
+class CancelLock(Request[Locked], frozen=True, array_like=True, tag=42):
+    """Stop waiting, unless the request with this ticket has its lock already, as the answer says. A `SetLock` that is
+    unanswered is answered with EINTR."""
+
+    ticket: int
 
 
 # ---------------------------------------------------------------------------------------------------- MDS → its clients

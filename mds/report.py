@@ -22,6 +22,7 @@ def status_report(mds: "Mds") -> dict[str, Any]:
                 "host": session.host,
                 "connected": session.peer is not None,
                 "leases": mds.leases.counts.get(session.id, 0),
+                "locks": mds.locking.table.locks_of(session.id),
                 "recalls": len(session.recalls),
                 "in_flight": len(session.in_flight),
             }
@@ -41,6 +42,7 @@ def status_report(mds: "Mds") -> dict[str, Any]:
             for info in mds.targets.table()
         ],
         "leases": mds.leases.report(),
+        "locks": {"held": mds.locking.table.held, "waiting": mds.locking.table.waiting},
         "registered_opens": len(mds.mdt.opens),
         "queues": {
             "requests": mds.journal.queued,

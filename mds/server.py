@@ -123,6 +123,8 @@ class MdsServer:
         return {
             "sessions": len(mds.sessions.by_id),
             "leases": len(mds.leases),
+            "locks": mds.locking.table.held,
+            "locks_waited_for": mds.locking.table.waiting,
             "queued_requests": mds.journal.queued,
             "inodes": mds.mdt.files,
             "cache_bytes": mds.mdt.cache.bytes,

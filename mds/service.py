@@ -25,6 +25,7 @@ from nacrefs.mds.inode import Inode
 from nacrefs.mds.journal import Journal, Work
 from nacrefs.mds.late import mode_of, open_again, unremembered
 from nacrefs.mds.leases import LeaseTable, LeaseView
+from nacrefs.mds.locking import Locking, locks_report
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.namespace.operations import READS, WRITES
 from nacrefs.mds.reaper import Reaper
@@ -49,7 +50,7 @@ FENCED_MAX: Final = 4096
 """Sessions of earlier runs that OSTs are told to refuse."""
 ADDRESSED: Final[tuple[type[wire.Request[Any]], ...]] = (
     wire.Attach, wire.Keepalive, wire.Detach, wire.Reclaim, wire.Yield, wire.GetOsts, wire.Statfs, wire.Inspect,
-    wire.SetPool, wire.Register, wire.Heartbeat, *READS, *WRITES,
+    wire.SetPool, wire.Register, wire.Heartbeat, wire.SetLock, wire.GetLock, wire.CancelLock, *READS, *WRITES,
 )  # fmt: skip
 """All requests that an MDS answers."""
 
@@ -66,6 +67,8 @@ class Mds:
         self.leases = LeaseTable(settings.leases_per_session)
         self.sessions = Sessions(clock, settings.term_s)
         self.sessions.evict = self.evict
+        self.locking = Locking(self.sessions, clock, lambda: self._grace is not None)
+        self.sessions.removed = self.locking.session_ended
         self.targets = Targets(clock, settings.heartbeat_s, settings.reserve_bytes)
         self.targets.load(mdt.osts(), mdt.pools())
         self.recalls = Recalls(self.leases, self.sessions)
@@ -151,6 +154,7 @@ class Mds:
                 if not session.reclaimed:
                     self.evict(session, "did not reclaim in the grace term")
         self._evictor.tick()
+        self.locking.tick()
         self.targets.drop_silent()
         self.targets.refresh()
         self.journal.check_owner()
@@ -184,6 +188,7 @@ class Mds:
             wire.SetPool: self._set_pool,
             wire.Register: self._register,
             wire.Heartbeat: self._heartbeat,
+            **self.locking.handlers(),
         }
         for kind, operation in READS.items():
             table[kind] = partial(self._read, operation, kind in GLIMPSED)
@@ -387,10 +392,11 @@ class Mds:
         if session.reclaimed or self._grace is None:
             raise OSError(errno.ESTALE, "there is nothing to reclaim: no grace term is running for this session")
         holdings = await self.journal.submit_own(partial(self._take_back, session, request.holdings))
+        lost = self.locking.reclaim(session, request.locks)
         if not request.more:
             session.reclaimed = True
             asyncio.get_running_loop().call_soon(self._grace_progress)
-        return wire.Reclaimed(tuple(holdings))
+        return wire.Reclaimed(tuple(holdings), lost)
 
     def _take_back(self, owner: Session, holdings: Iterable[wire.Holding], step: Step) -> list[wire.Holding]:
         """Give back to a session what it held before the restart, as far as the files exist and nobody else has it."""
@@ -441,6 +447,7 @@ class Mds:
         self._settle_orphans()
         for work in waiting:
             self.journal.again(work)
+        self.locking.go_on()
 
     def _settle_orphans(self) -> None:
         for fid in self.mdt.orphans():
@@ -488,7 +495,9 @@ class Mds:
             return wire.Inspection(msgspec.json.encode(status_report(self)))
         if request.what == "stats":
             return wire.Inspection(msgspec.json.encode(self.meter.report()))
-        raise OSError(errno.EINVAL, f"there is no report {request.what[:80]!r}: ask for status or stats")
+        if request.what == "locks":
+            return wire.Inspection(msgspec.json.encode(locks_report(self)))
+        raise OSError(errno.EINVAL, f"there is no report {request.what[:80]!r}: ask for status, stats or locks")
 
     @property
     def in_grace(self) -> bool:

@@ -125,6 +125,8 @@ class Sessions:
         self.by_id: dict[int, Session] = {}
         self.evict: Callable[[Session, str], None] = lambda session, reason: None
         """What to do with a session that must be given up."""
+        self.removed: Callable[[Session], None] = lambda session: None
+        """Told when a session is forgotten."""
 
     def add(self, record: SessionRecord, reclaimed: bool = True) -> Session:
         """Know a session."""
@@ -152,6 +154,7 @@ class Sessions:
         """Forget a session; its unanswered recalls count as answered with nothing held."""
         self.by_id.pop(session.id, None)
         session.gone = True
+        self.removed(session)
         session.recall_deferred()
         recalls, session.recalls = session.recalls, {}
         for recall in recalls.values():

@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "fid2path": ("paths", "Show the path of a fid."),
     "find": ("find", "Find files by name, type, size, age, layout and OST."),
     "getstripe": ("stripes", "Show the layout of files, and what directories give to new files."),
+    "locks": ("locks", "Show who has and who waits for fcntl and flock locks."),
     "mount": ("mounts", "Mount a filesystem."),
     "path2fid": ("paths", "Show the fid of paths."),
     "pool": ("pools", "Named sets of OSTs on which files can be placed."),

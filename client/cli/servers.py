@@ -48,7 +48,7 @@ def status_command(where: str, keyring: str | None, as_json: bool) -> None:
         ],
         left=3,
     )  # fmt: skip
-    for title, values in (("Leases", report["leases"]), ("Queues", report["queues"])):
+    for title, values in (("Leases", report["leases"]), ("Locks", report["locks"]), ("Queues", report["queues"])):
         click.echo(f"\n{title}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items()))
 
 

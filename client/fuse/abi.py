@@ -13,7 +13,7 @@ from stat import S_IFMT
 from typing import Final, NamedTuple, TypeAlias
 
 from nacrefs.client.filesystem import Changes, Dirent, Found, Handle, Stat
-from nacrefs.common.wire import Attr, Set, StatfsReply
+from nacrefs.common.wire import Attr, LockHolder, LockKind, Set, StatfsReply
 
 MAJOR: Final = 7
 MINOR_MIN: Final = 31
@@ -139,6 +139,9 @@ class Fopen(IntFlag):
 OPEN_KILL_SUIDGID: Final = 1 << 0
 WRITE_KILL_SUIDGID: Final = 1 << 2
 FSYNC_FDATASYNC: Final = 1 << 0
+LK_FLOCK: Final = 1 << 0
+LOCK_END_MAX: Final = (1 << 63) - 1
+"""`lk.end` of a lock that reaches to the end of every file (OFFSET_MAX)"""
 
 # FATTR_ bits of fuse_setattr_in.valid. The first six, and those below, as `wire.Set` has them.
 _FATTR_FH: Final = 1 << 6
@@ -209,6 +212,11 @@ COPY_FILE_RANGE_IN: Final = struct.Struct("=QQQQQQQ")
 STATX_IN: Final = struct.Struct("=IIQ")
 """fuse_statx_in without its tail: getattr_flags, reserved, fh"""
 
+LK_IN: Final = struct.Struct("=QQQQIII")
+"""fuse_lk_in without its tail: fh, owner, lk.start, lk.end (its last byte), lk.type, lk.pid, lk_flags"""
+FLUSH_IN: Final = struct.Struct("=Q8xQ")
+"""fuse_flush_in: fh, lock_owner"""
+
 SETXATTR_IN_BYTES: Final = 8
 """fuse_setxattr_in as long as `Init.SETXATTR_EXT` is not negotiated"""
 
@@ -270,6 +278,7 @@ _OPEN_TAIL: Final = struct.Struct("=QII")
 """fuse_open_out"""
 _OPEN_OUT: Final = struct.Struct("=IiQQII")
 _WRITE_OUT: Final = struct.Struct("=IiQII")
+_LK_OUT: Final = struct.Struct("=IiQQQII")
 _U64_OUT: Final = struct.Struct("=IiQQ")
 _STATFS_OUT: Final = struct.Struct("=IiQQQQQQIIII24x")
 _DIRENT: Final = struct.Struct("=QQII")
@@ -366,10 +375,18 @@ def open_reply(unique: int, handle: Handle, flags: int) -> bytes:
 
 
 def file_open_flags(handle: Handle) -> int:
-    """FOPEN_ flags for a regular file."""
+    """FOPEN_ flags for a regular file of a mount whose locks are ours: every close is told, for it ends locks."""
     if handle.direct:
         return _DIRECT
-    return _KEEP if handle.keep_cache else _NOFLUSH
+    return _KEEP if handle.keep_cache else 0
+
+
+def file_open_flags_without_locks(handle: Handle) -> int:
+    """The same where locks are the kernel's own. What is not direct is only read (client/filesystem.py), so its close
+    need not be told."""
+    if handle.direct:
+        return _DIRECT
+    return _KEEP_NOFLUSH if handle.keep_cache else _NOFLUSH
 
 
 def directory_open_flags(handle: Handle) -> int:
@@ -378,9 +395,9 @@ def directory_open_flags(handle: Handle) -> int:
 
 
 _DIRECT: Final = int(Fopen.DIRECT_IO | Fopen.PARALLEL_DIRECT_WRITES)
-# What is not direct is only read (client/filesystem.py), so its close need not ask. fcntl locks must know of this.
 _NOFLUSH: Final = int(Fopen.NOFLUSH)
-_KEEP: Final = int(Fopen.KEEP_CACHE | Fopen.NOFLUSH)
+_KEEP: Final = int(Fopen.KEEP_CACHE)
+_KEEP_NOFLUSH: Final = int(Fopen.KEEP_CACHE | Fopen.NOFLUSH)
 _KEEP_DIRECTORY: Final = int(Fopen.KEEP_CACHE | Fopen.CACHE_DIR)
 
 
@@ -392,6 +409,13 @@ def write_reply(unique: int, size: int) -> bytes:
 def u64_reply(unique: int, value: int) -> bytes:
     """fuse_lseek_out, fuse_copy_file_range_out: a 64-bit number"""
     return _U64_OUT.pack(24, 0, unique, value)
+
+
+def lock_reply(unique: int, holder: LockHolder) -> bytes:
+    """fuse_lk_out: start, end (the last byte), type, pid"""
+    if holder.kind == LockKind.UNLOCK:
+        return _LK_OUT.pack(40, 0, unique, 0, 0, holder.kind, 0)
+    return _LK_OUT.pack(40, 0, unique, holder.start, holder.end - 1, holder.kind, holder.pid)
 
 
 def statfs_reply(unique: int, space: StatfsReply) -> bytes:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from types import CoroutineType
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
-from nacrefs.client.filesystem import Changes, Cred, Dirent, Filesystem, Found, Handle, Stat
+from nacrefs.client.filesystem import Changes, Cred, Dirent, Filesystem, Found, Handle, LockWait, Stat
 from nacrefs.client.fuse import abi
 from nacrefs.client.fuse.abi import IN_HEADER_BYTES as BODY
 from nacrefs.client.fuse.abi import Op, Request
 from nacrefs.client.fuse.channel import Channel
 from nacrefs.common.answer import Answer, settle
-from nacrefs.common.wire import Attr, RenameFlag, Set, XattrFlag
+from nacrefs.common.wire import Attr, LockKind, LockStyle, RenameFlag, Set, XattrFlag
 
 Reply: TypeAlias = bytes | Sequence[abi.Buffer]
 Outcome: TypeAlias = Reply | Coroutine[Any, Any, Reply] | None
@@ -46,7 +46,7 @@ def _done(unique: int, _: None) -> bytes:
 class Operations:
     """The operations of one mount on one filesystem, whose directory `root` is what is mounted."""
 
-    def __init__(self, filesystem: Filesystem, root: int, channel: Channel) -> None:
+    def __init__(self, filesystem: Filesystem, root: int, channel: Channel, locks: bool = False) -> None:
         self._fs = filesystem
         self._root = root
         self._channel = channel
@@ -54,6 +54,10 @@ class Operations:
         # Regular files that were setuid or setgid when last seen. The kernel says with each write by an ordinary user
         # that these bits must go; only for these files that costs anything.
         self._setid: set[int] = set()
+        self._locks = locks
+        self._open_flags = abi.file_open_flags if locks else abi.file_open_flags_without_locks
+        self.lock_waits: dict[int, LockWait] = {}
+        """SETLKW requests in service, by `unique`"""
 
     def table(self) -> list[Handler | None]:
         """Handlers by opcode; None where we answer ENOSYS, upon which the kernel does without or never asks again."""
@@ -72,6 +76,8 @@ class Operations:
             Op.FORGET: self.forget, Op.BATCH_FORGET: self.batch_forget,
         }.items():  # fmt: skip
             table[op] = handler
+        if self._locks:
+            table[Op.GETLK], table[Op.SETLK], table[Op.SETLKW] = self.getlk, self.setlk, self.setlkw
         return table
 
     # ------------------------------------------------------------------------------------------------ names
@@ -183,14 +189,17 @@ class Operations:
             raise OSError(errno.EIO, "create answered without an inode")
         if found.attr.mode & _SETID:
             self._note_setid(found.attr)
-        return abi.create_reply(unique, found, found.attr, handle, abi.file_open_flags(handle))
+        return abi.create_reply(unique, found, found.attr, handle, self._open_flags(handle))
 
     def open(self, request: Request, view: memoryview) -> Outcome:
         flags, open_flags = abi.U32_2.unpack_from(view, BODY)
         fid = request.nodeid
         if open_flags & abi.OPEN_KILL_SUIDGID and fid in self._setid:
-            return self._strip_then(fid, lambda: self._fs.open(fid, flags), _opened, request.unique)
-        return then(self._fs.open(fid, flags), _opened, request.unique)
+            return self._strip_then(fid, lambda: self._fs.open(fid, flags), self._opened, request.unique)
+        return then(self._fs.open(fid, flags), self._opened, request.unique)
+
+    def _opened(self, unique: int, handle: Handle) -> bytes:
+        return abi.open_reply(unique, handle, self._open_flags(handle))
 
     def read(self, request: Request, view: memoryview) -> Outcome:
         handle, offset, size = abi.READ_IN.unpack_from(view, BODY)
@@ -209,8 +218,8 @@ class Operations:
         return then(self._fs.write(handle, offset, data), abi.write_reply, request.unique)
 
     def flush(self, request: Request, view: memoryview) -> Outcome:
-        (handle,) = abi.U64.unpack_from(view, BODY)
-        return then(self._fs.flush(handle), _done, request.unique)
+        handle, owner = abi.FLUSH_IN.unpack_from(view, BODY)
+        return then(self._fs.flush(handle, owner), _done, request.unique)
 
     def release(self, request: Request, view: memoryview) -> Outcome:
         (handle,) = abi.U64.unpack_from(view, BODY)
@@ -235,6 +244,35 @@ class Operations:
         copied = self._fs.copy_file_range(source, source_offset, target, target_offset, length)
         pack = abi.write_reply if request.opcode == Op.COPY_FILE_RANGE else abi.u64_reply
         return then(copied, pack, request.unique)
+
+    # ------------------------------------------------------------------------------------------------ locks
+
+    def getlk(self, request: Request, view: memoryview) -> Outcome:
+        handle, owner, start, last, kind, _, _ = abi.LK_IN.unpack_from(view, BODY)
+        holder = self._fs.get_lock(handle, owner, LockKind(kind), start, last + 1)
+        return then(holder, abi.lock_reply, request.unique)
+
+    def setlk(self, request: Request, view: memoryview) -> Outcome:
+        return then(self._set_lock(view, None), _done, request.unique)
+
+    def setlkw(self, request: Request, view: memoryview) -> Outcome:
+        unique = request.unique
+        wait = LockWait()
+        locked = self._set_lock(view, wait)
+        self.lock_waits[unique] = wait
+        return self._waiting(locked, unique)
+
+    async def _waiting(self, locked: Answer[None], unique: int) -> Reply:
+        try:
+            await settle(locked)
+        finally:
+            del self.lock_waits[unique]
+        return abi.empty_reply(unique)
+
+    def _set_lock(self, view: memoryview, wait: LockWait | None) -> Answer[None]:
+        handle, owner, start, last, kind, pid, flags = abi.LK_IN.unpack_from(view, BODY)
+        style = LockStyle.FLOCK if flags & abi.LK_FLOCK else LockStyle.POSIX
+        return self._fs.set_lock(handle, owner, style, LockKind(kind), start, last + 1, pid, wait)
 
     # ------------------------------------------------------------------------------------------------ directories
 
@@ -323,10 +361,6 @@ class Operations:
 
 def _cred(request: Request) -> Cred:
     return Cred(request.uid, request.gid, request.pid)
-
-
-def _opened(unique: int, handle: Handle) -> bytes:
-    return abi.open_reply(unique, handle, abi.file_open_flags(handle))
 
 
 def _opened_directory(unique: int, handle: Handle) -> bytes:

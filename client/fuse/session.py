@@ -82,6 +82,7 @@ class Session:
         self._root = root
         self._max_write_bytes = max_write_bytes
         self._read_ahead_kib = read_ahead_kib
+        self._locks = locks
         self._wanted = LOCKS if locks else Init(0)
         for flag, _ in WANTED:
             self._wanted |= flag
@@ -103,7 +104,8 @@ class Session:
         self._gone = asyncio.Event()
         fd = await asyncio.to_thread(mounting.mount, self._source, self.directory, self._options, self._max_write_bytes)
         self._channel = Channel(fd, self._max_write_bytes, self._serve, self._gone.set)
-        self._handlers: list[Handler | None] = Operations(self._filesystem, self._root, self._channel).table()
+        self._operations = Operations(self._filesystem, self._root, self._channel, self._locks)
+        self._handlers: list[Handler | None] = self._operations.table()
         self._handlers[Op.INIT] = self._init
         self._handlers[Op.INTERRUPT] = self._interrupt
         self._notifier: Notifier | None = None
@@ -132,6 +134,8 @@ class Session:
                 await asyncio.to_thread(self._detach)
             except OSError as error:
                 log.warning("cannot unmount: %s", error)
+        for wait in list(self._operations.lock_waits.values()):
+            wait.interrupt()
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=_GRACE_S)
         tasks = list(self._tasks.values())
@@ -228,11 +232,14 @@ class Session:
 
         Any signal does that, also one that the program handles and that a local file system would not let it notice
         (SIGALRM, SIGCHLD, SIGWINCH …: `stat` and `write` do not fail with EINTR on a disk, and programs rely on it).
-        So the request is given up only if the caller is about to die, as on NFS; otherwise it goes on.
+        So the request is given up only if the caller is about to die, as on NFS; otherwise it goes on. Waiting for a
+        lock is what every signal ends, as on a disk; the kernel starts it again after a handler with SA_RESTART.
         """
         (unique,) = abi.U64.unpack_from(view, abi.IN_HEADER_BYTES)
         task = self._tasks.get(unique)
         if task is not None and is_dying(self._callers[unique]):
             self._interrupted.add(unique)
             self._loop.call_soon(task.cancel)  # after its first step: cancelled before that it would never answer
+        elif (wait := self._operations.lock_waits.get(unique)) is not None:
+            wait.interrupt()
         return None

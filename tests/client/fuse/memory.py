@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from nacrefs.client.filesystem import Changes, Cred, Dirent, Found, Handle, Kernel, Stat
+from nacrefs.client.filesystem import Changes, Cred, Dirent, Found, Handle, Kernel, LockWait, Stat
 from nacrefs.common.answer import Answer
-from nacrefs.common.wire import Attr, RenameFlag, Set, StatfsReply, XattrFlag
+from nacrefs.common.wire import Attr, LockHolder, LockKind, LockStyle, RenameFlag, Set, StatfsReply, XattrFlag
 
 BLOCK = 65536
 ROOT = 1
@@ -309,12 +309,28 @@ class MemoryFilesystem:
         self.written.append(data)
         return len(data)
 
-    def flush(self, handle: int) -> None: ...
+    def flush(self, handle: int, owner: int = 0) -> None: ...
 
     def release(self, handle: int) -> None:
         inode, _ = self.handles.pop(handle)
         inode.opens -= 1
         self._drop(inode)
+
+    def set_lock(
+        self,
+        handle: int,
+        owner: int,
+        style: LockStyle,
+        kind: LockKind,
+        start: int,
+        end: int,
+        pid: int,
+        wait: LockWait | None = None,
+    ) -> None:
+        raise OSError(errno.ENOLCK, "mounted without locks")
+
+    def get_lock(self, handle: int, owner: int, kind: LockKind, start: int, end: int) -> LockHolder:
+        raise OSError(errno.ENOLCK, "mounted without locks")
 
     def fsync(self, handle: int, datasync: bool) -> None: ...
 
