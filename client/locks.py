@@ -10,6 +10,7 @@ import asyncio
 import errno
 import itertools
 import logging
+from collections import Counter
 from functools import partial
 from typing import Final
 
@@ -50,6 +51,8 @@ class Locks:
         """What was locked through an open file, as far as its owner has not closed it."""
         self._by_key: dict[Key, set[int]] = {}
         """The same the other way round."""
+        self._asking: Counter[Key] = Counter()
+        """Requests that are unanswered."""
         self._tickets = itertools.count(1)
 
     # ---------------------------------------------------------------------------------------------------------- locking
@@ -73,7 +76,7 @@ class Locks:
             self._through.setdefault(number, set()).add(key)
             self._by_key.setdefault(key, set()).add(number)
         if wait is None or kind == LockKind.UNLOCK:
-            await self._call(key, kind, start, end, pid, 0)
+            await asyncio.shield(self._call(key, kind, start, end, pid, 0))
             return
         ticket = next(self._tickets)
         while True:
@@ -120,6 +123,7 @@ class Locks:
 
     def _call(self, key: Key, kind: LockKind, start: int, end: int, pid: int, ticket: int) -> "asyncio.Future[Locked]":
         fid, style, owner = key
+        self._asking[key] += 1
         asked = self._session.mds.call(SetLock(fid, owner, style, kind, start, end, pid, ticket))
         asked.add_done_callback(partial(self._answered, key, kind, start, end, pid))
         return asked
@@ -127,7 +131,11 @@ class Locks:
     def _answered(
         self, key: Key, kind: LockKind, start: int, end: int, pid: int, asked: "asyncio.Future[Locked]"
     ) -> None:
-        """Answers come in the order in which the MDS has executed the requests."""
+        """Answers come in the order in which the MDS has executed the requests. Whoever asked may be gone: a process
+        that is killed does not wait, but what it asked has happened (so what `_call` returns is never cancelled)."""
+        self._asking[key] -= 1
+        if not self._asking[key]:
+            del self._asking[key]
         if asked.cancelled():
             return
         if asked.exception() is None and asked.result().granted:
@@ -179,8 +187,7 @@ class Locks:
             if is_later(flushed):
                 await settle(flushed)
         finally:
-            if key in self._held:
-                await self._call(key, LockKind.UNLOCK, 0, TO_EOF, 0, 0)
+            await self._give_up(key)
 
     def release(self, number: int) -> Answer[None]:
         """The last descriptor of an open file is gone: so are the locks that are the open file's."""
@@ -198,9 +205,9 @@ class Locks:
         await settle(released)
 
     async def _give_up(self, key: Key) -> None:
-        if key in self._held:
+        if key in self._held or key in self._asking:
             try:
-                await self._call(key, LockKind.UNLOCK, 0, TO_EOF, 0, 0)
+                await asyncio.shield(self._call(key, LockKind.UNLOCK, 0, TO_EOF, 0, 0))
             except OSError as error:
                 log.warning("giving up a lock on inode %#x failed: %s", key[0], error.strerror)
 
