@@ -1,15 +1,17 @@
 """Open files of the SDK: `AsyncFile` for coroutines, `RawFile` for everybody who takes Python's file objects."""
 
 import errno
+import fcntl
 import io
 import os
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-from nacrefs.client.filesystem import Changes
+from nacrefs.client.filesystem import Changes, LockWait
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import settle
-from nacrefs.common.wire import Set
+from nacrefs.common.lockranges import TO_EOF
+from nacrefs.common.wire import LockKind, LockStyle, Set
 
 T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
@@ -124,6 +126,31 @@ class AsyncFile:
         self._check()
         await settle(self._vfs.fsync(self._number, False))
 
+    async def lockf(self, operation: int, length: int = 0, start: int = 0, whence: int = os.SEEK_SET) -> None:
+        """Lock or unlock bytes, as `fcntl.lockf`: LOCK_SH, LOCK_EX or LOCK_UN, with LOCK_NB EAGAIN instead of waiting;
+        `length` 0 means to the end of every file. These are the locks that programs on mounts take with fcntl(2); the
+        owner is this open file. EDEADLK if waiting would never end."""
+        kind = _kind(operation)
+        if whence == os.SEEK_CUR:
+            start += self.position
+        elif whence == os.SEEK_END:
+            start += await self.size()
+        if length < 0:
+            start, length = start + length, -length
+        if start < 0:
+            raise OSError(errno.EINVAL, "the lock would begin before the file")
+        await self._lock(LockStyle.POSIX, kind, start, min(start + length, TO_EOF) if length else TO_EOF, operation)
+
+    async def flock(self, operation: int) -> None:
+        """Lock or unlock the whole file, as `fcntl.flock`: LOCK_SH, LOCK_EX or LOCK_UN, with LOCK_NB EAGAIN instead of
+        waiting."""
+        await self._lock(LockStyle.FLOCK, _kind(operation), 0, TO_EOF, operation)
+
+    async def _lock(self, style: LockStyle, kind: LockKind, start: int, end: int, operation: int) -> None:
+        self._check()
+        wait = None if operation & fcntl.LOCK_NB else LockWait()
+        await settle(self._vfs.set_lock(self._number, self._number, style, kind, start, end, os.getpid(), wait))
+
     async def allocate(self, mode: int, offset: int, length: int) -> None:
         """fallocate(2)."""
         self._check()
@@ -135,7 +162,7 @@ class AsyncFile:
             return
         self.closed = True
         try:
-            await settle(self._vfs.flush(self._number))
+            await settle(self._vfs.flush(self._number, self._number))
         finally:
             await settle(self._vfs.release(self._number))
 
@@ -192,6 +219,14 @@ class RawFile(io.RawIOBase):
         """Make all that was written durable."""
         self._wait(self._file.fsync())
 
+    def lockf(self, operation: int, length: int = 0, start: int = 0, whence: int = os.SEEK_SET) -> None:
+        """Lock or unlock bytes, as `fcntl.lockf`."""
+        self._wait(self._file.lockf(operation, length, start, whence))
+
+    def flock(self, operation: int) -> None:
+        """Lock or unlock the whole file, as `fcntl.flock`."""
+        self._wait(self._file.flock(operation))
+
     def close(self) -> None:
         """Close; OSError if something that was written before could not be stored."""
         if not self.closed:
@@ -199,6 +234,14 @@ class RawFile(io.RawIOBase):
                 super().close()
             finally:
                 self._wait(self._file.close())
+
+
+def _kind(operation: int) -> LockKind:
+    kinds = {fcntl.LOCK_SH: LockKind.READ, fcntl.LOCK_EX: LockKind.WRITE, fcntl.LOCK_UN: LockKind.UNLOCK}
+    try:
+        return kinds[operation & ~fcntl.LOCK_NB]
+    except KeyError:
+        raise OSError(errno.EINVAL, "say one of LOCK_SH, LOCK_EX and LOCK_UN") from None
 
 
 def parse_mode(mode: str) -> tuple[int, bool]:

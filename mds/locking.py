@@ -16,7 +16,7 @@ from nacrefs.common import wire
 from nacrefs.common.clock import Clock
 from nacrefs.common.lockranges import TO_EOF
 from nacrefs.common.rpc import LATER, Call, Handler
-from nacrefs.common.wire import CancelLock, GetLock, HeldLock, LockKind, LockStyle, Locked, SetLock
+from nacrefs.common.wire import CancelLock, GetLock, HeldLock, Locked, LockKind, LockStyle, SetLock
 from nacrefs.mds.locks import Demand, LockTable, Owner, Waiter
 from nacrefs.mds.sessions import Session, Sessions
 

@@ -13,8 +13,8 @@ from nacrefs.client.cli.outcome import EXIT_CODES, json_option, print_json, prin
 @click.argument("path", required=False)
 @json_option
 def locks_command(mount: str, path: str | None, as_json: bool) -> None:
-    """Show who has fcntl and flock locks on files of the filesystem at MNT, on all mounts, and who waits for one, in the
-    order in which they will get it; with PATH, on that file only."""
+    """Show who has fcntl and flock locks on files of the filesystem at MNT, on all mounts, and who waits for one, in
+    the order in which they will get it; with PATH, on that file only."""
     from nacrefs.client import mount as mounts
 
     report: dict[str, Any] = mounts.ask_json(mount, "locks")

@@ -44,6 +44,7 @@ class Locker:
 
     def answered(self, within_s: float = ANSWER_S) -> bool:
         """Whether an answer comes in time."""
+        assert self._process.stdout is not None
         return bool(select.select([self._process.stdout], [], [], within_s)[0])
 
     def answer(self) -> Any:
@@ -124,6 +125,7 @@ def start(both: Mounts) -> Generator[Start]:
     yield begin
     for locker in lockers:
         locker.end()
+    report = None
     for _ in range(1500):
         report = mounts.ask_json(str(both.one), "locks")
         if not report["held_count"] and not report["waiting_count"]:

@@ -103,7 +103,8 @@ def test_create_answers_with_entry_and_handle() -> None:
 )
 def test_open_flags_follow_the_handle(direct: bool, keep: bool, file: int, directory: int) -> None:
     handle = Handle(1, direct, keep)
-    assert abi.file_open_flags(handle) == file
+    assert abi.file_open_flags_without_locks(handle) == file
+    assert abi.file_open_flags(handle) == file & ~abi.Fopen.NOFLUSH
     assert abi.directory_open_flags(handle) == directory
 
 
