@@ -14,10 +14,11 @@ from nacrefs.common.auth import load_keyring
 from nacrefs.common.handshake import Refused
 from nacrefs.common.observe import Meter
 from nacrefs.common.remote import Remote
-from nacrefs.common.wire import Attach, Detach, GetOsts, Inspect, Role, SetPool, Statfs
+from nacrefs.common.wire import Attach, Detach, GetOsts, Inspect, Keepalive, Role, SetPool, Statfs
 
 T = TypeVar("T")
 DEADLINE_S: Final = 10.0
+KEEPALIVE_S: Final = 2.0
 
 
 def ask(url: str, keyring: str | None, work: Callable[[Remote], Awaitable[T]]) -> T:
@@ -48,6 +49,37 @@ def ask(url: str, keyring: str | None, work: Callable[[Remote], Awaitable[T]]) -
             await mds.aclose()
 
     return asyncio.run(connected())
+
+
+def ask_attached(where: str, keyring: str | None, work: Callable[[Remote], Awaitable[T]]) -> T:
+    """The same with a session, which what changes something needs; `where` may be a mount too, whose MDS and key it
+    is then."""
+    if "://" in where:
+        url = where
+    else:
+        from nacrefs.client import mount
+
+        mounted = mount.ask_json(where, "mount")
+        url, keyring = mounted["url"], keyring or mounted["keyring"]
+
+    async def attached(mds: Remote) -> T:
+        await mds.call(Attach(f"admin-{uuid.uuid4().hex}", os.uname().nodename), deadline_s=DEADLINE_S)
+        alive = asyncio.get_running_loop().create_task(_stay(mds))
+        try:
+            return await work(mds)
+        finally:
+            alive.cancel()
+            await asyncio.gather(alive, return_exceptions=True)
+            await mds.call(Detach(), deadline_s=DEADLINE_S)
+
+    return ask(url, keyring, attached)
+
+
+async def _stay(mds: Remote) -> None:
+    """Keep the session, however long the work takes."""
+    while True:
+        await asyncio.sleep(KEEPALIVE_S)
+        await mds.call(Keepalive())
 
 
 async def inspect(mds: Remote, what: str) -> Any:

@@ -9,6 +9,7 @@ counts only up to the ceiling. The MDS may then think that we hold more than we 
 """
 
 import stat
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from nacrefs.client.statahead import Walk
 
 NONE, READ, WRITE = int(Lease.NONE), int(Lease.READ), int(Lease.WRITE)
+QUOTA_S = 3.0
+"""How long we trust `Node.quota`; the MDS remembers it for longer (`mds.accounts.ALLOWED_S`)."""
 INLINE = int(AttrFlag.INLINE)
 LEASES = (Lease.NONE, Lease.READ, Lease.WRITE)
 MODES = (Mode.CLOSED, Mode.READ, Mode.WRITE, Mode.READ | Mode.WRITE)
@@ -90,6 +93,8 @@ class Inode:
         "names",
         "order",
         "parent",
+        "quota",
+        "quota_until_s",
         "recall",
         "registered",
         "served",
@@ -117,6 +122,9 @@ class Inode:
         self.capability: Capability | None = None
         self.data: bytes | None = None
         """inline contents, or a symlink's target"""
+        self.quota_until_s = 0.0
+        self.quota = -1
+        """`Node.quota`: how many bytes we may add to its owner's files before we report them; -1: as many as we like"""
         self.xattrs: dict[bytes, bytes] | None = None
         self.names: dict[bytes, int] | None = None
         self.order: list[bytes] | None = None
@@ -315,6 +323,10 @@ class Cache:
         """Apply what a reply says about an inode."""
         inode = self.grant(node.attr.fid, node.attr, node.lease)
         inode.shared = node.shared
+        if node.quota >= -1:
+            inode.quota = node.quota
+            if node.quota >= 0:
+                inode.quota_until_s = time.monotonic() + QUOTA_S
         if node.shared and inode.lease:  # our own open made it so: that ends the lease without a recall
             inode.lease = NONE
             inode.forget()

@@ -39,6 +39,8 @@ class Store:
         self.memory = memory
         self.config = config
         self.dirty: dict[int, File] = {}
+        self.unreported = 0
+        """bytes written to files whose owners have quotas, of which the MDS has not heard yet"""
 
     def file(self, inode: Inode) -> "File":
         """The file of an inode, made if it is neither open nor dirty."""
@@ -84,6 +86,7 @@ class File:
         "extents",
         "flights",
         "frozen",
+        "grown",
         "inline",
         "inode",
         "lock",
@@ -94,6 +97,7 @@ class File:
         "size",
         "thawed",
         "through",
+        "unreported",
         "unsynced",
         "version",
         "versions",
@@ -130,6 +134,10 @@ class File:
         self.versions: dict[int, int] = {}
         """of objects that were written and not made durable since: the version after the last write"""
         self.allocated: dict[int, int] = {}
+        self.grown = 0
+        """by how many bytes its objects have grown of which the MDS has not heard"""
+        self.unreported = 0
+        """its share of `Store.unreported`"""
         self._retry: asyncio.TimerHandle | None = None
         self._retry_s = store.config.write.retry_s
 
@@ -175,7 +183,13 @@ class File:
         )  # fmt: skip
 
     def _blocks(self) -> int:
-        return sum(self.allocated.values()) // 512
+        """What its objects take, in units of 512 bytes: all of them if we have written all, else what the MDS knows and
+        what has grown since."""
+        attr, layout = self.inode.attr, self.inode.layout
+        blocks = sum(self.allocated.values()) // 512
+        if attr is None or attr.flags & INLINE or (layout is not None and len(self.allocated) >= len(layout.osts)):
+            return blocks
+        return max(blocks, attr.blocks + self.grown // 512)
 
     # ---------------------------------------------------------------------------------------------------------- writing
 
@@ -206,6 +220,8 @@ class File:
         if end > self.size:
             self.size = end
         self.touch()
+        if self.inode.quota >= 0:
+            self.count(len(data))
         if self.inline:
             if end <= self._inline_limit:
                 return
@@ -220,6 +236,16 @@ class File:
         if layout is None or layout.inline_bytes < 0:
             return self._store.session.inline_bytes
         return layout.inline_bytes
+
+    def count(self, size: int) -> None:
+        """Bytes that count against a quota have been written."""
+        self.unreported += size
+        self._store.unreported += size
+
+    def counted(self, size: int) -> None:
+        """The MDS has heard of that many, or they are gone."""
+        self.unreported -= size
+        self._store.unreported -= size
 
     def reported(self, end: int) -> None:
         """Bytes up to `end` were written through; size and mtime are reported at the next commit."""
@@ -359,6 +385,7 @@ class File:
                 self.unsynced.add(number)
             self.versions[number] = answer.version
             self.allocated[number] = answer.allocated_bytes
+            self.grown += answer.grown_bytes
 
     def press(self) -> None:
         """Memory is short: send what is dirty."""
@@ -431,6 +458,7 @@ class File:
             flight.dropped = True
         self.committed = self.version
         self.error = None
+        self.counted(self.unreported)
         self.stop_retry()
         self._store.dirty.pop(self.inode.fid, None)
 
@@ -472,7 +500,7 @@ class File:
                     inode.forget()
                 self._settle()
                 return
-            await self._report(keep)
+            await self._report(keep, recalled)
 
     def _has_inline_contents(self) -> bool:
         attr = self.inode.attr
@@ -511,7 +539,7 @@ class File:
         if not self.dirty:
             self.error = None
 
-    async def _report(self, keep: int) -> None:
+    async def _report(self, keep: int, recalled: bool = False) -> None:
         """Send a Commit."""
         inode, store = self.inode, self._store
         if not store.session.live:
@@ -531,14 +559,13 @@ class File:
             flight = Flight(self.extents)
             self.extents = Extents()
             self.flights.append(flight)
-        blocks = self._blocks()
-        if inode.attr is not None and not self.inline:
-            blocks = max(blocks, inode.attr.blocks)
+        blocks, grown = self._blocks(), self.grown
         # Not `mode_beside`: if the name is being removed right now, only what is registered keeps the file. What the
         # lease covers the MDS leaves out by itself.
         mode = self.mode
+        unreported = self.unreported
         request = (
-            Commit(inode.fid, LEASES[keep], mode, True, self.size, self.mtime_ns, blocks, data)
+            Commit(inode.fid, LEASES[keep], mode, True, self.size, self.mtime_ns, blocks, data, recalled=recalled)
             if dirty
             else Commit(inode.fid, LEASES[keep], mode)
         )
@@ -568,6 +595,9 @@ class File:
                 self.reporting.set_result(None)
                 self.reporting = None
         self.committed = max(self.committed, version)
+        self.grown -= grown
+        if unreported and self.unreported:
+            self.counted(min(unreported, self.unreported))
         if self.error is not None:
             self.error = None
             self._retry_s = store.config.write.retry_s
@@ -637,6 +667,8 @@ class File:
     def was_cut(self, size: int) -> None:
         """The MDS has set the size."""
         self.size = size
+        self.allocated.clear()
+        self.grown = 0
         self.inode.epoch += 1
         attr = self.inode.attr
         if attr is not None:

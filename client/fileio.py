@@ -16,6 +16,7 @@ from nacrefs.client.extents import Extent, overlay
 from nacrefs.client.file import File, Store
 from nacrefs.client.handle import Handles, OpenFile
 from nacrefs.client.opening import is_inline
+from nacrefs.client.quota import has_room, room_for
 from nacrefs.common.answer import Answer, settle
 from nacrefs.common.wire import GetAttr, Mode, Node, Open, Want
 
@@ -181,11 +182,26 @@ class FileIO:
             and not handle.append
             and offset + len(data) <= SIZE_MAX
             and self._session.live
+            and (inode.quota < 0 or has_room(self._store, inode, len(data)))
             and self._memory.try_take(len(data))
         ):
             file.put(offset, _own(data))
             return len(data)
-        return self._write(handle, offset, data)
+        return self._write(handle, offset, data) if inode.quota < 0 else self._write_counted(handle, offset, data)
+
+    async def _write_counted(self, handle: OpenFile, offset: int, data: memoryview) -> int:
+        """A write to a file whose owner has a quota: as much of it as there is room for; EDQUOT if there is none."""
+        done = 0
+        while done < len(data):
+            left = data[done:]
+            try:
+                room = await room_for(self._store, handle, offset + done, len(left))
+            except OSError:
+                if done:
+                    return done
+                raise
+            done += await self._write(handle, offset + done, left[:room])
+        return done
 
     async def _write(self, handle: OpenFile, offset: int, data: memoryview) -> int:
         file, inode, size = handle.file, handle.inode, len(data)
@@ -244,6 +260,8 @@ class FileIO:
         finally:
             self._memory.give(size)
         file.reported(offset + size)
+        if inode.quota >= 0:
+            file.count(size)
         if handle.sync:
             await file.commit(sync=True)
 

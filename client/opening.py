@@ -9,6 +9,7 @@ from nacrefs.client.cache import INLINE, MODES, NONE, READ, WRITE, Inode
 from nacrefs.client.file import File, Store
 from nacrefs.client.filesystem import Cred, Found, Handle
 from nacrefs.client.handle import Handles, OpenFile
+from nacrefs.client.quota import is_near
 from nacrefs.client.readahead import ReadAhead
 from nacrefs.client.statahead import ALL, Statahead
 from nacrefs.common.answer import Answer, settle
@@ -193,7 +194,7 @@ class Opening:
         file.check()
         if file.dirty:
             sync = self._store.config.write.sync
-            if sync or self._session.tight or handle.sync:
+            if sync or self._session.tight or handle.sync or is_near(file):
                 return file.commit(sync=sync or handle.sync)
             file.press()
         return None

@@ -216,8 +216,9 @@ class AsyncClient:
         return os.fsdecode(await settle(self.vfs.readlink(attr.fid)))
 
     async def statvfs(self, path: AnyPath = "/") -> os.statvfs_result:
-        """Space and inodes, in units of 4 KiB."""
-        reply = await settle(self.vfs.statfs())
+        """Space and inodes, in units of 4 KiB; within the quota of the directory's project, if it has one."""
+        attr = await existing(self.vfs, path)
+        reply = await settle(self.vfs.statfs(attr.fid))
         total, free, unit = reply.total_bytes // 4096, reply.free_bytes // 4096, 4096
         return os.statvfs_result(
             (unit, unit, total, free, free, reply.files, reply.files_free, reply.files_free, 0, 255)

@@ -70,7 +70,9 @@ class AsyncFile:
         self._check()
         view = memoryview(data if isinstance(data, bytes) else bytes(data))
         for at in range(0, len(view), TRANSFER_BYTES):
-            await settle(self._vfs.write(self._number, offset + at, view[at : at + TRANSFER_BYTES]))
+            part = view[at : at + TRANSFER_BYTES]
+            if await settle(self._vfs.write(self._number, offset + at, part)) < len(part):
+                raise OSError(errno.EDQUOT, "the quota of the file's owner is used up")
         return len(view)
 
     async def read(self, size: int = -1) -> bytes:

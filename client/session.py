@@ -10,7 +10,7 @@ import errno
 import logging
 import time
 import uuid
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, Protocol
 
 from nacrefs.client.cache import Cache, Inode
@@ -99,6 +99,9 @@ class Session:
         self.root = 0
         self.inline_bytes = 0
         self.tight = False
+        self.on_limits: Callable[[], None] = lambda: None
+        """told when quotas have changed"""
+        self._limits = 1
         self.osts: dict[int, OstInfo] = {}
         self.live_until_s = 0.0
         self._credentials = credentials
@@ -223,6 +226,9 @@ class Session:
             return
         self._heard(sent_s)
         self.tight = alive.tight
+        if alive.limits != self._limits:
+            self._limits = alive.limits
+            self.on_limits()
         if alive.osts_version != self._osts_version:
             await self.refresh_osts()
             self._osts_version = alive.osts_version

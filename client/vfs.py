@@ -57,6 +57,7 @@ class Vfs:
         listings = Listings(self.store)
         xattrs = self.xattrs = ExtendedAttributes(self.store)
         self.memory.on_pressure = self._press
+        self.session.on_limits = self._limits_changed
 
         self.lookup = namespace.lookup
         self.getattr = namespace.getattr
@@ -132,12 +133,18 @@ class Vfs:
         """Changes of a directory are durable when they are answered."""
         return None
 
-    def statfs(self) -> Coroutine[Any, Any, StatfsReply]:
-        """Space and inodes of the whole filesystem."""
-        return self._statfs()
+    def _limits_changed(self) -> None:
+        """Quotas have changed: who writes asks what that means for him before he goes on."""
+        for handle in self.handles.table.values():
+            if handle.writable:
+                handle.inode.quota = 0
 
-    async def _statfs(self) -> StatfsReply:
-        return await self.session.mds.call(Statfs())
+    def statfs(self, fid: int = 0) -> Coroutine[Any, Any, StatfsReply]:
+        """Space and inodes of the whole filesystem, or of the project that a directory belongs to."""
+        return self._statfs(fid)
+
+    async def _statfs(self, fid: int) -> StatfsReply:
+        return await self.session.mds.call(Statfs(fid))
 
 
 def client_credentials(keyring: str) -> Credentials:

@@ -137,6 +137,9 @@ class Node(Message, frozen=True, array_like=True, gc=False):
     capability: Capability | None = None
     data: bytes | None = None
     shared: bool = False
+    quota: int = -1
+    """How many bytes the requester may add to this owner's files in the next seconds before it must report them
+    (`Commit`); 0: none, the owner's quota is full; -1: the owner has no quota; -2: it has, ask when you write."""
 
 
 class Entry(Message, frozen=True, array_like=True, gc=False):
@@ -237,11 +240,13 @@ class Attach(Request[Session], frozen=True, array_like=True, tag=1):
 
 
 class Alive(Message, frozen=True, array_like=True, gc=False):
-    """The session lives. `osts_version` changes when the OST table does. `tight`: space or quota is short, so send
-    contents before `close` returns."""
+    """The session lives. `osts_version` changes when the OST table does. `tight`: space is short, so send contents
+    before `close` returns. `limits` changes when quotas do: ask (`GetAttr`, `Commit`) what they mean for files that
+    are being written."""
 
     osts_version: int
     tight: bool = False
+    limits: int = 0
 
 
 class Keepalive(Request[Alive], frozen=True, array_like=True, tag=2):
@@ -513,6 +518,8 @@ class Commit(Request[Node], frozen=True, array_like=True, tag=28):
     blocks: int = 0
     data: bytes | None = None
     atime_ns: int = 0
+    recalled: bool = False
+    """It answers a recall: the data must go somewhere, so quotas do not refuse it."""
 
 
 class DirEntry(Message, frozen=True, array_like=True, gc=False):
@@ -614,7 +621,9 @@ class StatfsReply(Message, frozen=True, array_like=True, gc=False):
 
 
 class Statfs(Request[StatfsReply], frozen=True, array_like=True, tag=35):
-    """How much room there is."""
+    """How much room there is; with `fid`, for files in that directory, whose project may have a quota."""
+
+    fid: int = 0
 
 
 class LayoutInfo(Message, frozen=True, array_like=True, gc=False):
@@ -706,6 +715,112 @@ class CancelLock(Request[Locked], frozen=True, array_like=True, tag=42):
     unanswered is answered with EINTR."""
 
     ticket: int
+
+
+# ----------------------------------------------------------------------------------------------- client → MDS: quotas
+
+
+class QuotaKind(enum.IntEnum):
+    """Whose use of space is counted and limited."""
+
+    USER = 0
+    GROUP = 1
+    PROJECT = 2
+
+
+class QuotaLimits(Message, frozen=True, array_like=True, gc=False):
+    """Limits; 0: none. Above a soft limit things go on for its grace term, above a hard one they do not."""
+
+    soft_bytes: int = 0
+    hard_bytes: int = 0
+    soft_inodes: int = 0
+    hard_inodes: int = 0
+    grace_bytes_s: int = 604_800
+    grace_inodes_s: int = 604_800
+
+
+class QuotaInfo(Message, frozen=True, array_like=True, gc=False):
+    """What an owner uses and may use. `…_until_ns`: when the grace term of a soft limit ends that is exceeded now; 0 if
+    it is not."""
+
+    kind: QuotaKind
+    id: int
+    used_bytes: int
+    used_inodes: int
+    limits: QuotaLimits
+    bytes_until_ns: int = 0
+    inodes_until_ns: int = 0
+
+
+class SetQuota(Request[QuotaInfo], frozen=True, array_like=True, tag=45):
+    """Give an owner limits; all limits 0: it has none any more."""
+
+    kind: QuotaKind
+    id: int
+    limits: QuotaLimits
+
+
+class GetQuota(Request[QuotaInfo], frozen=True, array_like=True, tag=46):
+    """What one owner uses and may use."""
+
+    kind: QuotaKind
+    id: int
+
+
+class Quotas(Message, frozen=True, array_like=True, gc=False):
+    """Owners in the order of their ids. `end`: there are no more."""
+
+    quotas: tuple[QuotaInfo, ...]
+    end: bool
+
+
+class ListQuotas(Request[Quotas], frozen=True, array_like=True, tag=47):
+    """Owners of one kind that use something or have limits, with ids above `after` (-1: all), at most `limit`."""
+
+    kind: QuotaKind
+    after: int = -1
+    limit: int = LISTING_MAX
+
+
+class ProjectInfo(Message, frozen=True, array_like=True, gc=False):
+    """The project of an inode (0: none), and how many inodes have been given it."""
+
+    project: int
+    changed: int = 0
+
+
+class SetProject(Request[ProjectInfo], frozen=True, array_like=True, tag=48):
+    """Give a directory (or file) this project (0: none; -1: leave it, only tell), which new inodes in it take over;
+    with `recursive`, all that is below it, too."""
+
+    fid: int
+    project: int
+    recursive: bool = False
+
+
+class QuotaDrift(Message, frozen=True, array_like=True, gc=False):
+    """What is recorded as used by the files of one owner, group and project, and what they use."""
+
+    uid: int
+    gid: int
+    project: int
+    recorded_bytes: int
+    recorded_inodes: int
+    bytes: int
+    inodes: int
+
+
+class QuotaDrifts(Message, frozen=True, array_like=True, gc=False):
+    """Where the records were wrong (the first `LISTING_MAX`), and whether they have been set right."""
+
+    drifts: tuple[QuotaDrift, ...]
+    repaired: bool
+
+
+class CheckQuota(Request[QuotaDrifts], frozen=True, array_like=True, tag=49):
+    """Count what all files use and compare it with the records; with `repair`, set these right."""
+
+    repair: bool = False
 
 
 # ---------------------------------------------------------------------------------------------------- MDS → its clients
@@ -848,11 +963,13 @@ class Read(Request[Data], frozen=True, array_like=True, tag=96):
 
 
 class Written(Message, frozen=True, array_like=True, gc=False):
-    """The object after the write: end of its last byte, allocated bytes, data version."""
+    """The object after the write: end of its last byte, allocated bytes, data version; and by how many bytes this write
+    made what is allocated grow."""
 
     size: int
     allocated_bytes: int
     version: int
+    grown_bytes: int = 0
 
 
 class Write(Request[Written], frozen=True, array_like=True, tag=97):

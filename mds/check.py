@@ -1,14 +1,16 @@
 """Is the tree whole? Every invariant that `schema.py` states, asked of SQL."""
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from nacrefs.common.fid import FIRST_FREE, ROOT, fid_counter, fid_mdt, format_fid
 from nacrefs.common.layout import Layout, LayoutSpec
-from nacrefs.common.wire import AttrFlag
-from nacrefs.mds.engine import Store
+from nacrefs.common.wire import AttrFlag, QuotaDrift
+from nacrefs.mds.accounts import Triple
+from nacrefs.mds.engine import Row
+from nacrefs.mds.statements import Statements
 
 _DIR: Final = "(mode & 61440) = 16384"
 _REG: Final = "(mode & 61440) = 32768"
@@ -110,31 +112,60 @@ _QUESTIONS: Final = (
 )
 
 
-def check(store: Store) -> list[str]:
+class Readable(Protocol):
+    """What answers questions about a committed state: the MDT as it is, or a snapshot of it."""
+
+    @property
+    def statements(self) -> Statements: ...
+    def fetchone(self, statement: str, parameters: Sequence[Any] = ..., /) -> Row | None: ...
+    def fetchall(self, statement: str, parameters: Sequence[Any] = ..., /) -> list[Row]: ...
+
+
+def check(store: Readable) -> list[str]:
     """What is wrong with the committed tree, a line for each finding; empty if it is whole.
 
     Reads everything: minutes for millions of files. Orphans are right only while somebody has them open, so between
     an eviction and what it entails there may be findings that go away.
     """
-    return [*_answers(store), *_counters(store), *_layouts(store)]
+    return [*_answers(store), *_counters(store), *_layouts(store), *map(words_of_drift, usage_drifts(store))]
 
 
-def _answers(store: Store) -> Iterator[str]:
+def usage_drifts(store: Readable) -> list[QuotaDrift]:
+    """Where what is recorded as used is not what inodes use."""
+    recorded: dict[Triple, tuple[int, int]] = {
+        (row[0], row[1], row[2]): (row[3], row[4]) for row in store.fetchall(store.statements.usage)
+    }
+    found: list[QuotaDrift] = []
+    counting = "SELECT uid, gid, project, sum(blocks), count(*) FROM inode GROUP BY uid, gid, project"
+    for uid, gid, project, blocks, inodes in store.fetchall(counting):
+        said = recorded.pop((uid, gid, project), (0, 0))
+        if said != (int(blocks) << 9, inodes):
+            found.append(QuotaDrift(uid, gid, project, *said, int(blocks) << 9, inodes))
+    found.extend(QuotaDrift(*triple, *said, 0, 0) for triple, said in recorded.items() if said != (0, 0))
+    return found
+
+
+def words_of_drift(drift: QuotaDrift) -> str:
+    """A drift as people read it."""
+    return (
+        f"files of user {drift.uid}, group {drift.gid}, project {drift.project} are recorded as {drift.recorded_inodes}"
+        f" with {drift.recorded_bytes} bytes but are {drift.inodes} with {drift.bytes}"
+    )
+
+
+def _answers(store: Readable) -> Iterator[str]:
     for question, text in _QUESTIONS:
         for row in store.fetchall(question):
             yield f"{format_fid(row[0])} {text.format(*row)}"
 
 
-def _counters(store: Store) -> Iterator[str]:
+def _counters(store: Readable) -> Iterator[str]:
     row = store.fetchone(store.statements.mdt)
     if row is None:
         yield "the MDT has no row about itself"
         return
-    _, number, next_counter, next_session, files, _ = row
-    fids = store.fetchall("SELECT fid FROM inode")
-    if len(fids) != files:
-        yield f"the MDT says that it has {files} inodes but has {len(fids)}"
-    for (fid,) in fids:
+    _, number, next_counter, next_session, _ = row
+    for (fid,) in store.fetchall("SELECT fid FROM inode"):
         if fid != ROOT and not (fid_mdt(fid) == number and FIRST_FREE <= fid_counter(fid) < next_counter):
             yield f"{format_fid(fid)} was never given out"
     for (session,) in store.fetchall("SELECT id FROM session"):
@@ -142,7 +173,7 @@ def _counters(store: Store) -> Iterator[str]:
             yield f"session {session} was never given out"
 
 
-def _layouts(store: Store) -> Iterator[str]:
+def _layouts(store: Readable) -> Iterator[str]:
     for kind, column in ((Layout, "layout"), (LayoutSpec, "spec")):
         decode = msgspec.msgpack.Decoder(kind).decode
         for fid, data in store.fetchall(f"SELECT fid, {column} FROM inode WHERE {column} IS NOT NULL"):

@@ -37,12 +37,13 @@ def format_mdt(url: str, cluster: str, number: int, now_ns: int) -> None:
                     number=number,
                     next_counter=FIRST_FREE,
                     next_session=1,
-                    files=1 if number == 0 else 0,
                     epoch=0,
                 )
             )
             if number == 0:
                 connection.execute(schema.inode.insert().values(_root(now_ns)))
+                root_bytes = DIRECTORY_BLOCKS * 512
+                connection.execute(schema.usage.insert().values(uid=0, gid=0, project=0, bytes=root_bytes, inodes=1))
             connection.commit()
     except DBAPIError as error:
         raise store.failure(error.orig if isinstance(error.orig, Exception) else error) from error

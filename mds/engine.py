@@ -147,7 +147,7 @@ class Store:
             self.writer.execute("BEGIN")
             self.writer.execute(self.statements.take_over)
             self.writer.execute(self.statements.mdt)
-            self.epoch = self.writer.fetchone()[5]
+            self.epoch = self.writer.fetchone()[4]
             self.writer.execute("COMMIT")
         except (sqlite3.Error, psycopg.Error) as error:
             raise self.failure(error) from error

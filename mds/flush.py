@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 
 from nacrefs.common.layout import Layout
+from nacrefs.mds import accounts
 from nacrefs.mds.cache import ABSENT
 from nacrefs.mds.engine import Cursor
 from nacrefs.mds.inode import Inode, encode_layout, row_of
@@ -30,6 +31,7 @@ def flush(tx: Tx) -> None:
             cursor, statements = store.writer, store.statements
             _flush_names(tx, cursor, statements)
             _flush_inodes(tx, cursor, statements)
+            _flush_usage(tx, cursor, statements)
             _flush_rest(tx, cursor, statements)
     except (sqlite3.Error, psycopg.Error) as error:
         raise store.failure(error) from error
@@ -55,8 +57,8 @@ def publish(tx: Tx) -> None:
             mdt.intents.pop(fid, None)
         else:
             mdt.intents[fid] = intent
+    mdt.accounts.apply(tx.usage, tx.quotas)
     mdt.counter_limit = tx.counter_limit
-    mdt.files += len(tx.fresh) - len(tx.destroyed)
 
 
 def discard(tx: Tx, unknown: bool = False) -> None:
@@ -163,6 +165,7 @@ def _update_row(inode: Inode, base: Inode) -> tuple[Any, ...]:
         inode.parent,
         encode_layout(inode.layout),
         encode_layout(inode.spec),
+        inode.project,
         inode.data_version - base.data_version,
         new.fid,
     )
@@ -172,11 +175,34 @@ def _has_inline_row(inode: Inode) -> bool:
     return inode.is_symlink or (inode.is_inline and inode.attr.size > 0)
 
 
+def _flush_usage(tx: Tx, cursor: Cursor, statements: Statements) -> None:
+    """Add up what the batch uses more or less: one row for each owner, group and project together."""
+    inodes, base, usage = tx.inodes, tx.base, tx.usage
+    if tx.fresh or tx.destroyed or tx.wide:
+        wide = ((base[fid], inode) for fid in tx.wide if fid in base and (inode := inodes[fid]) is not None)
+        made = (inode for fid in tx.fresh if (inode := inodes[fid]) is not None)
+        for triple, (used_bytes, count) in accounts.changes(made, map(base.__getitem__, tx.destroyed), wide).items():
+            if triple in usage:
+                usage[triple][0] += used_bytes
+                usage[triple][1] += count
+            elif used_bytes or count:
+                usage[triple] = [used_bytes, count]
+    books = tx.mdt.accounts
+    for triple, (used_bytes, count) in usage.items():
+        if triple in books.recorded:  # an update costs half of an insert that becomes one
+            cursor.execute(statements.more_usage, (used_bytes, count, *triple))
+        else:
+            cursor.execute(statements.add_usage, (*triple, used_bytes, count))
+    if books.quotas and usage:
+        for account, quota in books.crossings(usage, tx.now_ns).items():
+            tx.quotas.setdefault(account, quota)
+    if tx.quotas:
+        _run(cursor, statements.put_quota, [quota for quota in tx.quotas.values() if quota is not None])
+        _run(cursor, statements.delete_quota, [account for account, quota in tx.quotas.items() if quota is None])
+
+
 def _flush_rest(tx: Tx, cursor: Cursor, statements: Statements) -> None:
     mdt = tx.mdt
-    files = len(tx.fresh) - len(tx.destroyed)
-    if files:
-        cursor.execute(statements.add_files, (files,))
     if tx.counters_moved:
         cursor.execute(statements.set_counters, (tx.counter_limit, mdt.next_session))
     ended = tx.ended_sessions

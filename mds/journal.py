@@ -229,6 +229,11 @@ class Journal:
         self.submit(work)
         return work.settled
 
+    @property
+    def reading(self) -> Tx:
+        """Committed state, to be read outside of batches."""
+        return self._reading
+
     def retry(self) -> None:
         """Something that requests were waiting for has ended."""
         if self._waiting:

@@ -3,6 +3,7 @@
 import itertools
 
 from nacrefs.common.wire import Mode
+from nacrefs.mds.accounts import Accounts
 from nacrefs.mds.cache import Cache
 from nacrefs.mds.engine import Store
 from nacrefs.mds.inode import decode_layout
@@ -21,8 +22,7 @@ class Mdt:
         self.cache = cache
         self.opens: dict[int, dict[int, Mode]] = {}
         self.intents: dict[int, Intent] = {}
-        self.files = 0
-        """Number of inodes."""
+        self.accounts = Accounts()
         self.cluster = ""
         self.number = 0
         self.next_counter = 0
@@ -37,14 +37,20 @@ class Mdt:
         self.cache.clear()
         row = store.fetchone(statements.mdt)
         assert row is not None, "a formatted MDT has its row"
-        self.cluster, self.number, counter, self.next_session, self.files, _ = row
+        self.cluster, self.number, counter, self.next_session, _ = row
         self.next_counter = self.counter_limit = counter
+        self.accounts.load(store)
         self.opens = {}
         for session, fid, mode in store.fetchall(statements.opens):
             self.opens.setdefault(fid, {})[session] = Mode(mode)
         self.intents = {
             fid: Intent(fid, size, decode_layout(layout)) for fid, size, layout in store.fetchall(statements.intents)
         }
+
+    @property
+    def files(self) -> int:
+        """Number of inodes."""
+        return self.accounts.inodes
 
     def sessions(self) -> list[SessionRecord]:
         """All sessions, oldest first."""

@@ -27,6 +27,21 @@ class OstRecord(NamedTuple):
     objects: int
 
 
+class Quota(NamedTuple):
+    """Limits of one user, group or project (columns of `schema.quota`)."""
+
+    kind: int
+    id: int
+    soft_bytes: int
+    hard_bytes: int
+    soft_inodes: int
+    hard_inodes: int
+    grace_bytes_s: int
+    grace_inodes_s: int
+    bytes_until_ns: int = 0
+    inodes_until_ns: int = 0
+
+
 class Intent(NamedTuple):
     """A file whose objects are to be cut at `size`."""
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
-SCHEMA_VERSION: Final = "0001"
+SCHEMA_VERSION: Final = "0002"
 """Alembic revision of the tables below: the newest file in `migrations/versions`."""
 
 Int64: Final = BigInteger().with_variant(Integer(), "sqlite")
@@ -32,8 +32,6 @@ mdt: Final = Table(
     Column("next_counter", Int64, nullable=False),
     # Session numbers from here on were never given out.
     Column("next_session", Int64, nullable=False),
-    # Number of inodes, so that nobody has to count them.
-    Column("files", Int64, nullable=False),
     # Grows when a server takes the MDT over. Every transaction checks it: a server that was replaced cannot commit.
     Column("epoch", Int64, nullable=False),
 )
@@ -171,6 +169,41 @@ ost: Final = Table(
     Column("total_bytes", Int64, nullable=False),
     Column("free_bytes", Int64, nullable=False),
     Column("objects", Int64, nullable=False),
+)
+
+usage: Final = Table(
+    "usage",
+    metadata,
+    # What all inodes of this owner, group and project use together; rows may say 0. Every transaction adds what it
+    # changed, in one row for each of these that it touched.
+    Column("uid", Int64, primary_key=True, autoincrement=False),
+    Column("gid", Int64, primary_key=True, autoincrement=False),
+    Column("project", Int64, primary_key=True, autoincrement=False),
+    # 512 times the sum of `inode.blocks`.
+    Column("bytes", Int64, nullable=False),
+    # Number of inodes, those without a name included. All rows together: how many the MDT has.
+    Column("inodes", Int64, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+quota: Final = Table(
+    "quota",
+    metadata,
+    # `wire.QuotaKind`, and the uid, gid or project that is limited.
+    Column("kind", Int64, primary_key=True, autoincrement=False),
+    Column("id", Int64, primary_key=True, autoincrement=False),
+    # Limits; 0: none.
+    Column("soft_bytes", Int64, nullable=False),
+    Column("hard_bytes", Int64, nullable=False),
+    Column("soft_inodes", Int64, nullable=False),
+    Column("hard_inodes", Int64, nullable=False),
+    # For how long a soft limit may be exceeded.
+    Column("grace_bytes_s", Int64, nullable=False),
+    Column("grace_inodes_s", Int64, nullable=False),
+    # When that will have been long enough; 0: it is not exceeded.
+    Column("bytes_until_ns", Int64, nullable=False),
+    Column("inodes_until_ns", Int64, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 pool: Final = Table(

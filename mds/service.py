@@ -27,14 +27,16 @@ from nacrefs.mds.late import mode_of, open_again, unremembered
 from nacrefs.mds.leases import LeaseTable, LeaseView
 from nacrefs.mds.locking import Locking, locks_report
 from nacrefs.mds.mdt import Mdt
+from nacrefs.mds.namespace.nodes import measured
 from nacrefs.mds.namespace.operations import READS, WRITES
+from nacrefs.mds.quotas import QUOTA_REQUESTS, QuotaDesk
 from nacrefs.mds.reaper import Reaper
 from nacrefs.mds.recalls import Recalls
 from nacrefs.mds.records import Intent
 from nacrefs.mds.report import status_report
 from nacrefs.mds.sessions import Session, Sessions
 from nacrefs.mds.settings import Settings
-from nacrefs.mds.sizes import Sizes, with_objects
+from nacrefs.mds.sizes import Sizes, keep_size, with_objects
 from nacrefs.mds.step import Blocked, Step, Unreported
 from nacrefs.mds.targets import Targets
 from nacrefs.mds.tx import Tx
@@ -49,8 +51,9 @@ RETRY_S: Final = 0.5
 FENCED_MAX: Final = 4096
 """Sessions of earlier runs that OSTs are told to refuse."""
 ADDRESSED: Final[tuple[type[wire.Request[Any]], ...]] = (
-    wire.Attach, wire.Keepalive, wire.Detach, wire.Reclaim, wire.Yield, wire.GetOsts, wire.Statfs, wire.Inspect,
-    wire.SetPool, wire.Register, wire.Heartbeat, wire.SetLock, wire.GetLock, wire.CancelLock, *READS, *WRITES,
+    wire.Attach, wire.Keepalive, wire.Detach, wire.Reclaim, wire.Yield, wire.GetOsts, wire.Inspect,
+    wire.SetPool, wire.Register, wire.Heartbeat, wire.SetLock, wire.GetLock, wire.CancelLock,
+    *QUOTA_REQUESTS, *READS, *WRITES,
 )  # fmt: skip
 """All requests that an MDS answers."""
 
@@ -80,6 +83,7 @@ class Mds:
         self.reaper = Reaper(mdt, self.journal, self.targets)
         self.targets.on_up = self.reaper.ost_is_up
         self._sizes = Sizes(mdt, self.journal, self.leases, self.targets)
+        self.quotas = QuotaDesk(self)
         self._evictor = Evictor(mdt, self.journal, self.leases, self.sessions, self.targets, clock)
         self._evictor.on_evicted = self._session_ended
         self._reading = Tx(mdt, writable=False)
@@ -183,12 +187,12 @@ class Mds:
             wire.Reclaim: self._reclaim,
             wire.Yield: self._yield,
             wire.GetOsts: lambda request, call: wire.OstTable(self.targets.version, self.targets.table()),
-            wire.Statfs: lambda request, call: self.targets.space(self.mdt.files),
             wire.Inspect: self._inspect,
             wire.SetPool: self._set_pool,
             wire.Register: self._register,
             wire.Heartbeat: self._heartbeat,
             **self.locking.handlers(),
+            **self.quotas.handlers(),
         }
         for kind, operation in READS.items():
             table[kind] = partial(self._read, operation, kind in GLIMPSED)
@@ -284,6 +288,10 @@ class Mds:
         else:
             attr = with_objects(node.attr, size, allocated, mtime_ns)
             node = msgspec.structs.replace(node, attr=attr)
+            if node.quota >= 0:  # what was written through counts, from now on
+                keep = partial(keep_size, node.attr.fid, size, allocated, mtime_ns)
+                quota = await self.journal.submit_own(partial(measured, keep, node.attr.fid, work.session_id))
+                node = msgspec.structs.replace(node, quota=quota)
             work.reply = msgspec.structs.replace(work.reply, node=node) if isinstance(work.reply, Entry) else node
         self.journal.finish(work)
 
@@ -296,7 +304,8 @@ class Mds:
 
     def _written(self, tx: Tx, works: list[Work]) -> None:
         """A batch is durable: start what follows from it."""
-        self._sizes.written(tx)
+        for fid in self._sizes.written(tx):
+            self._spawn(self._sizes.settle(fid))
         self.recalls.written(tx)
         if tx.new_destructions:
             self.reaper.add(tx.new_destructions)
@@ -368,7 +377,7 @@ class Mds:
 
     def _keepalive(self, request: wire.Keepalive, call: Call) -> wire.Alive:
         self.sessions.heard(call.peer)
-        return wire.Alive(self.targets.version)
+        return wire.Alive(self.targets.version, self.targets.tight, self.mdt.accounts.version)
 
     async def _detach(self, request: wire.Detach, call: Call) -> wire.Done:
         session = self.sessions.heard(call.peer)

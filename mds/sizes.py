@@ -1,6 +1,7 @@
 """Sizes that only the OSTs know: what was written without a WRITE lease and not reported, or not all of it."""
 
-from functools import partial
+import logging
+from collections.abc import Callable
 
 from msgspec.structs import replace
 
@@ -12,6 +13,8 @@ from nacrefs.mds.step import Step
 from nacrefs.mds.targets import Targets
 from nacrefs.mds.tx import Tx
 
+log = logging.getLogger("nacre.mds")
+
 
 class Sizes:
     """Keeps `LeaseTable.unreported`, and settles it when a request needs to know."""
@@ -22,6 +25,9 @@ class Sizes:
         self._leases = leases
         self._targets = targets
         self._reading = Tx(mdt, writable=False)
+        self._settling: dict[int, int] = {}
+        """The latest `settle` of each file that is under way."""
+        self._turns = 0
         for fid in mdt.opens:
             if self._is_written(fid):
                 leases.unreported.add(fid)
@@ -33,20 +39,58 @@ class Sizes:
             return False
         return any(mode & Mode.WRITE for mode in self._mdt.opens.get(fid, {}).values())
 
-    def written(self, tx: Tx) -> None:
-        """A batch is durable: from now on these files are written without a lease."""
+    def written(self, tx: Tx) -> list[int]:
+        """A batch is durable: from now on these files are written without a lease. The files, of those that were
+        before, that nobody writes any more."""
+        ended: list[int] = []
+        unreported = self._leases.unreported
         for (_, fid), mode in tx.open_writes.items():
-            if mode & Mode.WRITE and self._is_written(fid):
-                self._leases.unreported.add(fid)
+            if mode & Mode.WRITE:
+                if self._is_written(fid):
+                    unreported.add(fid)
+            elif fid in unreported and fid not in ended and not self._is_written(fid):
+                ended.append(fid)
+        return ended
+
+    async def settle(self, fid: int) -> None:
+        """The last who wrote without a lease has closed the file: keep what the OSTs say, which is what quotas
+        count."""
+        self._turns += 1
+        turn = self._settling[fid] = self._turns
+
+        def still(step: Step) -> bool:
+            """Whether nobody has learned the size meanwhile, who may have changed it since."""
+            return self._settling.get(fid) == turn and fid in self._leases.unreported and not self._is_written(fid)
+
+        try:
+            await self._keep(fid, still)
+        except OSError as error:
+            log.info("size of file %#x: %s", fid, error.strerror)
+        if self._settling.get(fid) == turn:
+            del self._settling[fid]
+
+    async def _keep(self, fid: int, still: Callable[[Step], bool] | None = None) -> None:
+        """Ask the OSTs and keep what they say, unless it is not so any more by then."""
+        inode = self._reading.inode(fid)
+        if inode is None or inode.layout is None or inode.is_inline:
+            return
+        size, allocated, mtime_ns = await self._targets.glimpse(fid, inode.layout)
+        attr = inode.attr
+
+        def keep(step: Step) -> None:
+            if still is None:
+                keep_size(fid, size, allocated, mtime_ns, step)
+            elif still(step):
+                keep_size(fid, size, allocated, mtime_ns, step)
+                self._leases.unreported.discard(fid)
+
+        if still is not None or size > attr.size or mtime_ns > attr.mtime_ns or allocated >> 9 > attr.blocks:
+            await self._journal.submit_own(keep)
 
     async def learn(self, work: Work, fid: int) -> None:
         """Ask the OSTs how long a file is, keep that, and let the request run that waits for it."""
-        inode = self._reading.inode(fid)
         try:
-            if inode is not None and inode.layout is not None and not inode.is_inline:
-                size, allocated, mtime_ns = await self._targets.glimpse(fid, inode.layout)
-                if size > inode.attr.size or mtime_ns > inode.attr.mtime_ns:
-                    await self._journal.submit_own(partial(keep_size, fid, size, allocated, mtime_ns))
+            await self._keep(fid)
         except OSError as error:
             work.error = error
             self._journal.finish(work)

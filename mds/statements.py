@@ -16,7 +16,22 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.schema import Table
 
-from nacrefs.mds.schema import dentry, destroy, inline, inode, intent, mdt, open_, ost, pool, reply, session, xattr
+from nacrefs.mds.schema import (
+    dentry,
+    destroy,
+    inline,
+    inode,
+    intent,
+    mdt,
+    open_,
+    ost,
+    pool,
+    quota,
+    reply,
+    session,
+    usage,
+    xattr,
+)
 
 INODE_COLUMNS: Final = tuple(column.name for column in inode.columns)
 
@@ -99,16 +114,16 @@ class Statements:
             "after limit",
         )
         self.intents = self._text(select(intent.c.fid, intent.c.size, intent.c.layout), "")
+        self.usage = self._text(select(usage), "")
+        self.quotas = self._text(select(quota), "")
         self.mdt = self._text(
-            select(mdt.c.cluster, mdt.c.number, mdt.c.next_counter, mdt.c.next_session, mdt.c.files, mdt.c.epoch), ""
+            select(mdt.c.cluster, mdt.c.number, mdt.c.next_counter, mdt.c.next_session, mdt.c.epoch), ""
         )
         # The row stays locked until the commit, so a takeover waits for it (SQLite has one owner by its lock file).
         self.check_epoch = self._text(select(mdt.c.epoch).with_for_update(read=True), "")
 
         # --- the MDT's row
         self.take_over = self._text(update(mdt).values(epoch=mdt.c.epoch + literal_column("1")), "")
-        # number of inodes that are new, less those that are gone
-        self.add_files = self._text(update(mdt).values(files=mdt.c.files + key("d_files")), "d_files")
         # next_counter, next_session
         self.set_counters = self._text(
             update(mdt).values(next_counter=key("next_counter"), next_session=key("next_session")),
@@ -150,10 +165,11 @@ class Statements:
                 parent=key("d_parent"),
                 layout=key("d_layout"),
                 spec=key("d_spec"),
+                project=key("d_project"),
                 data_version=inode.c.data_version + key("d_version"),
             ),
             "d_mode d_nlink d_uid d_gid d_size d_blocks d_atime d_mtime d_ctime d_change d_flags d_entries d_parent"
-            " d_layout d_spec d_version key",
+            " d_layout d_spec d_project d_version key",
         )
         self.delete_inode = self._delete(inode, "fid")
 
@@ -188,6 +204,23 @@ class Statements:
             delete(reply).where(reply.c.session == key("session"), reply.c.xid < key("xid")), "session xid"
         )
 
+        # --- quotas
+        # uid, gid, project, bytes and inodes to add
+        self.add_usage = self._add_usage()
+        # bytes, inodes to add to the row of uid, gid, project
+        self.more_usage = self._text(
+            update(usage)
+            .where(*_equal(usage, ("uid", "gid", "project")))
+            .values(bytes=usage.c.bytes + key("d_bytes"), inodes=usage.c.inodes + key("d_inodes")),
+            "d_bytes d_inodes uid gid project",
+        )
+        self.put_quota = self._put(
+            quota,
+            "kind id",
+            "soft_bytes hard_bytes soft_inodes hard_inodes grace_bytes_s grace_inodes_s bytes_until_ns inodes_until_ns",
+        )
+        self.delete_quota = self._delete(quota, "kind id")
+
         # --- targets
         self.put_ost = self._put(ost, "index", "uuid address total_bytes free_bytes objects")
         self.insert_pool = self._text(insert(pool), "name ost")
@@ -213,6 +246,15 @@ class Statements:
         statement = self._upsert(table)
         fresh = {name: statement.excluded[name] for name in values.split()}
         return self._text(statement.on_conflict_do_update(index_elements=keys.split(), set_=fresh), f"{keys} {values}")
+
+    def _add_usage(self) -> str:
+        statement = self._upsert(usage)
+        more = {
+            "bytes": usage.c.bytes + statement.excluded.bytes,
+            "inodes": usage.c.inodes + statement.excluded.inodes,
+        }
+        adding = statement.on_conflict_do_update(index_elements=["uid", "gid", "project"], set_=more)
+        return self._text(adding, "uid gid project bytes inodes")
 
 
 def _equal(table: Table, names: Sequence[str]) -> list[ColumnElement[bool]]:

@@ -92,6 +92,7 @@ class Step:
         default_spec: LayoutSpec = DEFAULT_SPEC,
     ) -> None:
         self.tx = tx
+        tx.now_ns = now_ns
         self.leases = leases
         self.placement = placement
         self.capability = capability

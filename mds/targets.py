@@ -179,6 +179,11 @@ class Targets:
 
     _table: tuple[OstInfo, ...] = ()
 
+    @property
+    def tight(self) -> bool:
+        """Whether an OST is so full that clients should learn soon whether what they write still has room."""
+        return any(info.up and info.free_bytes < 4 * self._reserve_bytes for info in self._table)
+
     def table(self) -> tuple[OstInfo, ...]:
         """All OSTs as clients see them, by index."""
         return self._table

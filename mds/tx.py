@@ -20,7 +20,7 @@ from nacrefs.common.wire import Attr, AttrFlag, Mode
 from nacrefs.mds.cache import ABSENT
 from nacrefs.mds.inode import Inode, inode_of
 from nacrefs.mds.mdt import Mdt
-from nacrefs.mds.records import Destruction, Intent, OstRecord, SessionRecord
+from nacrefs.mds.records import Destruction, Intent, OstRecord, Quota, SessionRecord
 
 FID_RANGE: Final = 4096
 """Fid counters reserved at a time."""
@@ -67,6 +67,13 @@ class Tx:
         self.ended_sessions: list[int] = []
         self.osts: dict[int, OstRecord] = {}
         self.pools: dict[str, tuple[int, ...]] = {}
+        self.charged: dict[tuple[int, int], list[int]] = {}
+        """What steps of this batch have been granted of limited accounts, beside what is used: [bytes, inodes]."""
+        self.now_ns = 0
+        """When its latest step was executed."""
+        self.usage: dict[tuple[int, int, int], list[int]] = {}
+        """What flush adds to usage; what a check has found to be wrong is in it before."""
+        self.quotas: dict[tuple[int, int], Quota | None] = {}
         self.counters_moved = False
         self.counter_limit = mdt.counter_limit
 
@@ -436,3 +443,19 @@ class Tx:
         """Give a pool exactly these OSTs; none removes it."""
         self._wrote()
         self.pools[name] = osts
+
+    def set_quota(self, account: tuple[int, int], quota: Quota | None) -> None:
+        """Limit an account (kind, id), or (None) limit it no more."""
+        self._wrote()
+        self.quotas[account] = quota
+
+    def mend_usage(self, triple: tuple[int, int, int], used_bytes: int, inodes: int) -> None:
+        """Add to what is recorded as used by (uid, gid, project)."""
+        self._wrote()
+        sums = self.usage.setdefault(triple, [0, 0])
+        sums[0] += used_bytes
+        sums[1] += inodes
+
+    def set_project(self, fid: int, project: int) -> None:
+        """Give an inode a project."""
+        self.edit(fid).project = project

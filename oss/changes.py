@@ -107,9 +107,10 @@ class Changes:
                 note = Note(
                     target.applied, call, applied.WRITE, request.fid, request.number, request.extents, request.sums
                 )
-                if note.around(partial(_store, batches[0], target.scratch), stored, False) is None:
+                before = stored.allocated_bytes
+                if note.around(partial(_store, batches[0], target.scratch, []), stored, False) is None:
                     target.durability.changed(stored, total)
-                    return replies.keep(call.xid, _written(stored))
+                    return replies.keep(call.xid, _written(stored, stored.allocated_bytes - before))
         return self._gate.counted(
             call, replies.serve, call.xid, self._write_later, request, call, target, batches, total
         )
@@ -123,12 +124,13 @@ class Changes:
         if not target.space.has_room(total) and not (stored is not None and stored.is_allocated(request.extents)):
             raise target.space.full()
         key = (request.fid, request.number)
+        grown: list[int] = []
         last = batches[-1] if batches else ()
         extents = [(segment.offset, len(segment.data)) for segment in last]
         sums = b"".join([segment.sums for segment in last])
         note = Note(target.applied, call, applied.WRITE, request.fid, request.number, extents, sums)
         for batch in batches:
-            step = partial(_store, batch, target.scratch)
+            step = partial(_store, batch, target.scratch, grown)
             if batch is batches[-1]:
                 step = partial(note.around, step)
             stored = await self.change(target, key, step, generation=request.generation, create=True)
@@ -138,7 +140,7 @@ class Changes:
             return _NOTHING
         if request.sync:
             await _pinned(stored, target.durability.sync(stored))
-        return _written(stored)
+        return _written(stored, sum(grown))
 
     def punch(self, request: Punch, call: Call) -> Answer[Written]:
         """Make holes."""
@@ -257,8 +259,14 @@ class Changes:
         return _written(stored)
 
 
-def _store(batch: Sequence[Segment], scratch: memoryview, stored: StoredObject, blocking: bool) -> Cold | None:
-    return stored.write_now(batch, scratch, blocking)
+def _store(
+    batch: Sequence[Segment], scratch: memoryview, grown: list[int], stored: StoredObject, blocking: bool
+) -> Cold | None:
+    before = stored.allocated_bytes
+    cold = stored.write_now(batch, scratch, blocking)
+    if cold is None:
+        grown.append(stored.allocated_bytes - before)
+    return cold
 
 
 def _punch(
@@ -271,8 +279,8 @@ def _truncate(size: int, scratch: memoryview, stored: StoredObject, blocking: bo
     return stored.truncate_now(size, scratch, blocking)
 
 
-def _written(stored: StoredObject) -> Written:
-    return Written(stored.size, stored.allocated_bytes, stored.version)
+def _written(stored: StoredObject, grown_bytes: int = 0) -> Written:
+    return Written(stored.size, stored.allocated_bytes, stored.version, grown_bytes)
 
 
 async def _pinned(stored: StoredObject, work: Coroutine[Any, Any, None]) -> None:

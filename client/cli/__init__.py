@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "mount": ("mounts", "Mount a filesystem."),
     "path2fid": ("paths", "Show the fid of paths."),
     "pool": ("pools", "Named sets of OSTs on which files can be placed."),
+    "quota": ("quotas", "What users, groups and projects use, and limits for it."),
     "setstripe": ("stripes", "Set the layout of new files, or a directory's default."),
     "stats": ("servers", "Show what a mount or server has been asked, and what it cost."),
     "status": ("servers", "Show servers, OSTs, sessions, leases and queues."),

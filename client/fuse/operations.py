@@ -156,7 +156,7 @@ class Operations:
         return then(self._fs.readlink(request.nodeid), abi.data_reply, request.unique)
 
     def statfs(self, request: Request, view: memoryview) -> Outcome:
-        return then(self._fs.statfs(), abi.statfs_reply, request.unique)
+        return then(self._fs.statfs(request.nodeid), abi.statfs_reply, request.unique)
 
     def _attr(self, unique: int, answer: Stat) -> bytes:
         if answer.attr.mode & _SETID:

@@ -22,6 +22,7 @@ from nacrefs.mds.namespace.files import open_inode, register
 from nacrefs.mds.namespace.layouts import check_inline, new_layout
 from nacrefs.mds.namespace.names import check_name
 from nacrefs.mds.namespace.nodes import entry, node, refuse_type
+from nacrefs.mds.namespace.quotas import admit_new, check_project
 from nacrefs.mds.step import Step
 
 _NODE_TYPES: Final = frozenset({stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK})
@@ -40,6 +41,7 @@ def create(step: Step, request: Create) -> Entry:
     if data is not None:
         size = len(data)
         check_inline(step, layout, data)
+    admit_new(step, parent, request.uid, _group(parent, request.gid), blocks_of(size))
     inode = tx.new_inode(
         stat.S_IFREG | request.mode & 0o7777,
         request.uid,
@@ -81,6 +83,7 @@ def mknod(step: Step, request: Mknod) -> Entry:
         raise OSError(errno.EINVAL, f"mknod cannot make an inode of type {kind:#o}")
     regular = kind == stat.S_IFREG
     layout = new_layout(step, parent) if regular else None
+    admit_new(step, parent, request.uid, _group(parent, request.gid))
     inode = step.tx.new_inode(
         kind | request.mode & 0o7777,
         request.uid,
@@ -99,6 +102,7 @@ def mkdir(step: Step, request: Mkdir) -> Entry:
     parent = _vacant(step, request.parent, request.name)
     if parent.attr.nlink >= LINK_MAX:
         raise OSError(errno.EMLINK, f"the directory has {parent.attr.nlink} links already")
+    admit_new(step, parent, request.uid, _group(parent, request.gid), DIRECTORY_BLOCKS)
     inode = step.tx.new_inode(
         stat.S_IFDIR | request.mode & 0o1777 | parent.attr.mode & stat.S_ISGID,
         request.uid,
@@ -123,6 +127,7 @@ def symlink(step: Step, request: Symlink) -> Entry:
         raise OSError(errno.ENOENT if not target else errno.EINVAL, f"{target!r} cannot be a symbolic link's target")
     if len(target) > TARGET_BYTES_MAX:
         raise OSError(errno.ENAMETOOLONG, f"target of {len(target)} bytes is longer than {TARGET_BYTES_MAX}")
+    admit_new(step, parent, request.uid, _group(parent, request.gid))
     inode = step.tx.new_inode(
         stat.S_IFLNK | 0o777,
         request.uid,
@@ -139,11 +144,12 @@ def link(step: Step, request: Link) -> Entry:
     """Give an inode another name."""
     tx, fid = step.tx, request.fid
     inode = tx.need(fid)
-    _vacant(step, request.parent, request.name)
+    directory = _vacant(step, request.parent, request.name)
     if inode.is_directory:
         raise OSError(errno.EPERM, "a directory cannot have a second name")
     if not inode.attr.nlink:
         raise OSError(errno.ENOENT, "the file has been removed")
+    check_project(directory, inode)
     if inode.attr.nlink >= LINK_MAX:
         raise OSError(errno.EMLINK, f"the file has {inode.attr.nlink} names already")
     step.leases.alone(fid)

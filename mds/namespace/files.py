@@ -10,6 +10,7 @@ from nacrefs.mds.namespace.attributes import blocks_of, truncate
 from nacrefs.mds.namespace.bits import INLINE, OPEN_WRITE, WANT_ALL
 from nacrefs.mds.namespace.layouts import check_inline
 from nacrefs.mds.namespace.nodes import need_file, node, sharing
+from nacrefs.mds.namespace.quotas import admit_growth, allowance, note_growth
 from nacrefs.mds.step import Blocked, Step
 
 
@@ -87,8 +88,12 @@ def commit(step: Step, request: Commit) -> Node:
     if request.dirty:
         leases.alone(fid)
         _check_report(step, request, inode, held)
+        if inode.is_inline and request.data is not None and not request.recalled:
+            admit_growth(step, inode, blocks_of(len(request.data)))
+        before = inode.attr
         leases.changed(fid)
         _take_report(step, request, inode, held)
+        note_growth(step, before, tx.need(fid))
     elif request.atime_ns > inode.attr.atime_ns:
         edited = tx.edit(fid)
         edited.attr = replace(edited.attr, atime_ns=request.atime_ns)
@@ -100,7 +105,8 @@ def commit(step: Step, request: Commit) -> Node:
     register(step, inode, request.mode, lease)
     if settle_orphan(step, fid):
         return Node(inode.attr)
-    return Node(inode.attr, leases.grant(fid, Lease.NONE), shared=sharing(step, inode)[1])
+    quota = allowance(step, inode, step.session, lease == Lease.WRITE or int(request.mode) & OPEN_WRITE != 0)
+    return Node(inode.attr, leases.grant(fid, Lease.NONE), shared=sharing(step, inode)[1], quota=quota)
 
 
 def _check_report(step: Step, request: Commit, inode: Inode, held: Lease) -> None:

@@ -1,11 +1,13 @@
 """Inodes as replies show them, with the lease that goes along."""
 
 import errno
+from collections.abc import Callable
 from typing import Final
 
 from nacrefs.common.wire import Entry, Lease, Node, Right
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace.bits import OPEN_WRITE, WANT_DATA, WANT_LAYOUT, WANT_LEASE
+from nacrefs.mds.namespace.quotas import allowance
 from nacrefs.mds.step import Step
 
 READ_WRITE: Final = Right.READ | Right.WRITE
@@ -55,7 +57,18 @@ def node(step: Step, inode: Inode, want: int, lease: Lease = Lease.READ) -> Node
             data = step.tx.data(inode)
     elif inode.is_symlink:
         data = step.tx.data(inode)
-    return Node(attr, got, layout, capability, data, shared)
+    quota = -1
+    if step.tx.mdt.accounts.quotas:
+        writes = got == Lease.WRITE or int(step.tx.opens(fid).get(step.session, 0)) & OPEN_WRITE != 0
+        quota = allowance(step, inode, step.session, writes)
+    return Node(attr, got, layout, capability, data, shared, quota)
+
+
+def measured(keep: Callable[[Step], None], fid: int, session: int, step: Step) -> int:
+    """`Node.quota` of a file for a session that writes it, after a step that keeps what its objects say."""
+    keep(step)
+    inode = step.tx.inode(fid)
+    return -1 if inode is None else allowance(step, inode, session, True)
 
 
 def entry(step: Step, parent: int, child: Node | None) -> Entry:

@@ -7,6 +7,7 @@ from nacrefs.common.wire import Attr, Removed, Rename, Renamed, RenameFlag
 from nacrefs.mds.cache import ABSENT
 from nacrefs.mds.inode import LINK_MAX, Inode
 from nacrefs.mds.namespace.names import check_name
+from nacrefs.mds.namespace.quotas import check_project
 from nacrefs.mds.namespace.remove import check_empty, release, release_directory
 from nacrefs.mds.step import Step
 from nacrefs.mds.tx import Tx
@@ -21,8 +22,8 @@ def rename(step: Step, request: Rename) -> Renamed:
     parent, new_parent, flags = request.parent, request.new_parent, int(request.flags)
     if flags not in (0, NOREPLACE, EXCHANGE):
         raise OSError(errno.EINVAL, f"rename flags {flags:#x} are neither NOREPLACE nor EXCHANGE")
-    tx.need_directory(parent)
-    tx.need_directory(new_parent)
+    old_directory = tx.need_directory(parent)
+    new_directory = tx.need_directory(new_parent)
     check_name(request.name)
     check_name(request.new_name)
     leases.truth(parent)
@@ -38,6 +39,10 @@ def rename(step: Step, request: Rename) -> Renamed:
     _check_loop(tx, moved, parent, new_parent)
     if other is not None and moved.attr.fid == other.attr.fid:
         return _unchanged(step, request, moved)
+    if parent != new_parent:
+        check_project(new_directory, moved)
+        if other is not None and flags == EXCHANGE:
+            check_project(old_directory, other)
     if other is not None and flags == EXCHANGE:
         return _exchange(step, request, moved, other)
     return _move(step, request, moved, other)

@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     "mds": ("format", "serve"),
     "oss": ("format", "serve"),
     "pool": ("list", "set", "rm"),
+    "quota": ("set", "get", "list", "rm", "check", "project"),
 }
 EVERY: list[tuple[str, ...]] = [
     *[(name,) for name in sorted({*COMMANDS, *PLUGINS} - SUBCOMMANDS.keys())],

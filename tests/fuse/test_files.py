@@ -335,7 +335,7 @@ async def test_errors_keep_their_errno(mount: Mount) -> None:
 
 async def test_a_defect_is_eio_and_logged_once(mount: Mount, caplog: pytest.LogCaptureFixture) -> None:
     class Broken(MemoryFilesystem):
-        def statfs(self) -> Answer[StatfsReply]:
+        def statfs(self, fid: int = 0) -> Answer[StatfsReply]:
             raise RuntimeError("a defect")
 
     mount.fs.__class__ = Broken

@@ -106,6 +106,11 @@ HARMLESS_TWICE: dict[str, str] = {
     "Yield": "sets what it says (test_requests_outside_the_namespace_may_be_repeated)",
     "GetOsts": "changes nothing",
     "Statfs": "changes nothing",
+    "SetQuota": "sets what it says",
+    "GetQuota": "changes nothing",
+    "ListQuotas": "changes nothing",
+    "SetProject": "sets what it says; a second time it says that it changed nothing",
+    "CheckQuota": "counts again, and finds nothing to repair",
     "Inspect": "changes nothing",
     "SetPool": "sets what it says (test_requests_outside_the_namespace_may_be_repeated)",
     "Register": "sets what it says; asked on the connection that it is for, never sent again",
@@ -125,7 +130,7 @@ def test_every_request_of_the_mds_is_run_under_faults_or_harmless_twice() -> Non
 def database(served: Served) -> dict[str, list[Any]]:
     """Everything in SQL that an operation may change, and nothing that a restart may."""
     store = served.mds.mdt.store
-    tables = ("inode", "dentry", "inline", "xattr", "open", "destroy", "intent", "pool")
+    tables = ("inode", "dentry", "inline", "xattr", "open", "destroy", "intent", "pool", "usage", "quota")
     return {table: sorted(store.fetchall(f'SELECT * FROM "{table}"'), key=repr) for table in tables}
 
 

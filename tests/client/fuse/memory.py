@@ -401,7 +401,7 @@ class MemoryFilesystem:
         if self._get(fid).xattrs.pop(name, None) is None:
             raise OSError(errno.ENODATA, "no such attribute")
 
-    def statfs(self) -> Answer[StatfsReply]:
+    def statfs(self, fid: int = 0) -> Answer[StatfsReply]:
         return StatfsReply(1 << 40, 1 << 39, len(self.inodes), 1 << 30)
 
     def forget(self, fid: int, lookups: int) -> None:
