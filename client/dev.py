@@ -27,6 +27,7 @@ from nacrefs.client.devconfig import (
     MARKER,
     DevConfig,
     choose_ports,
+    choose_s3_ports,
     load_dev_config,
     new_cluster_id,
     port_is_free,
@@ -34,6 +35,7 @@ from nacrefs.client.devconfig import (
     write_toml,
 )
 from nacrefs.client.devprocess import Process, wait_ready
+from nacrefs.client.devs3 import BUCKET, PORTS, find_weed
 from nacrefs.client.fuse.mounting import FSTYPE, MountEntry, all_mounts, mounts_at, unmount
 from nacrefs.common.auth import load_keyring, new_keyring, save_keyring
 from nacrefs.common.config import ConfigError
@@ -53,6 +55,7 @@ class Wish:
     osts: int | None = None
     mount: str | None = None
     engine: str | None = None
+    s3: bool = False
 
 
 class DevCluster:
@@ -98,6 +101,8 @@ class DevCluster:
             if formatted and wish.osts < config.osts:
                 raise ConfigError(f"{self.directory}: it has {config.osts} OSTs; they cannot be taken away")
             config = replace(config, osts=wish.osts)
+        if wish.s3:
+            config = replace(config, s3=True)
         if wish.mount is not None:
             mount = os.path.realpath(wish.mount)
             if config.mount and mount != config.mount and self.mount.pid:
@@ -138,6 +143,19 @@ class DevCluster:
         ]
 
     @property
+    def s3(self) -> Process:
+        """The S3 server."""
+        ports = tuple(map(str, self.config.s3_ports))
+        place = self.directory
+        command = (sys.executable, "-P", "-m", "nacrefs.client.devs3", str(self.s3_directory), *ports)
+        return Process("s3", "s3", command, place / "run" / "s3.pid", place / "log" / "s3.log")
+
+    @property
+    def s3_directory(self) -> Path:
+        """Where the S3 server has its data and its credentials."""
+        return self.directory / "s3"
+
+    @property
     def mount(self) -> Process:
         """The mount daemon."""
         options = f"keyring={self.keyring},retry={READY_S:.0f}"
@@ -149,7 +167,8 @@ class DevCluster:
     @property
     def processes(self) -> list[Process]:
         """All that should be running."""
-        return [self.mds, *self.oss, *([self.mount] if self.config.mount else [])]
+        s3 = [self.s3] if self.config.s3 else []
+        return [*s3, self.mds, *self.oss, *([self.mount] if self.config.mount else [])]
 
     # -------------------------------------------------------------------------------------------------------------- up
 
@@ -213,6 +232,11 @@ class DevCluster:
     def _choose_ports(self, missing: set[str]) -> None:
         """Give each server that is to be started its ports: the ones it had, unless somebody else uses them now."""
         names = ["mds", *(f"oss{number}" for number in range(self.config.servers))]
+        if self.config.s3 and (
+            not self.config.s3_ports or ("s3" in missing and not all(map(port_is_free, self.config.s3_ports)))
+        ):
+            find_weed()
+            self.config = replace(self.config, s3_ports=choose_s3_ports(PORTS))
         ports = list(self.config.ports)
         ports += choose_ports(2 * len(names) - len(ports), ports)
         for index, name in enumerate(names):
@@ -293,7 +317,8 @@ class DevCluster:
         with self._locked():
             warnings = [warning for entry in self._mounts() if (warning := self._unmount(entry.path))]
             self.mount.stop(STOP_S)
-            return warnings + self._stop([self.mds, *self.oss])
+            warnings += self._stop([self.mds, *self.oss])
+            return warnings + self._stop([self.s3])
 
     def _stop(self, processes: Sequence[Process]) -> list[str]:
         """Stop processes, all at once."""
@@ -389,10 +414,17 @@ class DevCluster:
             "processes": processes,
             "osts": osts,
             "mount": {"directory": config.mount, "mounted": mounted} if config.mount else None,
+            "s3": {
+                "endpoint": config.s3_endpoint,
+                "bucket": BUCKET,
+                "credentials": str(self.s3_directory / "credentials"),
+            }
+            if config.s3
+            else None,
         }
 
     def _metrics(self, name: str) -> str:
-        if not self.config.ports or name == "mount":
+        if not self.config.ports or name in ("mount", "s3"):
             return ""
         port = self.config.ports[1] if name == "mds" else self.config.oss_ports(int(name.removeprefix("oss")))[1]
         return f"http://{HOST}:{port}/metrics"

@@ -39,6 +39,10 @@ class DevConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How often OSSes report (`ost.heartbeat_s` of the MDS)."""
     log_level: str = "info"
     """debug, info, warning or error."""
+    s3: bool = False
+    """Whether an S3 server belongs to it, for trying out archives."""
+    s3_ports: tuple[int, ...] = ()
+    """Chosen when it is first started; the fourth one is where S3 is served."""
     ports: tuple[int, ...] = ()
     """Chosen when first started: the MDS's, that of its metrics, and the same of each OSS."""
 
@@ -64,6 +68,11 @@ class DevConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def url(self) -> str:
         """What is mounted."""
         return f"tcp://{HOST}:{self.ports[0]}"
+
+    @property
+    def s3_endpoint(self) -> str:
+        """Where S3 is served; empty: nowhere."""
+        return f"http://{HOST}:{self.s3_ports[3]}" if self.s3_ports else ""
 
     def oss_ports(self, number: int) -> tuple[int, int]:
         """An OSS's port, and that of its metrics."""
@@ -118,6 +127,18 @@ def choose_ports(count: int, taken: Iterable[int] = ()) -> list[int]:
         if port not in used and port_is_free(port):
             found.append(port)
     raise OSError(errno.EADDRINUSE, f"there are no {count} free ports on {HOST}")
+
+
+def choose_s3_ports(count: int) -> tuple[int, ...]:
+    """Ports of which also those 10,000 above are free: SeaweedFS takes both."""
+    found: list[int] = []
+    for _ in range(50):
+        for port in choose_ports(count, found):
+            if port < 45_536 and port_is_free(port + 10_000) and len(found) < count:
+                found.append(port)
+        if len(found) == count:
+            return tuple(found)
+    raise OSError(errno.EADDRINUSE, f"there are no {count} free pairs of ports on {HOST}")
 
 
 def port_is_free(port: int) -> bool:

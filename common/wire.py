@@ -113,6 +113,10 @@ class AttrFlag(enum.IntFlag):
     """its contents lie in the MDT, not on OSTs"""
     DEFAULT_LAYOUT = 4
     """a directory with a layout of its own for new files"""
+    ARCHIVED = 64
+    """it has a state in the lifecycle tier (`HsmFlag`), so its layout may have changed since it was last seen"""
+    RELEASED = 128
+    """its contents are in an archive only: reading them asks the MDS to bring them back (`Restore`)"""
 
 
 class Capability(Message, frozen=True, array_like=True, gc=False):
@@ -899,7 +903,7 @@ class ObjectId(Message, frozen=True, array_like=True, gc=False):
 
 
 class Destroy(Request[Done], frozen=True, array_like=True, tag=82):
-    """MDS → OSS: destroy objects. One that does not exist is destroyed already."""
+    """MDS → OSS: destroy objects. One that does not exist is destroyed already. Moves of their files end before."""
 
     objects: tuple[ObjectId, ...]
 
@@ -937,6 +941,352 @@ class Fence(Request[Done], frozen=True, array_like=True, tag=85):
     answered."""
 
     sessions: tuple[int, ...]
+
+
+# ------------------------------------------------------------------------------------- lifecycle tier: client → MDS
+
+
+class HsmFlag(enum.IntFlag):
+    """State of a file in the lifecycle tier, with Lustre's names and values (`lfs hsm_state`)."""
+
+    EXISTS = 0x1
+    """an archive has a copy, of this or an earlier version"""
+    DIRTY = 0x2
+    """it was changed since"""
+    RELEASED = 0x4
+    """its contents are in the archive only"""
+    ARCHIVED = 0x8
+    """the copy is complete"""
+    NORELEASE = 0x10
+    """pinned: never released"""
+    NOARCHIVE = 0x20
+    """never archived"""
+    LOST = 0x40
+    """the archive does not have the copy any more"""
+
+
+class HsmAction(enum.IntEnum):
+    """What can be done with a file in the lifecycle tier; the order is that in which actions are begun."""
+
+    RESTORE = 1
+    REMOVE = 2
+    ARCHIVE = 3
+    RELEASE = 4
+
+
+class ArchiveSpec(Message, frozen=True, array_like=True, gc=False):
+    """One archive as movers use it. `url`: `s3://BUCKET/PREFIX` or `file:///DIRECTORY`. `credentials` names a file on
+    the servers, never a secret. `endpoint`, `region`, `storage_class` empty: the provider's default. `template` makes
+    keys from a file's path and fid. `keep`: objects of removed files stay. `part_bytes`: size of the parts of large
+    objects."""
+
+    id: int
+    name: str
+    kind: str
+    url: str
+    endpoint: str = ""
+    region: str = ""
+    credentials: str = ""
+    storage_class: str = ""
+    template: str = ""
+    keep: bool = False
+    part_bytes: int = 0
+
+
+class Restored(Message, frozen=True, array_like=True, gc=False):
+    """Bytes `[start, end)` of a file are there, at least: `node` brings the layout under which they can be read. If
+    its attributes still say RELEASED, other bytes are not."""
+
+    node: Node
+    start: int
+    end: int
+
+
+class Restore(Request[Restored], frozen=True, array_like=True, tag=112):
+    """Bring a released file back, and answer as soon as bytes `[start, end)` are there. EIO with the reason if that
+    cannot be done. Not `wait`: begin, and fail with EAGAIN unless they are there already."""
+
+    fid: int
+    start: int
+    end: int
+    wait: bool = True
+
+
+class SetArchive(Request[Inspection], frozen=True, array_like=True, tag=113):
+    """Add an archive (`id` 0: the next free one), or change it. `remove`: forget it, if no file has a copy there."""
+
+    spec: ArchiveSpec
+    remove: bool = False
+
+
+class Archives(Message, frozen=True, array_like=True, gc=False):
+    """All archives, by id, and how many files and bytes each has copies of."""
+
+    specs: tuple[ArchiveSpec, ...]
+    files: tuple[int, ...]
+    bytes: tuple[int, ...]
+    released: tuple[int, ...]
+
+
+class GetArchives(Request[Archives], frozen=True, array_like=True, tag=114):
+    """Which archives are there."""
+
+
+class ProbeArchive(Request[Inspection], frozen=True, array_like=True, tag=115):
+    """Try an archive out, from every OSS: write, read back, list, delete; what it can and cannot do, as JSON."""
+
+    name: str
+
+
+class Imported(Message, frozen=True, array_like=True, gc=False):
+    """What one page of an import did. `after`: where the next page begins; empty: that was the last one."""
+
+    after: str
+    made: int
+    skipped: int
+    bytes: int
+    problems: tuple[str, ...] = ()
+
+
+class ImportArchive(Request[Imported], frozen=True, array_like=True, tag=116):
+    """Rebuild files from what lies in an archive, below directory `parent`: one page of keys under `prefix` behind
+    `after`. Nothing is downloaded: the files are released."""
+
+    name: str
+    parent: int
+    prefix: str = ""
+    after: str = ""
+    limit: int = LISTING_MAX
+
+
+class HsmState(Message, frozen=True, array_like=True, gc=False):
+    """A file in the lifecycle tier: its flags and archive, and what is being done with it (`action` 0: nothing) with
+    bytes moved, bytes in all, and the reason of the last failure."""
+
+    fid: int
+    flags: int = 0
+    archive: int = 0
+    action: int = 0
+    state: str = ""
+    done: int = 0
+    total: int = 0
+    attempts: int = 0
+    reason: str = ""
+
+
+class HsmStates(Message, frozen=True, array_like=True, gc=False):
+    """The files, in the order asked; flags -1 for one that does not exist."""
+
+    states: tuple[HsmState, ...]
+
+
+class GetHsm(Request[HsmStates], frozen=True, array_like=True, tag=117):
+    """The states of some files (at most LISTING_MAX)."""
+
+    fids: tuple[int, ...]
+
+
+class Queued(Message, frozen=True, array_like=True, gc=False):
+    """For each fid: 0 and nothing, or an errno and why not."""
+
+    errors: tuple[tuple[int, str], ...]
+
+
+class HsmRequest(Request[Queued], frozen=True, array_like=True, tag=118):
+    """Queue an action for some files (at most LISTING_MAX). `archive` 0: the default. `uid` is who asked."""
+
+    action: HsmAction
+    fids: tuple[int, ...]
+    archive: int = 0
+    uid: int = 0
+
+
+class HsmCancel(Request[Queued], frozen=True, array_like=True, tag=119):
+    """Cancel what is queued or running for some files."""
+
+    fids: tuple[int, ...]
+
+
+class SetHsm(Request[Queued], frozen=True, array_like=True, tag=120):
+    """Set and clear flags of files: NORELEASE, NOARCHIVE; an administrator also EXISTS, ARCHIVED, DIRTY, LOST."""
+
+    fids: tuple[int, ...]
+    set: int = 0
+    clear: int = 0
+    archive: int = 0
+
+
+# ------------------------------------------------------------------------------------------ lifecycle tier: MDS → OSS
+
+
+class Stripes(Message, frozen=True, array_like=True, gc=False):
+    """A file's bytes on the OSTs as a mover reads and writes them. `addresses`: the URLs of each OST of the layout, by
+    object number."""
+
+    fid: int
+    layout: Layout
+    capability: Capability
+    addresses: tuple[str, ...]
+
+
+class Moved(Message, frozen=True, array_like=True, gc=False):
+    """A range was moved. `digest`: xxh3-64 over the sum string of the range (`common.checksum`). `etag`: the object's,
+    or the part's."""
+
+    etag: str
+    digest: bytes
+
+
+class MovePut(Request[Moved], frozen=True, array_like=True, tag=128):
+    """Copy a whole file to an object in one step. `data`: the contents of a file that has none on OSTs."""
+
+    archive: ArchiveSpec
+    key: str
+    meta: tuple[tuple[str, str], ...]
+    size: int
+    stripes: Stripes | None = None
+    data: bytes | None = None
+
+
+class Upload(Message, frozen=True, array_like=True, gc=False):
+    """An upload in parts has begun."""
+
+    upload: str
+
+
+class MoveBegin(Request[Upload], frozen=True, array_like=True, tag=129):
+    """Begin an object that is sent in parts."""
+
+    archive: ArchiveSpec
+    key: str
+    meta: tuple[tuple[str, str], ...]
+
+
+class MovePart(Request[Moved], frozen=True, array_like=True, tag=130):
+    """Send bytes `[start, end)` of a file as part `number` (from 1)."""
+
+    archive: ArchiveSpec
+    key: str
+    upload: str
+    number: int
+    start: int
+    end: int
+    stripes: Stripes
+
+
+class MoveComplete(Request[Moved], frozen=True, array_like=True, tag=131):
+    """Make the object of its parts, whose tags are given in order; it must be `size` bytes long then."""
+
+    archive: ArchiveSpec
+    key: str
+    upload: str
+    etags: tuple[str, ...]
+    size: int
+
+
+class MoveAbort(Request[Done], frozen=True, array_like=True, tag=132):
+    """Drop an upload with its parts, if it is there."""
+
+    archive: ArchiveSpec
+    key: str
+    upload: str
+
+
+class MoveGet(Request[Moved], frozen=True, array_like=True, tag=133):
+    """Copy bytes `[start, end)` of an object to the OSTs. With `digest` nothing is written that does not match. The
+    object must be `size` bytes long, and have this ETag unless it is empty."""
+
+    archive: ArchiveSpec
+    key: str
+    start: int
+    end: int
+    size: int
+    stripes: Stripes
+    digest: bytes = b""
+    etag: str = ""
+
+
+class MoveSync(Request[Glimpsed], frozen=True, array_like=True, tag=134):
+    """Make objects durable; what they are then."""
+
+    objects: tuple[ObjectId, ...]
+
+
+class MoveDelete(Request[Done], frozen=True, array_like=True, tag=135):
+    """Delete objects; one that is not there is deleted already."""
+
+    archive: ArchiveSpec
+    keys: tuple[str, ...]
+
+
+class ArchiveEntry(Message, frozen=True, array_like=True, gc=False):
+    """One object of an archive. `key` is without the archive's prefix."""
+
+    key: str
+    size: int
+    etag: str = ""
+    mtime_ns: int = 0
+    storage_class: str = ""
+    meta: tuple[tuple[str, str], ...] = ()
+
+
+class ArchiveListing(Message, frozen=True, array_like=True, gc=False):
+    """A page of objects in key order; `after`: where the next begins, empty at the end."""
+
+    entries: tuple[ArchiveEntry, ...]
+    after: str
+
+
+class MoveList(Request[ArchiveListing], frozen=True, array_like=True, tag=136):
+    """List objects behind `after`; with `details`, their metadata too (a request for each)."""
+
+    archive: ArchiveSpec
+    prefix: str
+    after: str = ""
+    limit: int = LISTING_MAX
+    details: bool = False
+
+
+class MoveProbe(Request[Inspection], frozen=True, array_like=True, tag=137):
+    """Try an archive out; what it can do, as JSON."""
+
+    archive: ArchiveSpec
+
+
+class MoveHead(Request[ArchiveEntry], frozen=True, array_like=True, tag=138):
+    """One object; ENOENT if there is none."""
+
+    archive: ArchiveSpec
+    key: str
+
+
+class Thaw(Message, frozen=True, array_like=True, gc=False):
+    """Whether an object can be read now; `state`: `ready`, `thawing` or `frozen`."""
+
+    state: str
+
+
+class MoveThaw(Request[Thaw], frozen=True, array_like=True, tag=139):
+    """Ask the archive to make an object of a cold class readable for some days (0: only look)."""
+
+    archive: ArchiveSpec
+    key: str
+    days: int = 0
+    tier: str = ""
+
+
+class MoveStop(Request[Done], frozen=True, array_like=True, tag=140):
+    """Stop all moves of these files; answered when none is under way."""
+
+    fids: tuple[int, ...]
+
+
+class MoveClass(Request[ArchiveEntry], frozen=True, array_like=True, tag=141):
+    """Move an object to another storage class inside the archive."""
+
+    archive: ArchiveSpec
+    key: str
+    storage_class: str
 
 
 # --------------------------------------------------------------------------------------------------------- client → OSS

@@ -8,7 +8,7 @@ compares. `mds/check.py` verifies the invariants that are written here.
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, text
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, case, text
 
 SCHEMA_VERSION: Final = "0002"
 """Alembic revision of the tables below: the newest file in `migrations/versions`."""
@@ -86,6 +86,12 @@ Index(
     sqlite_where=text("nlink = 0"),
     postgresql_where=text("nlink = 0"),
 )
+
+LAST_USE: Final = case((inode.c.atime_ns > inode.c.mtime_ns, inode.c.atime_ns), else_=inode.c.mtime_ns)
+"""The later of atime and mtime, as Lustre and FSx judge it, in words that both engines know."""
+IS_FILE: Final = "mode & 61440 = 32768"
+# Regular files by their last use, oldest first: what lifecycle rules and watermarks go through.
+Index("inode_last_use", LAST_USE, sqlite_where=text(IS_FILE), postgresql_where=text(IS_FILE))
 
 dentry: Final = Table(
     "dentry",
@@ -229,7 +235,96 @@ intent: Final = Table(
     metadata,
     # A file whose objects are to be cut at `size`; it is busy until every OST has confirmed, then the row goes.
     Column("fid", Int64, primary_key=True, autoincrement=False),
+    # -1: they are to be destroyed.
     Column("size", Int64, nullable=False),
     # msgpack of the `Layout` that names its objects.
     Column("layout", LargeBinary, nullable=False),
+)
+
+# ------------------------------------------------------------------------------------------------------ lifecycle tier
+
+archive: Final = Table(
+    "archive",
+    metadata,
+    # Lustre's archive_id, from 1; never used again for another archive.
+    Column("id", Int64, primary_key=True, autoincrement=False),
+    # As people call it.
+    Column("name", Text, nullable=False, unique=True),
+    # msgpack of `wire.ArchiveSpec`. No secret is ever in it: `credentials` names a file on the servers.
+    Column("spec", LargeBinary, nullable=False),
+    # 1 once it has been removed: the number stays taken.
+    Column("gone", Int64, nullable=False),
+)
+
+hsm: Final = Table(
+    "hsm",
+    metadata,
+    # A regular file with ARCHIVED in its inode's `flags`; RELEASED is there exactly if it is in `flags` here (0x4).
+    Column("fid", Int64, primary_key=True, autoincrement=False),
+    # `wire.HsmFlag` without DIRTY, which is: `version` differs from the inode's `data_version`.
+    Column("flags", Int64, nullable=False),
+    # The archive that has the copy; 0: none.
+    Column("archive", Int64, nullable=False),
+    # The object's key there, without the archive's prefix; empty: no copy.
+    Column("key", Text, nullable=False),
+    # The inode's `data_version` of which the copy is.
+    Column("version", Int64, nullable=False),
+    # Bytes of the copy.
+    Column("size", Int64, nullable=False),
+    # The object's ETag.
+    Column("etag", Text, nullable=False),
+    # Size of the parts that `digests` speaks of, and xxh3-64 over each part's sum string, one after the other; empty
+    # if they are not known (imported), so that only the whole can be verified, by `checksum`.
+    Column("part_bytes", Int64, nullable=False),
+    Column("digests", LargeBinary, nullable=False),
+    # xxh3-64 over `digests`, also in the object's metadata.
+    Column("checksum", LargeBinary, nullable=False),
+    # Storage class of the object; empty: the archive's default.
+    Column("storage_class", Text, nullable=False),
+    # When the copy was made, and when it was last brought back (0: never).
+    Column("archived_ns", Int64, nullable=False),
+    Column("restored_ns", Int64, nullable=False),
+    # Until when a cold object is readable after it was thawed; 0: it was not.
+    Column("thawed_until_ns", Int64, nullable=False),
+    sqlite_with_rowid=False,
+)
+# What an archive has, and what of it can be released.
+Index("hsm_archive", hsm.c.archive, hsm.c.flags)
+
+hsm_action: Final = Table(
+    "hsm_action",
+    metadata,
+    # In the order of asking; never used again.
+    Column("id", Int64, primary_key=True, autoincrement=False),
+    Column("fid", Int64, nullable=False),
+    # `wire.HsmAction`.
+    Column("kind", Int64, nullable=False),
+    Column("archive", Int64, nullable=False),
+    # Who asked, for fairness; -1: a reader who waits.
+    Column("uid", Int64, nullable=False),
+    # What caused it: empty (a person), `read`, or the name of a rule or job.
+    Column("cause", Text, nullable=False),
+    # WAITING, STARTED, SUCCEED, FAILED, CANCELED (Lustre's words). At most one row of a fid is WAITING or STARTED.
+    Column("state", Text, nullable=False),
+    Column("attempts", Int64, nullable=False),
+    # Not to be tried before; 0: at once.
+    Column("not_before_ns", Int64, nullable=False),
+    Column("created_ns", Int64, nullable=False),
+    Column("changed_ns", Int64, nullable=False),
+    # Why it failed, or waits.
+    Column("reason", Text, nullable=False),
+    # An upload under way: its key and id, which are aborted or ended before anything else happens with the file.
+    Column("key", Text, nullable=False),
+    Column("upload", Text, nullable=False),
+)
+Index("hsm_action_fid", hsm_action.c.fid)
+Index("hsm_action_state", hsm_action.c.state, hsm_action.c.id)
+
+hsm_gone: Final = Table(
+    "hsm_gone",
+    metadata,
+    # An object that no file needs any more; the row goes when the archive has confirmed that it is deleted.
+    Column("archive", Int64, primary_key=True, autoincrement=False),
+    Column("key", Text, primary_key=True),
+    sqlite_with_rowid=False,
 )

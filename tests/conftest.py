@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.postgres"]
+pytest_plugins = ["tests.postgres", "tests.s3"]
 
 MOUNT_FIELD = 4
 """Where the mount point stands in a line of /proc/self/mountinfo (proc_pid_mountinfo(5))."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nacrefs.client.cli.outcome import EXIT_CODES, ExitCode, json_option, print_json, print_table
+from nacrefs.client.devs3 import BUCKET
 from nacrefs.common.config import format_size
 
 if TYPE_CHECKING:
@@ -29,10 +30,17 @@ def dev_command() -> None:
 @click.option("--osts", type=click.IntRange(min=1), help="How many OSTs, two to an OSS. [first start: 4]")
 @click.option("--mount", metavar="MNT", help="Mount it there, now and at the next starts.")
 @click.option("--engine", metavar="sqlite|postgresql://…", help="Where the MDT is. [first start: sqlite]")
+@click.option("--s3", is_flag=True, help="An S3 server, too (SeaweedFS), now and at the next starts.")
 @click.option("--foreground", is_flag=True, help="Keep everything running until interrupted, then stop it.")
 @json_option
 def up_command(
-    directory: str, osts: int | None, mount: str | None, engine: str | None, foreground: bool, as_json: bool
+    directory: str,
+    osts: int | None,
+    mount: str | None,
+    engine: str | None,
+    s3: bool,
+    foreground: bool,
+    as_json: bool,
 ) -> None:
     """Start the cluster in DIR, or what of it is not running; returns when it can be used.
 
@@ -40,7 +48,7 @@ def up_command(
     """
     from nacrefs.client.dev import DevCluster, Wish
 
-    cluster = DevCluster.prepare(directory, Wish(osts, mount, engine))
+    cluster = DevCluster.prepare(directory, Wish(osts, mount, engine, s3))
     if foreground:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -68,8 +76,13 @@ def _up(cluster: "DevCluster", as_json: bool) -> None:
 
 def _told(cluster: "DevCluster", started: list[str], seconds: float) -> str:
     what = f"started {', '.join(started)} in {seconds:.1f} s" if started else "everything was running"
+    if cluster.config.s3:
+        what += (
+            f"\nS3: --endpoint {cluster.config.s3_endpoint}"
+            f" --credentials-file {cluster.s3_directory / 'credentials'} s3://{BUCKET}\n"
+        )
     if cluster.config.mount:
-        return f"{what}; mounted on {cluster.config.mount}"
+        return f"{what}; mounted on {cluster.config.mount}".replace("\n; ", "\n")
     return f"{what}; mount it: nacre mount {cluster.config.url} MNT --keyring {cluster.keyring}"
 
 

@@ -1,0 +1,1 @@
+"""Archives as movers see them: one protocol, one module per kind of storage."""

@@ -1,0 +1,54 @@
+"""Archives by what they are called: which module stores in which kind."""
+
+import errno
+
+from nacrefs.common.wire import ArchiveSpec
+from nacrefs.oss.store.directory import DirectoryStore
+from nacrefs.oss.store.protocol import ArchiveStore
+
+
+def open_archive(spec: ArchiveSpec) -> ArchiveStore:
+    """The archive; OSError: EINVAL for a kind that is none, EACCES if its credentials cannot be had, EOPNOTSUPP if the
+    S3 client is not installed."""
+    if spec.kind == "dir":
+        return DirectoryStore(spec)
+    if spec.kind == "s3":
+        try:
+            from nacrefs.oss.store.s3 import S3Store
+        except ModuleNotFoundError as error:
+            raise OSError(
+                errno.EOPNOTSUPP,
+                f"archive {spec.name}: {error.name} is not installed on this OSS: pip install 'nacrefs[s3]'",
+            ) from None
+        return S3Store(spec)
+    raise OSError(errno.EINVAL, f"archive {spec.name}: there is no kind {spec.kind!r} (s3, dir)")
+
+
+class Archives:
+    """The archives that this process has in use. A spec that changed opens its archive anew."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, ArchiveStore] = {}
+        self._old: list[ArchiveStore] = []
+
+    def of(self, spec: ArchiveSpec) -> ArchiveStore:
+        """The archive of a spec."""
+        store = self._open.get(spec.id)
+        if store is None or store.spec != spec:
+            if store is not None:
+                self._old.append(store)
+            store = self._open[spec.id] = open_archive(spec)
+        return store
+
+    def forget(self, spec: ArchiveSpec) -> None:
+        """Open it anew next time: its credentials may have changed."""
+        store = self._open.pop(spec.id, None)
+        if store is not None:
+            self._old.append(store)
+
+    async def close(self) -> None:
+        """Let go of all of them."""
+        for store in [*self._old, *self._open.values()]:
+            await store.close()
+        self._old.clear()
+        self._open.clear()

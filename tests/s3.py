@@ -1,0 +1,169 @@
+"""Real S3 servers for the tests: SeaweedFS for everything, moto for cold classes. A server a session, a bucket a test."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nacrefs.client import devs3
+from nacrefs.client.devconfig import choose_ports, choose_s3_ports
+from nacrefs.common.wire import ArchiveSpec
+
+
+class S3Server:
+    """A server that can be killed and started again; its data stays."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.ports = choose_s3_ports(devs3.PORTS)
+        self.access, self.secret = devs3.credentials_of(directory)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://{devs3.HOST}:{self.ports[3]}"
+
+    @property
+    def credentials(self) -> str:
+        """The file with its keys."""
+        return str(self.directory / "credentials")
+
+    def start(self) -> None:
+        with open(self.directory / "log", "ab") as log:
+            self._process = subprocess.Popen(
+                devs3.command(self.directory, self.ports),
+                env=devs3.environment(self.directory),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=self.directory,
+            )
+        if not devs3.wait_ready(self.ports[3]):
+            pytest.fail(f"SeaweedFS did not start:\n{(self.directory / 'log').read_text()[-3000:]}", pytrace=False)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU time that it has used."""
+        assert self._process is not None
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def bucket(self) -> str:
+        """A new bucket."""
+        name = f"test-{uuid.uuid4().hex}"
+        devs3.make_bucket(self.ports[3], self.access, self.secret, name)
+        return name
+
+    def client(self) -> Any:
+        """Somebody else's S3 client (boto3), as users have it."""
+        import boto3
+
+        make: Any = boto3.client  # pyright: ignore[reportUnknownMemberType]
+        return make(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access,
+            aws_secret_access_key=self.secret,
+            region_name="us-east-1",
+        )
+
+
+@contextmanager
+def s3_server() -> Iterator[S3Server]:
+    """A server of its own."""
+    home = Path(tempfile.mkdtemp(prefix="nacre-s3-", dir="/var/tmp"))
+    server = S3Server(home)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Generator[S3Server]:
+    """SeaweedFS, running."""
+    with s3_server() as server:
+        _start_obstore(server)
+        yield server
+
+
+def _start_obstore(server: S3Server) -> None:
+    """obstore has an event loop of its own, made at its first request, for as long as the process lives."""
+    import obstore
+    from obstore.store import S3Store
+
+    make: Any = S3Store
+    head: Any = obstore.head
+    store = make(
+        "none",
+        endpoint=server.endpoint,
+        access_key_id=server.access,
+        secret_access_key=server.secret,
+        client_options={"allow_http": True, "pool_max_idle_per_host": "0"},
+    )
+    with contextlib.suppress(Exception):
+        head(store, "nothing")
+
+
+@pytest.fixture
+def s3_archive(s3: S3Server) -> ArchiveSpec:
+    """An archive in an empty bucket, with a prefix."""
+    return ArchiveSpec(
+        1, "cold", "s3", f"s3://{s3.bucket()}/some/prefix", endpoint=s3.endpoint, credentials=s3.credentials
+    )
+
+
+@pytest.fixture(scope="session")
+def cold_s3() -> Generator[str]:
+    """The endpoint of moto, which plays cold classes and restoring."""
+    (port,) = choose_ports(1)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with socket.socket() as attempt:
+                if attempt.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def cold_archive(cold_s3: str, tmp_path: Path) -> ArchiveSpec:
+    """An archive in an empty bucket of moto's, in class GLACIER."""
+    import boto3
+
+    path = tmp_path / "moto-credentials"
+    path.touch(0o600)
+    path.write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
+    bucket = f"test-{uuid.uuid4().hex}"
+    make: Any = boto3.client  # pyright: ignore[reportUnknownMemberType]
+    client = make("s3", endpoint_url=cold_s3, aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1")
+    client.create_bucket(Bucket=bucket)
+    client.close()
+    return ArchiveSpec(
+        2, "frozen", "s3", f"s3://{bucket}", endpoint=cold_s3, credentials=str(path), storage_class="GLACIER"
+    )
