@@ -1,4 +1,4 @@
-"""Real S3 servers for the tests: SeaweedFS for everything, moto for cold classes. A server a session, a bucket a test."""
+"""Real S3 servers for the tests: SeaweedFS for everything, moto for cold classes; a bucket for each test."""
 
 import contextlib
 import os
@@ -10,8 +10,9 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import pytest
 from nacrefs.client import devs3
 from nacrefs.client.devconfig import choose_ports, choose_s3_ports
 from nacrefs.common.wire import ArchiveSpec
+
+boto3_client: Any = import_module("boto3").client
 
 
 class S3Server:
@@ -74,10 +77,7 @@ class S3Server:
 
     def client(self) -> Any:
         """Somebody else's S3 client (boto3), as users have it."""
-        import boto3
-
-        make: Any = boto3.client  # pyright: ignore[reportUnknownMemberType]
-        return make(
+        return boto3_client(
             "s3",
             endpoint_url=self.endpoint,
             aws_access_key_id=self.access,
@@ -87,7 +87,7 @@ class S3Server:
 
 
 @contextmanager
-def s3_server() -> Iterator[S3Server]:
+def s3_server() -> Generator[S3Server]:
     """A server of its own."""
     home = Path(tempfile.mkdtemp(prefix="nacre-s3-", dir="/var/tmp"))
     server = S3Server(home)
@@ -154,14 +154,13 @@ def cold_s3() -> Generator[str]:
 @pytest.fixture
 def cold_archive(cold_s3: str, tmp_path: Path) -> ArchiveSpec:
     """An archive in an empty bucket of moto's, in class GLACIER."""
-    import boto3
-
     path = tmp_path / "moto-credentials"
     path.touch(0o600)
     path.write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
     bucket = f"test-{uuid.uuid4().hex}"
-    make: Any = boto3.client  # pyright: ignore[reportUnknownMemberType]
-    client = make("s3", endpoint_url=cold_s3, aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1")
+    client = boto3_client(
+        "s3", endpoint_url=cold_s3, aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1"
+    )
     client.create_bucket(Bucket=bucket)
     client.close()
     return ArchiveSpec(

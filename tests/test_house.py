@@ -99,7 +99,7 @@ def test_test_that_leaves_something_behind_fails(tmp_path: Path) -> None:
     (tmp_path / "test_leavers.py").write_text(LEAVERS)
     (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "base")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     errors = re.findall(r"^ERROR test_leavers.py::test_(\w+)", done.stdout, re.MULTILINE)
     assert errors == ["task", "descriptor", "thread", "process"]

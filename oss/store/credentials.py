@@ -21,8 +21,6 @@ class Secret(NamedTuple):
     def __repr__(self) -> str:
         return "Secret(…)"
 
-    __str__ = __repr__
-
 
 def read_credentials(path: str) -> Secret:
     """The credentials in a file; OSError (EACCES) that says what is wrong with it, not what is in it."""

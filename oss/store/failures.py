@@ -94,9 +94,8 @@ def of_obstore(error: Exception) -> OSError:
 
 def of_botocore(error: Exception) -> OSError:
     """The error that botocore raised."""
-    answer = getattr(error, "response", None)
-    if isinstance(answer, dict):
-        details: dict[str, dict[str, object]] = answer
+    details: dict[str, dict[str, object]] | None = getattr(error, "response", None)
+    if details is not None:
         code = str(details.get("Error", {}).get("Code", ""))
         status = int(str(details.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)))
         return of_answer(status, "" if code.isdigit() else code)

@@ -17,12 +17,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
+from importlib import import_module
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-import botocore.session
 import obstore
-from botocore.config import Config
 from obstore.store import S3Store as Bucket
 
 from nacrefs.common.wire import ArchiveEntry, ArchiveSpec
@@ -31,6 +30,9 @@ from nacrefs.oss.store.failures import of_botocore, of_obstore
 from nacrefs.oss.store.protocol import Page, check_key
 
 T = TypeVar("T")
+# It has no types, and its own are partly wrong.
+_botocore: Final[Any] = import_module("botocore.session")
+_Config: Final[Any] = import_module("botocore.config").Config
 _THREADS: Final = 8
 _TIMEOUT_S: Final = 60.0
 _CONNECT_S: Final = 5.0
@@ -48,7 +50,7 @@ class S3Store:
         prefix = url.path.strip("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="archive-s3")
-        self._session = botocore.session.get_session()
+        self._session: Any = _botocore.get_session()
         secret = read_credentials(spec.credentials) if spec.credentials else self._chain()
         self._region = spec.region or str(self._session.get_config_variable("region") or "us-east-1")
         self._data = self._obstore(secret)
@@ -136,7 +138,7 @@ class S3Store:
                 aws_access_key_id=self._secret.access_key,
                 aws_secret_access_key=self._secret.secret_key,
                 aws_session_token=self._secret.token or None,
-                config=Config(
+                config=_Config(
                     s3={
                         "addressing_style": "path" if self.spec.endpoint else "auto",
                         "payload_signing_enabled": False,
