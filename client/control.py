@@ -8,6 +8,7 @@
 | `nacre.status`, `nacre.mds` | JSON: what the MDS says about its state; what it has been asked |
 | `nacre.locks` | JSON: who has fcntl and flock locks, on all mounts, and who waits |
 | `nacre.sync` | nothing, once everything that was written is stored |
+| `nacre.io` | JSON: how programs with the native library have this file open (client/programs.py), their session |
 | `nacre.path-of.FID` | path of a fid (decimal), from the root of the filesystem |
 
 The kernel carries 64 KiB at most. A longer report is E2BIG; it is to be had in parts, `nacre.NAME:0`, `nacre.NAME:1` …,
@@ -25,6 +26,7 @@ from typing import Any, Final
 from nacrefs.client.fuse.abi import Op
 from nacrefs.client.fuse.session import Session as FuseSession
 from nacrefs.client.mountspec import MountSpec
+from nacrefs.client.programs import Programs
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import Answer, settle
 from nacrefs.common.wire import GetOsts, GetXattr, Inspect, OstInfo, Statfs
@@ -52,8 +54,9 @@ def ost_report(ost: OstInfo) -> dict[str, Any]:
 class Control:
     """Answers for one mount: call it with a fid and an attribute's name."""
 
-    def __init__(self, vfs: Vfs, fuse: FuseSession, spec: MountSpec) -> None:
+    def __init__(self, vfs: Vfs, fuse: FuseSession, spec: MountSpec, programs: Programs) -> None:
         self._vfs = vfs
+        self._programs = programs
         self._fuse = fuse
         self._spec = spec
         self._started_s = time.time()
@@ -72,6 +75,8 @@ class Control:
         """The value; OSError (ENODATA) for a name that means nothing."""
         if name.startswith(_PATH_OF):
             return self._path(name)
+        if name == b"nacre.io":
+            return _json(self._programs.report(fid))
         report, colon, number = name.partition(b":")
         make = self._reports.get(report)
         if make is None or (colon and not number.isdigit()):

@@ -181,6 +181,10 @@ class Filesystem(Protocol):
         self, handle_in: int, offset_in: int, handle_out: int, offset_out: int, length: int, /
     ) -> Answer[int]: ...
 
+    def ioctl(self, handle: int, command: int, data: bytes, room: int, /) -> Answer[bytes]:
+        """At most `room` bytes; ENOTTY for a command that is not known."""
+        ...
+
     def opendir(self, fid: int, /) -> Answer[Handle]: ...
 
     def readdir(self, handle: int, cookie: int, /) -> Answer[Iterable[Dirent]]:

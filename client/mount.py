@@ -21,6 +21,7 @@ from nacrefs.client.daemon import Ready
 from nacrefs.client.fuse import mounting
 from nacrefs.client.fuse.session import Session as FuseSession
 from nacrefs.client.mountspec import MountSpec
+from nacrefs.client.programs import Programs
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.auth import Credentials, load_keyring
 from nacrefs.common.handshake import Refused
@@ -64,11 +65,13 @@ async def _serve(spec: MountSpec, credentials: Credentials, ready: Ready) -> Non
     told_to_stop = _stop_signal()
     mounting.clear_stale(spec.directory)
     vfs = await _attach(spec, credentials)
+    programs: Programs | None = None
     try:
         fuse = FuseSession(
             vfs, spec.source, spec.directory, options=spec.kernel_options, root=vfs.root, locks=spec.locks
         )
-        control = vfs.xattrs.control = Control(vfs, fuse, spec)
+        programs = Programs(vfs, credentials)
+        control = vfs.xattrs.control = Control(vfs, fuse, spec, programs)
         async with fuse:
             log.info("%s is mounted on %s (session %d)", spec.source, spec.directory, vfs.session.number)
             gc.collect()
@@ -81,6 +84,8 @@ async def _serve(spec: MountSpec, credentials: Credentials, ready: Ready) -> Non
                 log.info("told to stop: storing what was written, then unmounting")
                 await control.sync()
     finally:
+        if programs is not None:
+            await programs.close()
         await vfs.close()
     log.info("%s is unmounted", spec.directory)
 

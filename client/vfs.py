@@ -83,6 +83,7 @@ class Vfs:
         self.copy_file_range = io.copy_file_range
         self.fallocate = space.fallocate
         self.lseek = space.lseek
+        self.ioctl = no_ioctl
         self.opendir = listings.opendir
         self.readdir = listings.readdir
         self.releasedir = listings.releasedir
@@ -145,6 +146,11 @@ class Vfs:
 
     async def _statfs(self, fid: int) -> StatfsReply:
         return await self.session.mds.call(Statfs(fid))
+
+
+def no_ioctl(number: int, command: int, data: bytes, room: int) -> Answer[bytes]:
+    """There are none but those of a mount (`client.programs`)."""
+    raise OSError(errno.ENOTTY, "no such ioctl")
 
 
 def client_credentials(keyring: str) -> Credentials:

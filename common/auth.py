@@ -8,6 +8,9 @@ in a keyring, a TOML file of mode 0600:
     role = "client"                  # or "server"
     secret = "64 hexadecimal digits"
 
+A *ticket* is a secret derived from a client key for one session and some time: a mount gives it to programs that talk
+to OSTs themselves, so that they need not have the key (docs/adr/0011-native-io.md).
+
 Capabilities are keyed BLAKE2b-128 over what they allow, under a key derived from the cluster's server key; an OST
 checks them without asking anybody.
 """
@@ -26,11 +29,12 @@ from typing import Final, Literal
 import msgspec
 
 from nacrefs.common.config import ConfigError, parse_config
-from nacrefs.common.wire import Capability, Right, Role
+from nacrefs.common.wire import Capability, Right, Role, Ticket
 
 NONCE_BYTES: Final = 32
 SECRET_BYTES: Final = 32
 _CAPABILITY: Final = struct.Struct("<QIQBQ")
+_TICKET: Final = "/ticket:"
 
 
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -131,6 +135,31 @@ def proof(secret: bytes, side: bytes, cluster: str, key: str, client: str, nonce
 def same(a: bytes, b: bytes) -> bool:
     """Constant-time equality."""
     return hmac.compare_digest(a, b)
+
+
+def make_ticket(credentials: Credentials, session: int, expires_s: int) -> Ticket:
+    """A ticket for programs that do their own I/O in `session`. It is derived from the key, which it does not reveal,
+    so that whoever has the key can check it without asking anybody."""
+    key = f"{credentials.key}{_TICKET}{session}:{expires_s}"
+    return Ticket(key, _ticket_secret(credentials.secret, key), session, expires_s)
+
+
+def _ticket_secret(secret: bytes, key: str) -> bytes:
+    return hmac.digest(secret, b"nacre ticket\0" + key.encode(), "sha256")
+
+
+def ticket_secret(keyring: Keyring, key: str, client: str, now_s: float) -> bytes | None:
+    """The secret of the ticket that a Hello names, if it is for a client called so and not over; None otherwise."""
+    name, mark, claims = key.partition(_TICKET)
+    session, colon, expires = claims.partition(":")
+    known = keyring.keys.get(name)
+    if not (mark and colon and known is not None and known.role == "client"):
+        return None
+    if not (expires.isascii() and expires.isdigit() and len(expires) <= 12 and now_s <= int(expires)):
+        return None
+    if not (session.isascii() and session.isdigit() and client.startswith(f"{session}.")):
+        return None
+    return _ticket_secret(known.secret_bytes, key)
 
 
 def _capability_mac(key: bytes, fid: int, generation: int, session: int, rights: int, expires_s: int) -> bytes:

@@ -7,6 +7,7 @@ side did not even speak frames. Until it is over, little is read and nothing is 
 import asyncio
 import errno
 import secrets
+import time
 from collections.abc import Sequence
 from typing import Final, TypeVar
 
@@ -94,8 +95,11 @@ async def greet_server(
     return challenge.server, welcome.role
 
 
-async def greet_client(link: Link, keyring: Keyring, name: str, handshake_s: float = HANDSHAKE_S) -> tuple[str, Role]:
-    """The accepting side: the client's id and role. ConnectionError after having told the client why."""
+async def greet_client(
+    link: Link, keyring: Keyring, name: str, handshake_s: float = HANDSHAKE_S, *, tickets: bool = False
+) -> tuple[str, Role]:
+    """The accepting side: the client's id and role. With `tickets`, a ticket is as good as a client key.
+    ConnectionError after having told the client why."""
     greeting = _Greeting(link, handshake_s)
     hello = await greeting.receive(Kind.HELLO, Hello)
 
@@ -111,9 +115,13 @@ async def greet_client(link: Link, keyring: Keyring, name: str, handshake_s: flo
     proper = 0 < len(hello.client) <= _CLIENT_CHARACTERS_MAX and hello.client.isprintable() and hello.key.isprintable()
     if not proper or len(hello.nonce) != auth.NONCE_BYTES:
         raise refuse(errno.EPROTO, "malformed Hello")
-    key = keyring.keys.get(hello.key)
+    role, known = Role.CLIENT, None
+    if (key := keyring.keys.get(hello.key)) is not None:
+        role, known = Role[key.role.upper()], key.secret_bytes
+    elif tickets:
+        known = auth.ticket_secret(keyring, hello.key, hello.client, time.time())
     # An unknown key gets a challenge too, so that key names cannot be found out.
-    secret = key.secret_bytes if key is not None else secrets.token_bytes(auth.SECRET_BYTES)
+    secret = known if known is not None else secrets.token_bytes(auth.SECRET_BYTES)
     nonce = secrets.token_bytes(auth.NONCE_BYTES)
     claims = (hello.cluster, hello.key, hello.client, hello.nonce + nonce)
     greeting.send(Kind.CHALLENGE, Challenge(PROTOCOL_VERSION, name, nonce, auth.proof(secret, b"server", *claims)))
@@ -124,8 +132,7 @@ async def greet_client(link: Link, keyring: Keyring, name: str, handshake_s: flo
             errno.EACCES,
             f"it left when it saw our proof: its key {hello.key[:64]!r} is unknown or wrong",
         ) from None
-    if key is None or not auth.same(shown.proof, auth.proof(secret, b"client", *claims)):
+    if known is None or not auth.same(shown.proof, auth.proof(secret, b"client", *claims)):
         raise refuse(errno.EACCES, f"key {hello.key[:64]!r} is unknown or wrong")
-    role = Role[key.role.upper()]
     greeting.send(Kind.WELCOME, Welcome(role))
     return hello.client, role

@@ -27,7 +27,8 @@ _REFUSED_BACKOFF_S: Final = 5.0
 
 
 class Server:
-    """Accepts peers and serves them. `on_peer` and `on_gone` tell the application who comes and goes."""
+    """Accepts peers and serves them; with `tickets`, programs that a mount has given one, too. `on_peer` and `on_gone`
+    tell the application who comes and goes."""
 
     def __init__(
         self,
@@ -38,6 +39,8 @@ class Server:
         pool: BufferPool | None = None,
         handshake_s: float = HANDSHAKE_S,
         in_service_max: int = IN_SERVICE_MAX,
+        *,
+        tickets: bool = False,
     ) -> None:
         self.service = service
         self.meter = meter
@@ -50,6 +53,7 @@ class Server:
         self._pool = pool
         self._handshake_s = handshake_s
         self._in_service_max = in_service_max
+        self._tickets = tickets
         self._listeners: list[Listener] = []
         self._greetings: dict[asyncio.Task[None], Link] = {}
 
@@ -82,7 +86,7 @@ class Server:
 
     async def _greet(self, link: Link) -> None:
         try:
-            client, role = await greet_client(link, self._keyring, self.name, self._handshake_s)
+            client, role = await greet_client(link, self._keyring, self.name, self._handshake_s, tickets=self._tickets)
         except OSError as error:
             self._refuse(link, (error.strerror or str(error)).removeprefix(f"{link.peername}: "))
             return

@@ -825,6 +825,14 @@ class CheckQuota(Request[QuotaDrifts], frozen=True, array_like=True, tag=49):
     """Count what all files use and compare it with the records; with `repair`, set these right."""
 
     repair: bool = False
+class OpenDirect(Request[Node], frozen=True, array_like=True, tag=164):
+    """Open a regular file for I/O past all caches, as programs with the native library do. It is registered as open
+    in `mode` (all the session's opens together) until a `Commit` says otherwise, and the session gets no lease. The
+    reply brings a layout and a capability with `rights`. EOPNOTSUPP if the contents lie in the MDT."""
+
+    fid: int
+    mode: Mode
+    rights: Right
 
 
 # ---------------------------------------------------------------------------------------------------- MDS → its clients
@@ -1379,3 +1387,33 @@ class Sync(Request[Written], frozen=True, array_like=True, tag=101):
     generation: int
     capability: Capability
     version: int = 0
+
+
+# ---------------------------------------------------------------------------------------- mount daemon → native library
+
+
+class Ticket(Message, frozen=True, array_like=True, gc=False):
+    """What a program proves itself with to OSSes instead of the cluster's key: it is good for connections under names
+    that begin with `session` and a dot, until `expires_s` (Unix time). `key` is its name in a Hello."""
+
+    key: str
+    secret: bytes
+    session: int
+    expires_s: int
+
+    def __repr__(self) -> str:
+        return f"Ticket(key={self.key!r}, secret=…)"
+
+
+class IoGrant(Message, frozen=True, array_like=True, gc=False):
+    """All that a program needs to do I/O on a file that it has open in a mount: it asks for it with an ioctl on the
+    descriptor (client/programs.py). `osts` are the addresses of the layout's OSTs. `sync`: every write is to be durable
+    when it returns."""
+
+    cluster: str
+    fid: int
+    layout: Layout
+    capability: Capability
+    osts: tuple[OstInfo, ...]
+    ticket: Ticket
+    sync: bool = False

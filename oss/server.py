@@ -44,7 +44,12 @@ class OssServer:
         self._gate = Gate(Admission(self.keyring.capability_key(), time.time))
         self._service = Service(self._gate, self._threads, self._pool)
         self._server = Server(
-            self._service.for_clients(), self.keyring, config.host_name(), self.meter, BufferPool(config.buffer_bytes)
+            self._service.for_clients(),
+            self.keyring,
+            config.host_name(),
+            self.meter,
+            BufferPool(config.buffer_bytes),
+            tickets=True,
         )
         self._server.on_peer = self._greeted
         self._links: dict[str, Peer] = {}

@@ -142,6 +142,7 @@ FSYNC_FDATASYNC: Final = 1 << 0
 LK_FLOCK: Final = 1 << 0
 LOCK_END_MAX: Final = (1 << 63) - 1
 """`lk.end` of a lock that reaches to the end of every file (OFFSET_MAX)"""
+IOCTL_DIR: Final = 1 << 4
 
 # FATTR_ bits of fuse_setattr_in.valid. The first six, and those below, as `wire.Set` has them.
 _FATTR_FH: Final = 1 << 6
@@ -209,6 +210,8 @@ LSEEK_IN: Final = struct.Struct("=QQI")
 """fuse_lseek_in: fh, offset, whence"""
 COPY_FILE_RANGE_IN: Final = struct.Struct("=QQQQQQQ")
 """fuse_copy_file_range_in: fh_in, off_in, nodeid_out, fh_out, off_out, len, flags"""
+IOCTL_IN: Final = struct.Struct("=QIIQII")
+"""fuse_ioctl_in: fh, flags, cmd, arg, in_size, out_size"""
 STATX_IN: Final = struct.Struct("=IIQ")
 """fuse_statx_in without its tail: getattr_flags, reserved, fh"""
 
@@ -404,6 +407,11 @@ _KEEP_DIRECTORY: Final = int(Fopen.KEEP_CACHE | Fopen.CACHE_DIR)
 def write_reply(unique: int, size: int) -> bytes:
     """fuse_write_out, and fuse_getxattr_out: a 32-bit size"""
     return _WRITE_OUT.pack(24, 0, unique, size, 0)
+
+
+def ioctl_reply(unique: int, data: bytes) -> bytes:
+    """fuse_ioctl_out: result, flags, in_iovs, out_iovs, and the data"""
+    return OUT_HEADER.pack(OUT_HEADER_BYTES + 16 + len(data), 0, unique) + bytes(16) + data
 
 
 def u64_reply(unique: int, value: int) -> bytes:

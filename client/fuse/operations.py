@@ -72,8 +72,8 @@ class Operations:
             Op.OPENDIR: self.opendir, Op.READDIR: self.readdir, Op.READDIRPLUS: self.readdirplus,
             Op.RELEASEDIR: self.releasedir, Op.FSYNCDIR: self.fsyncdir, Op.CREATE: self.create,
             Op.FALLOCATE: self.fallocate, Op.LSEEK: self.lseek, Op.COPY_FILE_RANGE: self.copy_file_range,
-            Op.COPY_FILE_RANGE_64: self.copy_file_range, Op.STATX: self.statx, Op.DESTROY: self.destroy,
-            Op.FORGET: self.forget, Op.BATCH_FORGET: self.batch_forget,
+            Op.COPY_FILE_RANGE_64: self.copy_file_range, Op.IOCTL: self.ioctl, Op.STATX: self.statx,
+            Op.DESTROY: self.destroy, Op.FORGET: self.forget, Op.BATCH_FORGET: self.batch_forget,
         }.items():  # fmt: skip
             table[op] = handler
         if self._locks:
@@ -244,6 +244,13 @@ class Operations:
         copied = self._fs.copy_file_range(source, source_offset, target, target_offset, length)
         pack = abi.write_reply if request.opcode == Op.COPY_FILE_RANGE else abi.u64_reply
         return then(copied, pack, request.unique)
+
+    def ioctl(self, request: Request, view: memoryview) -> Outcome:
+        handle, flags, command, _, size, room = abi.IOCTL_IN.unpack_from(view, BODY)
+        if flags & abi.IOCTL_DIR:
+            raise OSError(errno.ENOTTY, "directories have no ioctls")
+        data = bytes(view[BODY + abi.IOCTL_IN.size : min(request.length, BODY + abi.IOCTL_IN.size + size)])
+        return then(self._fs.ioctl(handle, command, data, room), abi.ioctl_reply, request.unique)
 
     # ------------------------------------------------------------------------------------------------ locks
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from nacrefs.common import wire
-from nacrefs.mds.namespace import attributes, create, files, layouts, listing, lookup, remove, rename, xattrs
+from nacrefs.mds.namespace import attributes, create, direct, files, layouts, listing, lookup, remove, rename, xattrs
 from nacrefs.mds.step import Step
 
 READS: Final[dict[type[Any], Callable[[Step, Any], Any]]] = {
@@ -29,6 +29,7 @@ WRITES: Final[dict[type[Any], Callable[[Step, Any], Any]]] = {
     wire.Rmdir: remove.rmdir,
     wire.Rename: rename.rename,
     wire.Open: files.open_file,
+    wire.OpenDirect: direct.open_direct,
     wire.Commit: files.commit,
     wire.SetXattr: xattrs.set_xattr,
     wire.RemoveXattr: xattrs.remove_xattr,

@@ -357,6 +357,9 @@ class MemoryFilesystem:
         self.handles[handle_out][0].write(offset_out, memoryview(data))
         return len(data)
 
+    def ioctl(self, handle: int, command: int, data: bytes, room: int) -> Answer[bytes]:
+        raise OSError(errno.ENOTTY, "no such ioctl")
+
     # ------------------------------------------------------------------------------------------------ directories
 
     def opendir(self, fid: int) -> Answer[Handle]:
