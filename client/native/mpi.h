@@ -1,0 +1,16 @@
+/* What the POSIX layer knows of an MPI_File_open that this thread is in. */
+#ifndef NACRE_MPI_H
+#define NACRE_MPI_H
+
+#include <stdbool.h>
+
+/* This thread is in MPI_File_open for a file of ours. */
+bool mpi_is_opening(void);
+
+/* The layout that a file it makes should have, as `nacre.layout` takes it; NULL if there are no hints. */
+const char *mpi_opening_layout(void);
+
+/* Gives a new, empty file that layout, if it can be. */
+void mpi_set_layout(int fd);
+
+#endif
