@@ -83,6 +83,7 @@ class Inode:
         "fid",
         "file",
         "filled",
+        "flip",
         "gone",
         "layout",
         "lease",
@@ -139,6 +140,8 @@ class Inode:
         """changes when data that was fetched before may not be used any more"""
         self.used = False
         """the directory was used since its last recall"""
+        self.flip = False
+        """what the mtime of a shared file was changed by when the kernel asked last"""
         self.cold = False
         """found by a lookup and not opened since"""
         self.file: File | None = None

@@ -9,6 +9,8 @@ import stat
 from collections.abc import Coroutine
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from nacrefs.client.cache import NONE, Inode
 from nacrefs.client.file import File, Store
 from nacrefs.client.filesystem import Changes, Cred, Found, Kernel, Stat
@@ -168,10 +170,13 @@ class Namespace:
         inode = self._inodes.get(fid)
         if inode is None:
             return Stat(node.attr, False)
-        if not inode.lease and self.kernel is not None and inode.file is not None and inode.file.readers:
-            # A descriptor may be open whose pages the kernel keeps from before it was shared.
-            await self.kernel.forget_inode(fid)
         attr = node.attr
+        if not inode.lease and self.kernel is not None and inode.file is not None and inode.file.readers:
+            # A descriptor may be open whose pages the kernel keeps from before it was shared. It drops them when it sees
+            # another mtime (AUTO_INVAL_DATA), so it gets one that is a nanosecond off every other time. (If it were
+            # told to forget them now, it would ignore the size in this very answer.)
+            inode.flip = not inode.flip
+            attr = replace(attr, mtime_ns=attr.mtime_ns ^ inode.flip)
         if inode.lease and inode.attr is not None:
             attr = inode.file.attr_now(inode.attr) if inode.file is not None else inode.attr
         return Stat(attr, self._cacheable(inode))

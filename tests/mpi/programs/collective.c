@@ -1,0 +1,203 @@
+/* What MPI-IO programs do, all of it on one file after the other: views, collective and independent I/O, nonblocking,
+ * ordered and shared pointers, atomic mode, sizes, deletion. `collective DIRECTORY [NAME=VALUE…]`, hints behind. */
+#include <mpi.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int rank, size;
+
+static void check(int code, const char *what)
+{
+    if (code == MPI_SUCCESS)
+        return;
+    char text[MPI_MAX_ERROR_STRING];
+    int length;
+    MPI_Error_string(code, text, &length);
+    fprintf(stderr, "rank %d: %s: %s\n", rank, what, text);
+    MPI_Abort(MPI_COMM_WORLD, 1);
+}
+
+static void expect(int right, const char *what)
+{
+    if (!right) {
+        fprintf(stderr, "rank %d: wrong: %s\n", rank, what);
+        MPI_Abort(MPI_COMM_WORLD, 2);
+    }
+}
+
+static MPI_Info hints;
+static char name[4096];
+
+static MPI_File open_file(const char *directory, const char *leaf, int mode)
+{
+    MPI_File file;
+    snprintf(name, sizeof name, "%s/%s", directory, leaf);
+    check(MPI_File_open(MPI_COMM_WORLD, name, mode, hints, &file), "open");
+    return file;
+}
+
+static int value(int of_rank, int index)
+{
+    return of_rank * 1000003 + index * 7 + 1;
+}
+
+/* Interleaved blocks of all ranks, written and read together. */
+static void interleaved(const char *directory)
+{
+    enum { BLOCKS = 200, INTS = 96 };
+    MPI_File file = open_file(directory, "interleaved", MPI_MODE_CREATE | MPI_MODE_RDWR);
+    MPI_Datatype type;
+    int *data = malloc(BLOCKS * INTS * sizeof *data), *back = calloc(BLOCKS * INTS, sizeof *back);
+    for (int i = 0; i < BLOCKS * INTS; i++)
+        data[i] = value(rank, i);
+    MPI_Type_vector(BLOCKS, INTS, INTS * size, MPI_INT, &type);
+    MPI_Type_commit(&type);
+    MPI_Offset start = (MPI_Offset)rank * INTS * (MPI_Offset)sizeof(int);
+    check(MPI_File_set_view(file, start, MPI_INT, type, "native", MPI_INFO_NULL), "view");
+    check(MPI_File_write_at_all(file, 0, data, BLOCKS * INTS, MPI_INT, MPI_STATUS_IGNORE), "write_at_all");
+    check(MPI_File_sync(file), "sync");
+    check(MPI_File_read_at_all(file, 0, back, BLOCKS * INTS, MPI_INT, MPI_STATUS_IGNORE), "read_at_all");
+    expect(!memcmp(data, back, BLOCKS * INTS * sizeof *data), "what was written together");
+    /* The same without each other: data sieving. */
+    for (int i = 0; i < BLOCKS * INTS; i++)
+        data[i] = value(rank, i) ^ 0x5555;
+    check(MPI_File_set_atomicity(file, 1), "atomicity"); /* ROMIO locks, so that neighbours' bytes survive */
+    check(MPI_File_write_at(file, 0, data, BLOCKS * INTS, MPI_INT, MPI_STATUS_IGNORE), "write_at");
+    check(MPI_File_set_atomicity(file, 0), "atomicity off");
+    check(MPI_File_sync(file), "sync");
+    MPI_Barrier(MPI_COMM_WORLD);
+    check(MPI_File_read_at(file, 0, back, BLOCKS * INTS, MPI_INT, MPI_STATUS_IGNORE), "read_at");
+    expect(!memcmp(data, back, BLOCKS * INTS * sizeof *data), "what was written with strides");
+    MPI_Offset bytes;
+    check(MPI_File_get_size(file, &bytes), "get_size");
+    if (bytes != (MPI_Offset)size * BLOCKS * INTS * (MPI_Offset)sizeof(int))
+        fprintf(stderr, "rank %d: size %lld\n", rank, (long long)bytes);
+    expect(bytes == (MPI_Offset)size * BLOCKS * INTS * (MPI_Offset)sizeof(int), "size");
+    check(MPI_File_close(&file), "close");
+    MPI_Type_free(&type);
+    free(data);
+    free(back);
+}
+
+static void nonblocking(const char *directory)
+{
+    enum { INTS = 30000, PARTS = 4 };
+    MPI_File file = open_file(directory, "nonblocking", MPI_MODE_CREATE | MPI_MODE_RDWR);
+    MPI_Request requests[PARTS];
+    int *data = malloc(PARTS * INTS * sizeof *data), *back = calloc(PARTS * INTS, sizeof *back);
+    for (int i = 0; i < PARTS * INTS; i++)
+        data[i] = value(rank, i);
+    MPI_Offset mine = (MPI_Offset)rank * PARTS * INTS * (MPI_Offset)sizeof(int);
+    for (int part = 0; part < PARTS; part++)
+        check(MPI_File_iwrite_at(file, mine + part * INTS * (MPI_Offset)sizeof(int), data + part * INTS, INTS, MPI_INT,
+                                 &requests[part]), "iwrite_at");
+    check(MPI_Waitall(PARTS, requests, MPI_STATUSES_IGNORE), "wait");
+    for (int part = 0; part < PARTS; part++)
+        check(MPI_File_iread_at(file, mine + part * INTS * (MPI_Offset)sizeof(int), back + part * INTS, INTS, MPI_INT,
+                                &requests[part]), "iread_at");
+    check(MPI_Waitall(PARTS, requests, MPI_STATUSES_IGNORE), "wait");
+    expect(!memcmp(data, back, PARTS * INTS * sizeof *data), "nonblocking");
+    check(MPI_File_close(&file), "close");
+    free(data);
+    free(back);
+}
+
+static void pointers(const char *directory)
+{
+    MPI_File file = open_file(directory, "pointers", MPI_MODE_CREATE | MPI_MODE_RDWR);
+    char line[32], all[32 * 64] = "";
+    snprintf(line, sizeof line, "rank %02d wrote this line in turn", rank);
+    line[31] = '\n';
+    check(MPI_File_write_ordered(file, line, 32, MPI_CHAR, MPI_STATUS_IGNORE), "write_ordered");
+    check(MPI_File_sync(file), "sync");
+    MPI_Barrier(MPI_COMM_WORLD);
+    check(MPI_File_read_at(file, 0, all, 32 * size, MPI_CHAR, MPI_STATUS_IGNORE), "read all");
+    for (int other = 0; other < size; other++) {
+        char wanted[32];
+        snprintf(wanted, sizeof wanted, "rank %02d", other);
+        expect(!memcmp(all + 32 * other, wanted, 7), "order");
+    }
+    check(MPI_File_seek_shared(file, 0, MPI_SEEK_SET), "seek_shared");
+    MPI_Barrier(MPI_COMM_WORLD);
+    check(MPI_File_write_shared(file, line, 32, MPI_CHAR, MPI_STATUS_IGNORE), "write_shared");
+    check(MPI_File_sync(file), "sync");
+    MPI_Barrier(MPI_COMM_WORLD);
+    check(MPI_File_read_at(file, 0, all, 32 * size, MPI_CHAR, MPI_STATUS_IGNORE), "read all");
+    int seen = 0;
+    for (int other = 0; other < size; other++)
+        seen += atoi(all + 32 * other + 5);
+    expect(seen == size * (size - 1) / 2, "each rank's line once");
+    check(MPI_File_close(&file), "close");
+}
+
+static void sizes(const char *directory)
+{
+    MPI_File file = open_file(directory, "sizes", MPI_MODE_CREATE | MPI_MODE_RDWR);
+    MPI_Offset bytes;
+    check(MPI_File_set_size(file, 1000000), "set_size");
+    check(MPI_File_get_size(file, &bytes), "get_size");
+    expect(bytes == 1000000, "set_size");
+    check(MPI_File_preallocate(file, 1500000), "preallocate");
+    check(MPI_File_get_size(file, &bytes), "get_size");
+    expect(bytes == 1500000, "preallocate");
+    char byte = 'x';
+    check(MPI_File_read_at(file, 700000, &byte, 1, MPI_CHAR, MPI_STATUS_IGNORE), "read a hole");
+    expect(byte == 0, "a hole is zeros");
+    MPI_Barrier(MPI_COMM_WORLD);
+    check(MPI_File_set_size(file, 10), "shrink");
+    check(MPI_File_get_size(file, &bytes), "get_size");
+    expect(bytes == 10, "shrunk");
+    MPI_Status status;
+    char some[20];
+    int count;
+    check(MPI_File_read_at(file, 4, some, 20, MPI_CHAR, &status), "read over the end");
+    MPI_Get_count(&status, MPI_CHAR, &count);
+    expect(count == 6, "what is left of it");
+    check(MPI_File_close(&file), "close");
+    if (rank == 0)
+        check(MPI_File_delete(name, MPI_INFO_NULL), "delete");
+    MPI_Barrier(MPI_COMM_WORLD);
+    int code = MPI_File_open(MPI_COMM_WORLD, name, MPI_MODE_RDONLY, MPI_INFO_NULL, &file), class;
+    MPI_Error_class(code, &class);
+    expect(class == MPI_ERR_NO_SUCH_FILE, "the class of a missing file");
+}
+
+static void striping(const char *directory)
+{
+    MPI_File file = open_file(directory, "striping", MPI_MODE_CREATE | MPI_MODE_RDWR);
+    MPI_Info told;
+    char factor[64] = "", unit[64] = "";
+    int flag;
+    check(MPI_File_get_info(file, &told), "get_info");
+    MPI_Info_get(told, "striping_factor", 63, factor, &flag);
+    MPI_Info_get(told, "striping_unit", 63, unit, &flag);
+    MPI_Info_free(&told);
+    check(MPI_File_close(&file), "close");
+    if (rank == 0)
+        printf("striping_factor=%s striping_unit=%s\n", factor, unit);
+}
+
+int main(int argc, char **argv)
+{
+    int provided;
+    MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    MPI_Info_create(&hints);
+    for (int i = 2; i < argc; i++) {
+        char *equals = strchr(argv[i], '=');
+        *equals = 0;
+        MPI_Info_set(hints, argv[i], equals + 1);
+    }
+    interleaved(argv[1]);
+    nonblocking(argv[1]);
+    pointers(argv[1]);
+    sizes(argv[1]);
+    striping(argv[1]);
+    MPI_Info_free(&hints);
+    MPI_Finalize();
+    if (rank == 0)
+        puts("passed");
+    return 0;
+}
