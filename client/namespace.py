@@ -172,9 +172,9 @@ class Namespace:
             return Stat(node.attr, False)
         attr = node.attr
         if not inode.lease and self.kernel is not None and inode.file is not None and inode.file.readers:
-            # A descriptor may be open whose pages the kernel keeps from before it was shared. It drops them when it sees
-            # another mtime (AUTO_INVAL_DATA), so it gets one that is a nanosecond off every other time. (If it were
-            # told to forget them now, it would ignore the size in this very answer.)
+            # A descriptor may be open whose pages the kernel keeps from before it was shared. It drops them when it
+            # sees another mtime (AUTO_INVAL_DATA), so it gets one that is a nanosecond off every other time. (If it
+            # were told to forget them now, it would ignore the size in this very answer.)
             inode.flip = not inode.flip
             attr = replace(attr, mtime_ns=attr.mtime_ns ^ inode.flip)
         if inode.lease and inode.attr is not None:
