@@ -64,7 +64,7 @@ static void put_locked(struct file *file)
     if (--file->refs)
         return;
     grant_drop(file->grant);
-    free(file->touched);
+    free(file->written);
     free(file);
 }
 
@@ -144,8 +144,8 @@ static bool always_earnest(void)
 static void decide(struct file *file, int fd)
 {
     struct grant *grant = grant_ask(fd, false);
-    uint8_t *touched = grant ? calloc(1, grant->layout.stripe_count / 8 + 1) : NULL;
-    if (grant && !touched) {
+    uint64_t *written = grant ? calloc(grant->layout.stripe_count, sizeof *written) : NULL;
+    if (grant && !written) {
         grant_drop(grant);
         grant = NULL;
     }
@@ -154,12 +154,12 @@ static void decide(struct file *file, int fd)
     if (file->state == FILE_UNDECIDED) {
         file->state = grant ? FILE_OURS : FILE_MOUNT;
         file->grant = grant;
-        file->touched = touched;
+        file->written = written;
         grant = NULL;
-        touched = NULL;
+        written = NULL;
     }
     pthread_mutex_unlock(&mutex);
-    free(touched);
+    free(written);
     grant_drop(grant);
 }
 
@@ -245,17 +245,17 @@ void file_hand_back(int fd)
         grant_give_back(fd);
 }
 
-/* --------------------------------------------------------------------------------------------------------- touched */
+/* --------------------------------------------------------------------------------------------------------- written */
 
-void file_touch(struct file *file, uint32_t stripe)
+void file_wrote(struct file *file, uint32_t stripe, uint64_t version)
 {
-    uint8_t bit = (uint8_t)(1 << stripe % 8);
-    if (!(__atomic_load_n(&file->touched[stripe / 8], __ATOMIC_RELAXED) & bit))
-        __atomic_or_fetch(&file->touched[stripe / 8], bit, __ATOMIC_RELAXED);
+    uint64_t known = __atomic_load_n(&file->written[stripe], __ATOMIC_RELAXED);
+    while (known < version && !__atomic_compare_exchange_n(&file->written[stripe], &known, version, true,
+                                                           __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        ;
 }
 
-bool file_take_touched(struct file *file, uint32_t stripe)
+uint64_t file_take_written(struct file *file, uint32_t stripe)
 {
-    uint8_t bit = (uint8_t)(1 << stripe % 8);
-    return __atomic_fetch_and(&file->touched[stripe / 8], (uint8_t)~bit, __ATOMIC_RELAXED) & bit;
+    return __atomic_exchange_n(&file->written[stripe], 0, __ATOMIC_RELAXED);
 }

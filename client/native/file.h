@@ -17,7 +17,7 @@ struct file {
     int rights;
     unsigned uses;
     struct grant *grant;
-    uint8_t *touched; /* stripes written since the last fsync, a bit each */
+    uint64_t *written; /* by stripe: the object's version after our last write that no fsync has followed, or 0 */
     pthread_mutex_t position;
 };
 
@@ -38,8 +38,8 @@ void file_closing(int fd);
 void file_closing_range(unsigned first, unsigned last);
 void file_duplicated(int from, int to);
 
-/* Stripes that an fsync must care for: marked, and taken once. */
-void file_touch(struct file *file, uint32_t stripe);
-bool file_take_touched(struct file *file, uint32_t stripe);
+/* Stripes that an fsync must care for: noted with the version that a write has made, and taken once. */
+void file_wrote(struct file *file, uint32_t stripe, uint64_t version);
+uint64_t file_take_written(struct file *file, uint32_t stripe);
 
 #endif

@@ -41,7 +41,7 @@ struct part *plan_add(struct plan *plan, uint32_t stripe)
     part->extent_room = sizeof part->few_extents / sizeof *part->few_extents;
     part->memory = part->few_memory;
     part->memory_room = sizeof part->few_memory / sizeof *part->few_memory;
-    part->extent_count = part->memory_count = part->bytes = 0;
+    part->extent_count = part->memory_count = part->bytes = part->version = 0;
     return plan->parts[plan->count++] = part;
 }
 

@@ -13,6 +13,7 @@ struct part {
     struct iovec *memory;
     size_t memory_count, memory_room;
     size_t bytes;
+    uint64_t version; /* of a sync: the version that is to be durable */
     struct extent few_extents[4];
     struct iovec few_memory[8];
 };

@@ -71,7 +71,7 @@ static int pack_part(struct part *part, const struct transfer *transfer, const s
             at += sums_count(extent->offset, extent->length) * SUM_BYTES;
         }
     } else {
-        request->body_bytes = wire_sync(request->body, room, &object);
+        request->body_bytes = wire_sync(request->body, room, &object, part->version);
     }
     return request->body_bytes ? 0 : EMSGSIZE;
 }
@@ -119,6 +119,16 @@ static int take_data(struct part *part, struct transfer *transfer)
     return error;
 }
 
+/* Notes what an fsync will have to make durable. */
+static int take_written(const struct part *part, const struct transfer *transfer)
+{
+    uint64_t version;
+    if (!wire_written(part->request.reply, part->request.reply_bytes, &version))
+        return EPROTO;
+    file_wrote(transfer->file, part->stripe, version ? version : 1);
+    return 0;
+}
+
 static int take_answers(struct plan *plan, struct transfer *transfer)
 {
     int first = 0;
@@ -128,8 +138,8 @@ static int take_answers(struct plan *plan, struct transfer *transfer)
         int error = part->request.error;
         if (!error && transfer->right == RIGHT_READ)
             error = take_data(part, transfer);
-        if (!error && transfer->right == RIGHT_WRITE && !transfer->sync)
-            file_touch(transfer->file, part->stripe);
+        if (!error && transfer->right == RIGHT_WRITE)
+            error = take_written(part, transfer);
         if (error && !first)
             first = error;
     }
@@ -142,9 +152,16 @@ static int plan_transfer(struct plan *plan, const struct transfer *transfer, con
 {
     if (transfer->right)
         return plan_cut(plan, &grant->layout, transfer->extents, transfer->count, transfer->memory);
-    for (uint32_t stripe = 0; stripe < grant->layout.stripe_count; stripe++)
-        if (file_take_touched(transfer->file, stripe) && !plan_add(plan, stripe))
+    for (uint32_t stripe = 0; stripe < grant->layout.stripe_count; stripe++) {
+        uint64_t version = file_take_written(transfer->file, stripe);
+        struct part *part = version ? plan_add(plan, stripe) : NULL;
+        if (version && !part) {
+            file_wrote(transfer->file, stripe, version);
             return ENOMEM;
+        }
+        if (part)
+            part->version = version;
+    }
     return 0;
 }
 
@@ -160,9 +177,10 @@ static int try_once(struct transfer *transfer, const struct grant *grant, int64_
         error = wave_run(plan.lanes, plan.lane_count, grant, deadline_ms);
     if (!error)
         error = take_answers(&plan, transfer);
-    if (error && !transfer->right)
+    /* What is lost for good is said once: the next fsync speaks of what is written after this. */
+    if (error && !transfer->right && error != ENOTRECOVERABLE)
         for (size_t index = 0; index < plan.count; index++)
-            file_touch(transfer->file, plan.parts[index]->stripe);
+            file_wrote(transfer->file, plan.parts[index]->stripe, plan.parts[index]->version);
     plan_free(&plan);
     return error;
 }
@@ -212,7 +230,7 @@ static int transfer_run(struct transfer *transfer)
             delay_ms = DELAY_MAX_MS;
     }
     grant_drop(grant);
-    return error == EBADMSG || error == EPROTO || error == ETIMEDOUT ? EIO : error;
+    return error == EBADMSG || error == EPROTO || error == ETIMEDOUT || error == ENOTRECOVERABLE ? EIO : error;
 }
 
 int transfer_write(struct file *file, int fd, const struct extent *extents, size_t count, const struct iovec *memory,

@@ -128,10 +128,11 @@ size_t wire_write(uint8_t *out, size_t room, const struct object *object, const 
     return packed(&packer);
 }
 
-size_t wire_sync(uint8_t *out, size_t room, const struct object *object)
+size_t wire_sync(uint8_t *out, size_t room, const struct object *object, uint64_t version)
 {
     struct packer packer = packer_on(out, room);
-    pack_object(&packer, 6, TAG_SYNC, object);
+    pack_object(&packer, 7, TAG_SYNC, object);
+    pack_uint(&packer, version);
     return packed(&packer);
 }
 
@@ -146,14 +147,16 @@ bool wire_data(const uint8_t *body, size_t size, uint64_t *lengths, size_t count
     for (size_t index = 0; index < count; index++)
         lengths[index] = unpack_uint(&unpacker);
     *sums = unpack_bytes(&unpacker);
+    unpack_skip(&unpacker, 1); /* version */
     return !unpacker.bad;
 }
 
-bool wire_written(const uint8_t *body, size_t size, uint64_t *object_bytes)
+bool wire_written(const uint8_t *body, size_t size, uint64_t *version)
 {
     struct unpacker unpacker = unpacker_on(body, size);
     unpack_fields(&unpacker, 3);
-    *object_bytes = unpack_uint(&unpacker);
+    unpack_skip(&unpacker, 2); /* size, allocated bytes */
+    *version = unpack_uint(&unpacker);
     return !unpacker.bad;
 }
 

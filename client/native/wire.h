@@ -78,11 +78,12 @@ size_t wire_read(uint8_t *out, size_t room, const struct object *object, const s
 /* `sums` is where the caller writes the sum string. */
 size_t wire_write(uint8_t *out, size_t room, const struct object *object, const struct extent *extents, size_t count,
                   size_t sums_bytes, uint8_t **sums, bool sync);
-size_t wire_sync(uint8_t *out, size_t room, const struct object *object);
+/* `version`: what the object had after the write that is to be durable. */
+size_t wire_sync(uint8_t *out, size_t room, const struct object *object, uint64_t version);
 
 /* `lengths` has room for `count` numbers, which is how many there must be. */
 bool wire_data(const uint8_t *body, size_t size, uint64_t *lengths, size_t count, struct bytes *sums);
-bool wire_written(const uint8_t *body, size_t size, uint64_t *object_bytes);
+bool wire_written(const uint8_t *body, size_t size, uint64_t *version);
 int wire_failure(const uint8_t *body, size_t size, char *text, size_t room); /* an errno, never 0 */
 
 /* Fills a grant; false, with nothing to free, if it is none. Only addresses of TCP are kept. */
