@@ -43,7 +43,7 @@ ssize_t read_at(struct file *file, int fd, const struct iovec *buffers, int coun
     if (total <= 0)
         return total;
     if (offset > INT64_MAX - total)
-        total = INT64_MAX - offset;
+        return fail(EINVAL);
     struct extent extent = {(uint64_t)offset, (uint64_t)total};
     uint64_t size;
     int error = transfer_read(file, fd, &extent, 1, buffers, &size);
@@ -60,7 +60,7 @@ ssize_t write_at(struct file *file, int fd, const struct iovec *buffers, int cou
     if (total <= 0)
         return total;
     if (offset > INT64_MAX - total)
-        return fail(EFBIG);
+        return fail(EINVAL);
     struct extent extent = {(uint64_t)offset, (uint64_t)total};
     int error = transfer_write(file, fd, &extent, 1, buffers, sync);
     return error ? fail(error) : total;
