@@ -29,15 +29,17 @@ class Native:
         """What makes a program use the library."""
         return {**os.environ, "LD_PRELOAD": str(self.library), **more}
 
-    def run(self, *words: str | Path, timeout: float = 60, **environment: str) -> "subprocess.CompletedProcess[str]":
+    def run(
+        self, *words: str | Path, timeout_s: float = 60, environment: dict[str, str] | None = None
+    ) -> "subprocess.CompletedProcess[str]":
         """Run a program with the library to its end."""
         return subprocess.run(
             [str(word) for word in words],
-            env=self.environment(**environment),
+            env=self.environment(**(environment or {})),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=timeout_s,
             check=False,
         )
 

@@ -15,7 +15,7 @@ from tests.mpi.native import FLAGS, PROGRAMS, SANITIZE, SOURCE, build_program
 
 def python(native: Native, code: str, *words: str | Path, **environment: str) -> str:
     """Run a Python program with the library; what it printed."""
-    done = native.run(sys.executable, "-I", "-c", textwrap.dedent(code), *words, **environment)
+    done = native.run(sys.executable, "-I", "-c", textwrap.dedent(code), *words, environment=environment)
     assert done.returncode == 0, done
     return done.stdout
 
@@ -26,7 +26,7 @@ def test_every_call_does_what_it_does_on_a_local_disk(native: Native, seed: int,
     ours, local = native.mount / f"random{seed}{eagerness}", native.folder / "random"
     program = native.program("posix_check")
     subprocess.run(["nacre", "setstripe", "-c", "3", "-S", "64K", ours], check=False)
-    done = native.run(program, ours, local, str(seed), "250", NACRE_IO=eagerness)
+    done = native.run(program, ours, local, str(seed), "250", environment={"NACRE_IO": eagerness})
     assert (done.returncode, done.stderr) == (0, "")
     assert ours.read_bytes() == local.read_bytes()
 
