@@ -825,6 +825,8 @@ class CheckQuota(Request[QuotaDrifts], frozen=True, array_like=True, tag=49):
     """Count what all files use and compare it with the records; with `repair`, set these right."""
 
     repair: bool = False
+
+
 class OpenDirect(Request[Node], frozen=True, array_like=True, tag=164):
     """Open a regular file for I/O past all caches, as programs with the native library do. It is registered as open
     in `mode` (all the session's opens together) until a `Commit` says otherwise, and the session gets no lease. The
