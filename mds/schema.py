@@ -10,7 +10,7 @@ from typing import Final
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, case, text
 
-SCHEMA_VERSION: Final = "0002"
+SCHEMA_VERSION: Final = "0003"
 """Alembic revision of the tables below: the newest file in `migrations/versions`."""
 
 Int64: Final = BigInteger().with_variant(Integer(), "sqlite")
