@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: dev apt types check test test-slow bench bench-peers scale demo clean
+.PHONY: dev apt types check test test-slow test-mpi native ad-nacre bench bench-peers scale demo clean
 
 # Packages go into the current Python environment. Debian's own Python refuses that (PEP 668), so there, and only there,
 # a .venv in the checkout is made and used.
@@ -22,8 +22,9 @@ ifneq ($(INSTALLED),$(CURDIR)/common)
 .PHONY: $(STAMP)
 endif
 
-APT := fuse3 postgresql acl attr rsync
-APT_FILES := /usr/bin/fusermount3 /usr/lib/postgresql/*/bin/initdb /usr/bin/setfacl /usr/bin/setfattr /usr/bin/rsync
+APT := fuse3 postgresql acl attr rsync gcc libc6-dev libxxhash-dev mpich libmpich-dev
+APT_FILES := /usr/bin/fusermount3 /usr/lib/postgresql/*/bin/initdb /usr/bin/setfacl /usr/bin/setfattr /usr/bin/rsync\
+    /usr/bin/gcc /usr/include/xxhash.h /usr/bin/mpicc.mpich
 ifeq ($(MANAGED),yes)
 APT += python3-venv
 APT_FILES += /usr/lib/python3*/ensurepip/__init__.py
@@ -66,6 +67,24 @@ test: dev
 
 test-slow: dev
 	$(PYTHON) -m pytest -m slow --ignore=tests/bench --timeout=1800
+
+# The native library (client/native), for use from this checkout.
+native: apt
+	$(MAKE) --no-print-directory -s -C client/native
+
+# MPI-IO on every MPI that Debian and PyPI have; `make test` runs a short form on MPICH. docs/mpi.md
+APT_MPI := openmpi-bin libopenmpi-dev gfortran python3-mpi4py python3-h5py-mpi libpnetcdf-dev pnetcdf-bin
+test-mpi: dev native
+	@if [ ! -e /usr/include/pnetcdf.h ] || [ ! -e /usr/bin/mpif90.openmpi ]; then \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(APT_MPI); fi
+	@for mpi in mpich openmpi; do \
+	    [ -x build/mpi/$$mpi/bin/mpirun ] || { $(PYTHON) -m venv build/mpi/$$mpi && \
+	    build/mpi/$$mpi/bin/pip install -q --disable-pip-version-check $$mpi mpi4py numpy; }; done
+	$(PYTHON) -m pytest tests/mpi --timeout=1800
+
+# The ROMIO driver, compiled into an MPICH from Debian's source (docs/mpi.md); not part of any other target.
+ad-nacre: native
+	sh client/native/build_mpich.sh build/mpich
 
 bench: dev
 	$(PYTHON) -m pytest tests/bench --benchmark-only --timeout=1800

@@ -25,10 +25,12 @@ COMMANDS: Final = {
     "find": ("find", "Find files by name, type, size, age, layout and OST."),
     "getstripe": ("stripes", "Show the layout of files, and what directories give to new files."),
     "locks": ("locks", "Show who has and who waits for fcntl and flock locks."),
+    "mpi-env": ("mpi", "Print what makes a program do its own I/O (MPI-IO)."),
     "mount": ("mounts", "Mount a filesystem."),
     "path2fid": ("paths", "Show the fid of paths."),
     "pool": ("pools", "Named sets of OSTs on which files can be placed."),
     "quota": ("quotas", "What users, groups and projects use, and limits for it."),
+    "run": ("mpi", "Run a program that does its own I/O (MPI-IO)."),
     "setstripe": ("stripes", "Set the layout of new files, or a directory's default."),
     "stats": ("servers", "Show what a mount or server has been asked, and what it cost."),
     "status": ("servers", "Show servers, OSTs, sessions, leases and queues."),
@@ -56,7 +58,7 @@ class LazyGroup(click.Group):
         """Import a command."""
         if cmd_name in COMMANDS:
             module = import_module(f"nacrefs.client.cli.{COMMANDS[cmd_name][0]}")
-            command = getattr(module, f"{cmd_name}_command")
+            command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         else:
             command = _plugin(cmd_name)
         assert command is None or isinstance(command, click.Command)

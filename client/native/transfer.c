@@ -198,6 +198,9 @@ static int transfer_run(struct transfer *transfer)
     const struct grant *stale = NULL;
     struct grant *grant = NULL;
     int damaged = 0, delay_ms = 0, refused = 0, error;
+    for (size_t index = 0; index < transfer->count; index++)
+        trace("%s %llu+%llu", transfer->right == RIGHT_WRITE ? "write" : "read",
+              (unsigned long long)transfer->extents[index].offset, (unsigned long long)transfer->extents[index].length);
     for (;;) {
         struct grant *next = file_grant(transfer->file, transfer->fd, stale);
         error = next ? 0 : errno;

@@ -1,6 +1,9 @@
 /* What MPI-IO programs do, all of it on one file after the other: views, collective and independent I/O, nonblocking,
- * ordered and shared pointers, atomic mode, sizes, deletion. `collective DIRECTORY [NAME=VALUE…]`, hints behind. */
+ * ordered and shared pointers, atomic mode, sizes, deletion. `collective DIRECTORY PARTS [NAME=VALUE…]`: the letters of
+ * PARTS say what is done, hints stand behind. */
 #include <mpi.h>
+#include <pthread.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,16 +62,6 @@ static void interleaved(const char *directory)
     check(MPI_File_sync(file), "sync");
     check(MPI_File_read_at_all(file, 0, back, BLOCKS * INTS, MPI_INT, MPI_STATUS_IGNORE), "read_at_all");
     expect(!memcmp(data, back, BLOCKS * INTS * sizeof *data), "what was written together");
-    /* The same without each other: data sieving. */
-    for (int i = 0; i < BLOCKS * INTS; i++)
-        data[i] = value(rank, i) ^ 0x5555;
-    check(MPI_File_set_atomicity(file, 1), "atomicity"); /* ROMIO locks, so that neighbours' bytes survive */
-    check(MPI_File_write_at(file, 0, data, BLOCKS * INTS, MPI_INT, MPI_STATUS_IGNORE), "write_at");
-    check(MPI_File_set_atomicity(file, 0), "atomicity off");
-    check(MPI_File_sync(file), "sync");
-    MPI_Barrier(MPI_COMM_WORLD);
-    check(MPI_File_read_at(file, 0, back, BLOCKS * INTS, MPI_INT, MPI_STATUS_IGNORE), "read_at");
-    expect(!memcmp(data, back, BLOCKS * INTS * sizeof *data), "what was written with strides");
     MPI_Offset bytes;
     check(MPI_File_get_size(file, &bytes), "get_size");
     expect(bytes == (MPI_Offset)size * BLOCKS * INTS * (MPI_Offset)sizeof(int), "size");
@@ -76,6 +69,61 @@ static void interleaved(const char *directory)
     MPI_Type_free(&type);
     free(data);
     free(back);
+}
+
+/* The same without each other: data sieving, which reads, changes and writes, under locks. */
+static void independent(const char *directory)
+{
+    enum { BLOCKS = 200, INTS = 96 };
+    MPI_File file = open_file(directory, "independent", MPI_MODE_CREATE | MPI_MODE_RDWR);
+    MPI_Datatype type;
+    int *data = malloc(BLOCKS * INTS * sizeof *data), *back = calloc(BLOCKS * INTS, sizeof *back);
+    for (int i = 0; i < BLOCKS * INTS; i++)
+        data[i] = value(rank, i) ^ 0x5555;
+    MPI_Type_vector(BLOCKS, INTS, INTS * size, MPI_INT, &type);
+    MPI_Type_commit(&type);
+    MPI_Offset start = (MPI_Offset)rank * INTS * (MPI_Offset)sizeof(int);
+    check(MPI_File_set_view(file, start, MPI_INT, type, "native", MPI_INFO_NULL), "view");
+    check(MPI_File_set_atomicity(file, 1), "atomicity");
+    check(MPI_File_write_at(file, 0, data, BLOCKS * INTS, MPI_INT, MPI_STATUS_IGNORE), "write_at");
+    check(MPI_File_set_atomicity(file, 0), "atomicity off");
+    check(MPI_File_sync(file), "sync");
+    MPI_Barrier(MPI_COMM_WORLD);
+    check(MPI_File_read_at(file, 0, back, BLOCKS * INTS, MPI_INT, MPI_STATUS_IGNORE), "read_at");
+    expect(!memcmp(data, back, BLOCKS * INTS * sizeof *data), "what was written with strides");
+    check(MPI_File_close(&file), "close");
+    MPI_Type_free(&type);
+    free(data);
+    free(back);
+}
+
+/* Several threads of each rank in one file. */
+enum { THREADS = 4, ROUNDS = 30, CHUNK = 20000 };
+static MPI_File threaded;
+
+static void *in_a_thread(void *argument)
+{
+    int me = rank * THREADS + (int)(intptr_t)argument;
+    char data[CHUNK], back[CHUNK];
+    for (int round = 0; round < ROUNDS; round++) {
+        MPI_Offset offset = ((MPI_Offset)round * size * THREADS + me) * CHUNK;
+        memset(data, me * ROUNDS + round, sizeof data);
+        check(MPI_File_write_at(threaded, offset, data, CHUNK, MPI_BYTE, MPI_STATUS_IGNORE), "write in a thread");
+        check(MPI_File_read_at(threaded, offset, back, CHUNK, MPI_BYTE, MPI_STATUS_IGNORE), "read in a thread");
+        expect(!memcmp(data, back, CHUNK), "bytes of a thread");
+    }
+    return NULL;
+}
+
+static void threads(const char *directory)
+{
+    pthread_t all[THREADS];
+    threaded = open_file(directory, "threads", MPI_MODE_CREATE | MPI_MODE_RDWR);
+    for (intptr_t i = 0; i < THREADS; i++)
+        pthread_create(&all[i], NULL, in_a_thread, (void *)i);
+    for (int i = 0; i < THREADS; i++)
+        pthread_join(all[i], NULL);
+    check(MPI_File_close(&threaded), "close");
 }
 
 static void nonblocking(const char *directory)
@@ -183,15 +231,23 @@ int main(int argc, char **argv)
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
     MPI_Info_create(&hints);
-    for (int i = 2; i < argc; i++) {
+    for (int i = 3; i < argc; i++) {
         char *equals = strchr(argv[i], '=');
         *equals = 0;
         MPI_Info_set(hints, argv[i], equals + 1);
     }
-    interleaved(argv[1]);
-    nonblocking(argv[1]);
-    pointers(argv[1]);
-    sizes(argv[1]);
+    if (strchr(argv[2], 'c'))
+        interleaved(argv[1]);
+    if (strchr(argv[2], 'i'))
+        independent(argv[1]);
+    if (strchr(argv[2], 'n'))
+        nonblocking(argv[1]);
+    if (strchr(argv[2], 'p'))
+        pointers(argv[1]);
+    if (strchr(argv[2], 's'))
+        sizes(argv[1]);
+    if (strchr(argv[2], 't'))
+        threads(argv[1]);
     striping(argv[1]);
     MPI_Info_free(&hints);
     MPI_Finalize();
