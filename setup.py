@@ -1,4 +1,4 @@
-"""Builds client/native/libnacre_io.so on the way into a wheel, where there is a compiler. All else is in pyproject.toml.
+"""Builds libnacre_io.so (client/native) on the way into a wheel, where there is a compiler. The rest: pyproject.toml.
 
 Without a compiler, or without xxhash.h, the wheel is complete but for that library, and says so while it is built.
 """

@@ -42,7 +42,7 @@ static int open_at(int folder, const char *name, int flags, mode_t mode)
     }
     if (fd < 0)
         fd = REAL(openat)(folder, path, flags, mode);
-    if (made)
+    if (made && mounts_have(fd))
         mpi_set_layout(fd);
     if (fd >= 0)
         file_opened(fd, flags, mpi_is_opening());

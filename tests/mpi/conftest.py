@@ -55,9 +55,13 @@ class Native:
 
 
 @pytest.fixture(scope="session")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Generator[Native]:
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`libnacre_io.so`, built."""
+    return build_library(tmp_path_factory.mktemp("library"))
+
+
+@pytest.fixture(scope="session")
+def native(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Native]:
     """The library, and a cluster of real processes that is mounted."""
-    folder = tmp_path_factory.mktemp("native")
-    library = build_library(folder / "library")
     with process_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
-        yield Native(cluster, library, folder)
+        yield Native(cluster, library, tmp_path_factory.mktemp("native"))

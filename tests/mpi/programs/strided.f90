@@ -27,6 +27,9 @@ program strided
   call MPI_File_set_view(file, start, MPI_INTEGER, view, 'native', MPI_INFO_NULL)
   call MPI_File_write_all(file, values, blocks * width, MPI_INTEGER, MPI_STATUS_IGNORE, error)
   if (error /= MPI_SUCCESS) call MPI_Abort(MPI_COMM_WORLD, 2)
+  ! Each rank reads what another one may still be writing for it: OMPIO does not wait.
+  call MPI_File_sync(file)
+  call MPI_Barrier(MPI_COMM_WORLD)
   start = 0
   call MPI_File_read_at_all(file, start, back, blocks * width, MPI_INTEGER, MPI_STATUS_IGNORE, error)
   if (any(back /= values)) call MPI_Abort(MPI_COMM_WORLD, 3)
