@@ -1409,7 +1409,7 @@ class Ticket(Message, frozen=True, array_like=True, gc=False):
 
 class IoGrant(Message, frozen=True, array_like=True, gc=False):
     """All that a program needs to do I/O on a file that it has open in a mount: it asks for it with an ioctl on the
-    descriptor (client/programs.py). `osts` are the addresses of the layout's OSTs. `sync`: every write is to be durable
+    descriptor (`client.programs`). `osts` are the addresses of the layout's OSTs. `sync`: every write is to be durable
     when it returns."""
 
     cluster: str
