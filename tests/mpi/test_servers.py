@@ -5,7 +5,7 @@ import errno
 import os
 import sys
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ _SETTINGS = {"NACRE_IO": "all", "NACRE_IO_TIMEOUT_S": "20"}
 
 
 @asynccontextmanager
-async def mounted(tmp_path: Path) -> AsyncIterator[tuple[World, Vfs, Path]]:
+async def mounted(tmp_path: Path) -> AsyncGenerator[tuple[World, Vfs, Path]]:
     need_mounts()
     at = tmp_path / "mnt"
     at.mkdir()
