@@ -215,9 +215,14 @@ static int sync_with(int fd, int (*through_mount)(int))
     return error ? (int)fail(error) : done;
 }
 
-EXPORT int fsync(int fd)
+int file_fsync(int fd)
 {
     return sync_with(fd, REAL(fsync));
+}
+
+EXPORT int fsync(int fd)
+{
+    return file_fsync(fd);
 }
 
 EXPORT int fdatasync(int fd)

@@ -11,4 +11,7 @@
 ssize_t read_at(struct file *file, int fd, const struct iovec *buffers, int count, off_t offset);
 ssize_t write_at(struct file *file, int fd, const struct iovec *buffers, int count, off_t offset, bool sync);
 
+/* fsync(2), whoever serves the file. */
+int file_fsync(int fd);
+
 #endif

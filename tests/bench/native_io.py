@@ -33,7 +33,7 @@ def measure(program: Path, directories: list[Path], case: tuple[str, int, int, b
     """One run: what each phase has reached."""
     mode, size, count, _ = case
     environment = {**os.environ, **({"LD_PRELOAD": preload, "NACRE_IO": "all"} if preload else {})}
-    words = [program, ":".join(map(str, directories)), mode, str(PROCESSES), str(size), str(count)]
+    words = [str(program), ":".join(map(str, directories)), mode, str(PROCESSES), str(size), str(count)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True, timeout=120)
     return {line["phase"]: line for line in map(json.loads, done.stdout.splitlines())}
 
