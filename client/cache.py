@@ -41,6 +41,7 @@ from nacrefs.common.wire import (
     Renamed,
     Request,
     Rmdir,
+    Set,
     SetAttr,
     SetXattr,
     Symlink,
@@ -58,6 +59,7 @@ NONE, READ, WRITE = int(Lease.NONE), int(Lease.READ), int(Lease.WRITE)
 QUOTA_S = 3.0
 """How long we trust `Node.quota`; the MDS remembers it for longer (`mds.accounts.ALLOWED_S`)."""
 INLINE = int(AttrFlag.INLINE)
+_CHANGES_XATTRS = int(Set.MODE | Set.KILL_PRIVILEGES)
 LEASES = (Lease.NONE, Lease.READ, Lease.WRITE)
 MODES = (Mode.CLOSED, Mode.READ, Mode.WRITE, Mode.READ | Mode.WRITE)
 """By value: calling or combining an enum's members costs microseconds."""
@@ -351,6 +353,8 @@ class Cache:
 
     def _set_attr(self, request: SetAttr, reply: Node) -> None:
         inode = self.node(reply)
+        if request.valid & _CHANGES_XATTRS:
+            inode.xattrs = None
         if request.valid & 8 and reply.data is None and inode.data is not None:  # Set.SIZE
             inode.data = inode.data[: request.size]
 
@@ -475,7 +479,9 @@ class Cache:
 
     def _changed_xattrs(self, request: SetXattr | RemoveXattr, reply: Node) -> None:
         inode = self.node(reply)
-        if inode.xattrs is not None:
+        if request.name.startswith(b"system."):  # an ACL may be kept in another form, or as permission bits only
+            inode.xattrs = None
+        elif inode.xattrs is not None:
             if isinstance(request, SetXattr) and not request.name.startswith(b"nacre."):
                 inode.xattrs[request.name] = request.value
             else:

@@ -81,6 +81,7 @@ class File:
         "_retry_s",
         "_store",
         "allocated",
+        "changed_ns",
         "committed",
         "error",
         "extents",
@@ -113,6 +114,8 @@ class File:
         self.flights: list[Flight] = []
         self.size = 0
         self.mtime_ns = 0
+        self.changed_ns = 0
+        """when it was last changed here"""
         self.version = 0
         """grows with every change of contents, size or mtime made here"""
         self.committed = 0
@@ -177,9 +180,10 @@ class File:
             return attr
         blocks = max(attr.blocks, -(-self.extents.bytes // 512), self._blocks())
         mtime_ns = self.mtime_ns
+        ctime_ns = max(attr.ctime_ns, self.changed_ns)
         return Attr(
             attr.fid, attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev, self.size, blocks, attr.atime_ns, mtime_ns,
-            max(attr.ctime_ns, mtime_ns), attr.btime_ns, attr.change, attr.flags,
+            ctime_ns, attr.btime_ns, attr.change, attr.flags,
         )  # fmt: skip
 
     def _blocks(self) -> int:
@@ -257,7 +261,7 @@ class File:
     def touch(self) -> None:
         """It has changed now."""
         store = self._store
-        self.mtime_ns = store.session.clock.now_ns()
+        self.mtime_ns = self.changed_ns = store.session.clock.now_ns()
         if self.version == self.committed:
             store.dirty[self.inode.fid] = self
         self.version += 1
@@ -563,9 +567,21 @@ class File:
         # Not `mode_beside`: if the name is being removed right now, only what is registered keeps the file. What the
         # lease covers the MDS leaves out by itself.
         mode = self.mode
+        changed_ns = 0 if self.through else self.changed_ns
         unreported = self.unreported
         request = (
-            Commit(inode.fid, LEASES[keep], mode, True, self.size, self.mtime_ns, blocks, data, recalled=recalled)
+            Commit(
+                inode.fid,
+                LEASES[keep],
+                mode,
+                True,
+                self.size,
+                self.mtime_ns,
+                blocks,
+                data,
+                recalled=recalled,
+                ctime_ns=changed_ns,
+            )
             if dirty
             else Commit(inode.fid, LEASES[keep], mode)
         )

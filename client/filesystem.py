@@ -13,11 +13,12 @@ from nacrefs.common.wire import Attr, LockHolder, LockKind, LockStyle, RenameFla
 
 
 class Cred(NamedTuple):
-    """Who asks: ids of the calling process."""
+    """Who asks: ids of the calling process, and its umask (0: it is taken off the mode already)."""
 
     uid: int
     gid: int
     pid: int
+    umask: int = 0
 
 
 class Found(NamedTuple):
@@ -128,7 +129,8 @@ class Filesystem(Protocol):
     ) -> Answer[None]: ...
 
     def create(self, parent: int, name: bytes, mode: int, flags: int, cred: Cred, /) -> Answer[tuple[Found, Handle]]:
-        """`mode` has the umask applied; `flags` are open(2)'s."""
+        """`flags` are open(2)'s. Here and for other new inodes, the caller's umask is taken off `mode` unless the
+        directory has a default ACL, which counts instead."""
         ...
 
     def open(self, fid: int, flags: int, /) -> Answer[Handle]: ...
@@ -196,6 +198,11 @@ class Filesystem(Protocol):
     def fsyncdir(self, fid: int, /) -> Answer[None]: ...
     def getxattr(self, fid: int, name: bytes, /) -> Answer[bytes]: ...
     def listxattr(self, fid: int, /) -> Answer[Sequence[bytes]]: ...
-    def setxattr(self, fid: int, name: bytes, value: bytes, flags: XattrFlag, /) -> Answer[None]: ...
+    def setxattr(
+        self, fid: int, name: bytes, value: bytes, flags: XattrFlag, drop_setgid: bool = False, /
+    ) -> Answer[None]:
+        """`drop_setgid`: setting an access ACL clears the setgid bit."""
+        ...
+
     def removexattr(self, fid: int, name: bytes, /) -> Answer[None]: ...
     def statfs(self, fid: int = 0, /) -> Answer[StatfsReply]: ...

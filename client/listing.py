@@ -191,7 +191,7 @@ class Listings:
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
-            return _Page([], True)  # the directory has been removed: who has it open finds nothing in it
+            raise FileNotFoundError(errno.ENOENT, "the directory has been removed") from None
         page = _Page([(entry.name, entry.attr) for entry in listing.entries], listing.end)
         self._keep(stream, index, page)
         return page

@@ -246,11 +246,11 @@ class Namespace:
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, cred: Cred) -> Answer[Found]:
         """Make a node of any type but directory and symlink."""
-        return self._make(parent, name, Mknod(parent, name, mode, rdev, cred.uid, cred.gid))
+        return self._make(parent, name, Mknod(parent, name, mode, rdev, cred.uid, cred.gid, cred.umask))
 
     def mkdir(self, parent: int, name: bytes, mode: int, cred: Cred) -> Answer[Found]:
         """Make a directory."""
-        return self._make(parent, name, Mkdir(parent, name, mode & 0o7777, cred.uid, cred.gid))
+        return self._make(parent, name, Mkdir(parent, name, mode & 0o7777, cred.uid, cred.gid, cred.umask))
 
     def symlink(self, parent: int, name: bytes, target: bytes, cred: Cred) -> Answer[Found]:
         """Make a symbolic link."""

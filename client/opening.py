@@ -133,8 +133,9 @@ class Opening:
             open_mode |= existing.file.mode
         truncate = bool(flags & os.O_TRUNC)
         request = Create(
-            parent, name, stat.S_IMODE(mode), cred.uid, cred.gid, open_mode, bool(flags & os.O_EXCL), truncate
-        )
+            parent, name, stat.S_IMODE(mode), cred.uid, cred.gid, open_mode, bool(flags & os.O_EXCL), truncate,
+            umask=cred.umask,
+        )  # fmt: skip
         # What is dirty of a file that is cut must not reach the MDS after it has been cut. The file is not locked
         # meanwhile: the name may stand for another one by now, whose holder may wait for this one.
         dirty = existing.file if existing is not None and truncate else None
@@ -175,7 +176,17 @@ class Opening:
         directory.begin_mutation()
         try:
             reply = await self._session.mds.call(
-                Create(parent, name, stat.S_IMODE(mode), cred.uid, cred.gid, Mode.CLOSED, exclusive=True, data=data)
+                Create(
+                    parent,
+                    name,
+                    stat.S_IMODE(mode),
+                    cred.uid,
+                    cred.gid,
+                    Mode.CLOSED,
+                    exclusive=True,
+                    data=data,
+                    umask=cred.umask,
+                )
             )
         finally:
             directory.mutating -= 1

@@ -94,6 +94,11 @@ class AsyncClient:
         self.cred = cred or Cred(os.geteuid(), os.getegid(), os.getpid())
         self.umask = umask
 
+    @property
+    def _maker(self) -> Cred:
+        """Who makes something new: the umask counts."""
+        return self.cred._replace(umask=self.umask)
+
     @classmethod
     async def connect(
         cls,
@@ -131,7 +136,7 @@ class AsyncClient:
         if place.attr is None:
             if not flags & os.O_CREAT:
                 raise absent(path)
-            found, handle = await settle(vfs.create(place.parent, place.name, mode & ~self.umask, flags, self.cred))
+            found, handle = await settle(vfs.create(place.parent, place.name, mode, flags, self._maker))
             assert found.attr is not None
             return AsyncFile(vfs, found.attr.fid, handle.number, flags, name)
         if flags & os.O_CREAT and flags & os.O_EXCL:
@@ -153,7 +158,7 @@ class AsyncClient:
             place = await find(self.vfs, path)
             if place.attr is None:
                 try:
-                    await self.vfs.create_whole(place.parent, place.name, mode & ~self.umask, self.cred, contents)
+                    await self.vfs.create_whole(place.parent, place.name, mode, self._maker, contents)
                     return len(contents)
                 except FileExistsError:
                     pass  # somebody was faster: replace its contents
@@ -229,7 +234,7 @@ class AsyncClient:
     async def mkdir(self, path: AnyPath, mode: int = 0o777) -> None:
         """Make a directory."""
         parent, name = await vacant(self.vfs, path)
-        await settle(self.vfs.mkdir(parent, name, mode & ~self.umask, self.cred))
+        await settle(self.vfs.mkdir(parent, name, mode, self._maker))
 
     async def makedirs(self, path: AnyPath, mode: int = 0o777, exist_ok: bool = False) -> None:
         """Make a directory and those above it that are missing."""
@@ -282,7 +287,7 @@ class AsyncClient:
     async def mknod(self, path: AnyPath, mode: int, rdev: int = 0) -> None:
         """Make a FIFO, socket or device node, or an empty file."""
         parent, name = await vacant(self.vfs, path)
-        await settle(self.vfs.mknod(parent, name, mode & ~self.umask, rdev, self.cred))
+        await settle(self.vfs.mknod(parent, name, mode, rdev, self._maker))
 
     async def _set(self, path: AnyPath, changes: Changes, follow: bool = True) -> None:
         attr = await existing(self.vfs, path, follow)

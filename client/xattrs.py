@@ -21,6 +21,7 @@ COMPUTED: Final = b"nacre."
 MDS_COMPUTED: Final = (b"nacre.layout", b"nacre.fid", b"nacre.path")
 """What the MDS knows about an inode; other `nacre.` names are the mount's (`client.control`)."""
 NAME_MAX: Final = 255
+_NAMESPACES: Final = (b"user.", b"trusted.", b"security.", b"system.posix_acl_access", b"system.posix_acl_default")
 _XATTRS: Final = int(AttrFlag.XATTRS)
 
 
@@ -52,6 +53,10 @@ class ExtendedAttributes:
             if self.control is not None and name not in MDS_COMPUTED:
                 return self.control(fid, name)
             return self._computed(fid, name)
+        if not name.startswith(_NAMESPACES):
+            raise OSError(errno.EOPNOTSUPP, "only user., trusted., security. and ACLs are kept")
+        if name in _NAMESPACES[:3]:
+            raise OSError(errno.EINVAL, "there is no name behind the prefix")
         known = self._known(fid)
         if known is None:
             return self._getxattr(fid, name)
@@ -73,13 +78,15 @@ class ExtendedAttributes:
     async def _listxattr(self, fid: int) -> Sequence[bytes]:
         return tuple(await self._fetch(fid))
 
-    def setxattr(self, fid: int, name: bytes, value: bytes, flags: XattrFlag) -> Coroutine[Any, Any, None]:
+    def setxattr(
+        self, fid: int, name: bytes, value: bytes, flags: XattrFlag, drop_setgid: bool = False
+    ) -> Coroutine[Any, Any, None]:
         """Set one value."""
         if len(name) > NAME_MAX or not name:
             raise OSError(errno.ERANGE, f"an attribute's name has 1..{NAME_MAX} bytes")
         if len(value) > XATTR_BYTES_MAX:
             raise OSError(errno.E2BIG, f"an attribute's value has at most {XATTR_BYTES_MAX} bytes")
-        return self._change(SetXattr(fid, name, bytes(value), XattrFlag(flags)))
+        return self._change(SetXattr(fid, name, bytes(value), XattrFlag(flags), drop_setgid))
 
     def removexattr(self, fid: int, name: bytes) -> Coroutine[Any, Any, None]:
         """Remove one; ENODATA if it is not there."""

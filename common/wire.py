@@ -363,7 +363,9 @@ class Set(enum.IntFlag):
     MTIME = 32
     CTIME = 64
     KILL_PRIVILEGES = 128
-    """clear setuid and setgid (and capabilities), as a write by another user does"""
+    """clear setuid and, of what its group may execute, setgid (and capabilities), as a write by another user does"""
+    KILL_SETGID = 256
+    """with KILL_PRIVILEGES: clear setgid whatever the group may, as for a user who is not in it"""
 
 
 class SetAttr(Request[Node], frozen=True, array_like=True, tag=18):
@@ -382,9 +384,10 @@ class SetAttr(Request[Node], frozen=True, array_like=True, tag=18):
 
 class Create(Request[Entry], frozen=True, array_like=True, tag=19):
     """Make a regular file and open it. If the name exists: EEXIST with `exclusive`, otherwise it is opened as by `Open`
-    (EISDIR for a directory, ELOOP for a symlink). `mode` has the umask applied already. `open_mode` says how
-    the client opens it; with WRITE, and nobody else there, the reply brings a WRITE lease. With `data` (at most the
-    inline limit) the file is complete in one request. `layout` overrides the directory's default."""
+    (EISDIR for a directory, ELOOP for a symlink). `umask` is taken off `mode` unless the directory has a default ACL,
+    which counts instead. `open_mode` says how the client opens it; with WRITE, and nobody else there, the reply brings
+    a WRITE lease. With `data` (at most the inline limit) the file is complete in one request. `layout` overrides the
+    directory's default."""
 
     parent: int
     name: bytes
@@ -396,10 +399,12 @@ class Create(Request[Entry], frozen=True, array_like=True, tag=19):
     truncate: bool = False
     data: bytes | None = None
     layout: LayoutSpec | None = None
+    umask: int = 0
 
 
 class Mknod(Request[Entry], frozen=True, array_like=True, tag=20):
-    """Make an inode of any type but directory and symlink, without opening it; `mode` includes the type."""
+    """Make an inode of any type but directory and symlink, without opening it; `mode` includes the type. `umask`: see
+    `Create`."""
 
     parent: int
     name: bytes
@@ -407,16 +412,18 @@ class Mknod(Request[Entry], frozen=True, array_like=True, tag=20):
     rdev: int
     uid: int
     gid: int
+    umask: int = 0
 
 
 class Mkdir(Request[Entry], frozen=True, array_like=True, tag=21):
-    """Make a directory. A setgid parent hands down its group and the bit."""
+    """Make a directory. A setgid parent hands down its group and the bit. `umask`: see `Create`."""
 
     parent: int
     name: bytes
     mode: int
     uid: int
     gid: int
+    umask: int = 0
 
 
 class Symlink(Request[Entry], frozen=True, array_like=True, tag=22):
@@ -508,9 +515,9 @@ class Commit(Request[Node], frozen=True, array_like=True, tag=28):
     """What a session reports about an open file: on flush, fsync, close and before it answers a recall.
 
     `lease` is what it keeps (never more than it has) and `mode` how it still has the file open (CLOSED ends a
-    registered open). With `dirty`, `size`, `mtime_ns` and `blocks` are the file's new ones, and `data` is the whole new
-    contents if the file stays inline; without `data` its contents are on OSTs from now on (if `size` is not 0).
-    The reply is durable when it comes.
+    registered open). With `dirty`, `size`, `mtime_ns`, `ctime_ns` (0: now) and `blocks` are the file's new ones, and
+    `data` is the whole new contents if the file stays inline; without `data` its contents are on OSTs from now on (if
+    `size` is not 0). The reply is durable when it comes.
     """
 
     fid: int
@@ -524,6 +531,7 @@ class Commit(Request[Node], frozen=True, array_like=True, tag=28):
     atime_ns: int = 0
     recalled: bool = False
     """It answers a recall: the data must go somewhere, so quotas do not refuse it."""
+    ctime_ns: int = 0
 
 
 class DirEntry(Message, frozen=True, array_like=True, gc=False):
@@ -587,12 +595,14 @@ class XattrFlag(enum.IntFlag):
 
 class SetXattr(Request[Node], frozen=True, array_like=True, tag=32):
     """Set one extended attribute. `nacre.layout` sets the layout of an empty file or a directory's default
-    (`common.layoutspec` text)."""
+    (`common.layoutspec` text). `system.posix_acl_access` sets the permission bits, too; with `drop_setgid` it clears
+    the setgid bit (for who is not in the file's group). `system.posix_acl_default` is what a directory hands down."""
 
     fid: int
     name: bytes
     value: bytes
     flags: XattrFlag = XattrFlag(0)
+    drop_setgid: bool = False
 
 
 class RemoveXattr(Request[Node], frozen=True, array_like=True, tag=33):

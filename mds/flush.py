@@ -58,6 +58,8 @@ def publish(tx: Tx) -> None:
         else:
             mdt.intents[fid] = intent
     mdt.accounts.apply(tx.usage, tx.quotas)
+    if tx.ghosts:
+        mdt.bury(tx.ghosts)
     mdt.counter_limit = tx.counter_limit
 
 

@@ -1,13 +1,17 @@
 """One MDT as this process has it: what outlives a transaction."""
 
 import itertools
+from typing import Final
 
 from nacrefs.common.wire import Mode
 from nacrefs.mds.accounts import Accounts
 from nacrefs.mds.cache import Cache
 from nacrefs.mds.engine import Store
-from nacrefs.mds.inode import decode_layout
+from nacrefs.mds.inode import Inode, decode_layout
 from nacrefs.mds.records import Destruction, Intent, OstRecord, SessionRecord
+
+GHOSTS_MAX: Final = 8192
+"""So many of the inodes that were destroyed last are remembered."""
 
 
 class Mdt:
@@ -23,6 +27,9 @@ class Mdt:
         self.opens: dict[int, dict[int, Mode]] = {}
         self.intents: dict[int, Intent] = {}
         self.accounts = Accounts()
+        self.ghosts: dict[int, Inode] = {}
+        """Inodes, but for regular files, that were destroyed last, oldest first: who stands in a directory, or holds a
+        descriptor of a FIFO, may still ask for its attributes. After a restart that is ESTALE."""
         self.cluster = ""
         self.number = 0
         self.next_counter = 0
@@ -51,6 +58,14 @@ class Mdt:
     def files(self) -> int:
         """Number of inodes."""
         return self.accounts.inodes
+
+    def bury(self, ghosts: dict[int, Inode]) -> None:
+        """Add inodes that are gone from now on, and forget the oldest ones."""
+        known = self.ghosts
+        known.update(ghosts)
+        if len(known) > GHOSTS_MAX:
+            for fid in list(itertools.islice(known, len(known) - GHOSTS_MAX)):
+                del known[fid]
 
     def sessions(self) -> list[SessionRecord]:
         """All sessions, oldest first."""

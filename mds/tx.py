@@ -60,6 +60,7 @@ class Tx:
         self.open_writes: dict[tuple[int, int], Mode] = {}
         self.intents: dict[int, Intent | None] = {}
         self.destroyed: list[int] = []
+        self.ghosts: dict[int, Inode] = {}
         self.finished: list[int] = []
         self.replies: dict[tuple[int, int], bytes] = {}
         self.trims: dict[int, int] = {}
@@ -102,9 +103,18 @@ class Tx:
             raise OSError(errno.ESTALE, f"file {format_fid(fid) if fid > 0 else fid} does not exist any more")
         return inode
 
+    def ghost(self, fid: int) -> Inode | None:
+        """An inode that was destroyed lately, as it was last (`Mdt.ghosts`)."""
+        return self.ghosts.get(fid) or self.mdt.ghosts.get(fid)
+
     def need_directory(self, fid: int) -> Inode:
-        """The directory; OSError: ESTALE if it is gone, ENOTDIR if it is something else."""
-        inode = self.need(fid)
+        """The directory; OSError: ENOENT if it has been removed lately, ESTALE if nothing is known of it, ENOTDIR if it
+        is something else."""
+        inode = self.inode(fid)
+        if inode is None:
+            if self.ghost(fid) is not None:
+                raise FileNotFoundError(errno.ENOENT, "the directory has been removed")
+            inode = self.need(fid)
         if not inode.is_directory:
             raise OSError(errno.ENOTDIR, f"{format_fid(fid)} is not a directory")
         return inode
@@ -348,11 +358,18 @@ class Tx:
         else:
             self.base.setdefault(fid, inode)
             self.destroyed.append(fid)
+        if not inode.is_regular:
+            self.set_ghost(inode)
         self.inodes[fid] = None
         self.contents.pop(fid, None)
         self.touched.add(fid)
         for session in tuple(self.opens(fid)):
             self.set_open(session, fid, Mode.CLOSED)
+
+    def set_ghost(self, inode: Inode) -> None:
+        """Remember the attributes (and target) of an inode that is gone."""
+        self._wrote()
+        self.ghosts[inode.attr.fid] = Inode(inode.attr, data=inode.data if inode.is_symlink else None)
 
     # --------------------------------------------------------------------------------------------------------- names
 

@@ -188,7 +188,7 @@ FORGET_ONE: Final = struct.Struct("=QQ")
 U64: Final = struct.Struct("=Q")
 """fuse_forget_in, fuse_interrupt_in, fuse_link_in, fuse_rename_in, fuse_release_in.fh …: the first 64-bit field"""
 U32_2: Final = struct.Struct("=II")
-"""two 32-bit fields: fuse_open_in (flags, open_flags), fuse_mkdir_in (mode, umask), fuse_mknod_in (mode, rdev, …),
+"""two 32-bit fields: fuse_open_in (flags, open_flags), fuse_mkdir_in (mode, umask),
 fuse_getxattr_in (size, padding), fuse_setxattr_in (size, flags), fuse_batch_forget_in (count, dummy)"""
 U32_4: Final = struct.Struct("=IIII")
 """fuse_create_in: flags, mode, umask, open_flags"""
@@ -220,8 +220,14 @@ LK_IN: Final = struct.Struct("=QQQQIII")
 FLUSH_IN: Final = struct.Struct("=Q8xQ")
 """fuse_flush_in: fh, lock_owner"""
 
-SETXATTR_IN_BYTES: Final = 8
-"""fuse_setxattr_in as long as `Init.SETXATTR_EXT` is not negotiated"""
+SETXATTR_IN: Final = struct.Struct("=IIII")
+"""fuse_setxattr_in with `Init.SETXATTR_EXT`: size, flags, setxattr_flags, padding"""
+SETXATTR_SHORT_BYTES: Final = 8
+"""… and without it: size, flags"""
+SETXATTR_ACL_KILL_SGID: Final = 1 << 0
+"""setxattr_flags: who sets the ACL is not in the file's group"""
+MKNOD_IN: Final = struct.Struct("=III")
+"""fuse_mknod_in without its padding: mode, rdev, umask"""
 
 _SET_BITS: dict[int, Set] = {}
 

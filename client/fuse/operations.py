@@ -16,6 +16,7 @@ from nacrefs.client.fuse import abi
 from nacrefs.client.fuse.abi import IN_HEADER_BYTES as BODY
 from nacrefs.client.fuse.abi import Op, Request
 from nacrefs.client.fuse.channel import Channel
+from nacrefs.client.fuse.privileges import privileges_to_kill
 from nacrefs.common.answer import Answer, settle
 from nacrefs.common.wire import Attr, LockKind, LockStyle, RenameFlag, Set, XattrFlag
 
@@ -51,6 +52,8 @@ class Operations:
         self._root = root
         self._channel = channel
         self._listing = bytearray(_LISTING_BYTES)
+        self.setxattr_ext = False
+        """whether `Init.SETXATTR_EXT` was agreed on"""
         # Regular files that were setuid or setgid when last seen. The kernel says with each write by an ordinary user
         # that these bits must go; only for these files that costs anything.
         self._setid: set[int] = set()
@@ -87,15 +90,16 @@ class Operations:
         return then(self._fs.lookup(request.nodeid, name), self._entry, request.unique)
 
     def mknod(self, request: Request, view: memoryview) -> Outcome:
-        mode, rdev = abi.U32_2.unpack_from(view, BODY)
+        mode, rdev, umask = abi.MKNOD_IN.unpack_from(view, BODY)
         name = bytes(view[BODY + 16 : request.length - 1])
-        made = self._fs.mknod(request.nodeid, name, mode, abi.decode_rdev(rdev), _cred(request))
+        made = self._fs.mknod(request.nodeid, name, mode, abi.decode_rdev(rdev), _cred(request, umask))
         return then(made, self._entry, request.unique)
 
     def mkdir(self, request: Request, view: memoryview) -> Outcome:
-        mode, _ = abi.U32_2.unpack_from(view, BODY)
+        mode, umask = abi.U32_2.unpack_from(view, BODY)
         name = bytes(view[BODY + 8 : request.length - 1])
-        return then(self._fs.mkdir(request.nodeid, name, mode & 0o7777, _cred(request)), self._entry, request.unique)
+        made = self._fs.mkdir(request.nodeid, name, mode & 0o7777, _cred(request, umask))
+        return then(made, self._entry, request.unique)
 
     def symlink(self, request: Request, view: memoryview) -> Outcome:
         name, target = abi.split_names(view, BODY, request.length)
@@ -149,8 +153,21 @@ class Operations:
 
     def setattr(self, request: Request, view: memoryview) -> Outcome:
         handle, changes = abi.decode_setattr(view, time.time_ns())
+        # With nothing to set at all the kernel wants setuid and setgid to go, but leaves that to us (chown(-1, -1);
+        # fallocate, whose own request takes them away from who is not the owner).
+        if request.nodeid in self._setid and (changes.valid & Set.KILL_PRIVILEGES or not changes.valid):
+            return self._kill_and_set(request, changes, handle)
         self._setid.discard(request.nodeid)  # the answer's mode decides
         return then(self._fs.setattr(request.nodeid, changes, handle), self._attr, request.unique)
+
+    async def _kill_and_set(self, request: Request, changes: Changes, handle: int | None) -> Reply:
+        fid = request.nodeid
+        attr = (await settle(self._fs.getattr(fid))).attr
+        if changes.valid or request.uid in (0, attr.uid):
+            kill = privileges_to_kill(attr, request.uid, request.gid, request.pid)
+            changes = changes._replace(valid=changes.valid | kill)
+        self._setid.discard(fid)
+        return self._attr(request.unique, await settle(self._fs.setattr(fid, changes, handle)))
 
     def readlink(self, request: Request, view: memoryview) -> Outcome:
         return then(self._fs.readlink(request.nodeid), abi.data_reply, request.unique)
@@ -164,23 +181,29 @@ class Operations:
         return abi.attr_reply(unique, answer)
 
     def _note_setid(self, attr: Attr) -> None:
-        if stat.S_ISREG(attr.mode):
+        if not stat.S_ISDIR(attr.mode):
             self._setid.add(attr.fid)
 
     async def _strip_then(
-        self, fid: int, ask: Callable[[], Answer[T]], pack: Callable[[int, T], Reply], unique: int
+        self, request: Request, ask: Callable[[], Answer[T]], pack: Callable[[int, T], Reply]
     ) -> Reply:
         """Take setuid and setgid away, then do what calls for it."""
+        fid = request.nodeid
+        attr = (await settle(self._fs.getattr(fid))).attr
         self._setid.discard(fid)
-        await settle(self._fs.setattr(fid, Changes(Set.KILL_PRIVILEGES)))
-        return pack(unique, await settle(ask()))
+        kill = privileges_to_kill(attr, request.uid, request.gid, request.pid)
+        if attr.mode & (stat.S_ISUID | (stat.S_ISGID if kill & Set.KILL_SETGID or attr.mode & stat.S_IXGRP else 0)):
+            await settle(self._fs.setattr(fid, Changes(kill)))
+        else:
+            self._setid.add(fid)
+        return pack(request.unique, await settle(ask()))
 
     # ------------------------------------------------------------------------------------------------ open files
 
     def create(self, request: Request, view: memoryview) -> Outcome:
-        flags, mode, _, _ = abi.U32_4.unpack_from(view, BODY)
+        flags, mode, umask, _ = abi.U32_4.unpack_from(view, BODY)
         name = bytes(view[BODY + 16 : request.length - 1])
-        made = self._fs.create(request.nodeid, name, mode & 0o7777, flags, _cred(request))
+        made = self._fs.create(request.nodeid, name, mode & 0o7777, flags, _cred(request, umask))
         return then(made, self._created, request.unique)
 
     def _created(self, unique: int, made: tuple[Found, Handle]) -> bytes:
@@ -195,7 +218,7 @@ class Operations:
         flags, open_flags = abi.U32_2.unpack_from(view, BODY)
         fid = request.nodeid
         if open_flags & abi.OPEN_KILL_SUIDGID and fid in self._setid:
-            return self._strip_then(fid, lambda: self._fs.open(fid, flags), self._opened, request.unique)
+            return self._strip_then(request, lambda: self._fs.open(fid, flags), self._opened)
         return then(self._fs.open(fid, flags), self._opened, request.unique)
 
     def _opened(self, unique: int, handle: Handle) -> bytes:
@@ -212,9 +235,7 @@ class Operations:
         data = self._channel.take(abi.WRITE_DATA_AT, size)
         if flags & abi.WRITE_KILL_SUIDGID and request.nodeid in self._setid:
             write = self._fs.write
-            return self._strip_then(
-                request.nodeid, lambda: write(handle, offset, data), abi.write_reply, request.unique
-            )
+            return self._strip_then(request, lambda: write(handle, offset, data), abi.write_reply)
         return then(self._fs.write(handle, offset, data), abi.write_reply, request.unique)
 
     def flush(self, request: Request, view: memoryview) -> Outcome:
@@ -231,6 +252,9 @@ class Operations:
 
     def fallocate(self, request: Request, view: memoryview) -> Outcome:
         handle, offset, length, mode = abi.FALLOCATE_IN.unpack_from(view, BODY)
+        if request.nodeid in self._setid and request.uid:
+            allocate = self._fs.fallocate
+            return self._strip_then(request, lambda: allocate(handle, mode, offset, length), _done)
         return then(self._fs.fallocate(handle, mode, offset, length), _done, request.unique)
 
     def lseek(self, request: Request, view: memoryview) -> Outcome:
@@ -238,11 +262,15 @@ class Operations:
         return then(self._fs.lseek(handle, offset, whence), abi.u64_reply, request.unique)
 
     def copy_file_range(self, request: Request, view: memoryview) -> Outcome:
-        source, source_offset, _, target, target_offset, length, _ = abi.COPY_FILE_RANGE_IN.unpack_from(view, BODY)
+        source, source_offset, fid, target, target_offset, length, _ = abi.COPY_FILE_RANGE_IN.unpack_from(view, BODY)
         if request.opcode == Op.COPY_FILE_RANGE:  # its answer has 32 bits
             length = min(length, 0x7FFFF000)
-        copied = self._fs.copy_file_range(source, source_offset, target, target_offset, length)
         pack = abi.write_reply if request.opcode == Op.COPY_FILE_RANGE else abi.u64_reply
+        if fid in self._setid and request.uid:
+            copy = self._fs.copy_file_range
+            request = request._replace(nodeid=fid)
+            return self._strip_then(request, lambda: copy(source, source_offset, target, target_offset, length), pack)
+        copied = self._fs.copy_file_range(source, source_offset, target, target_offset, length)
         return then(copied, pack, request.unique)
 
     def ioctl(self, request: Request, view: memoryview) -> Outcome:
@@ -304,6 +332,8 @@ class Operations:
                 if not after:
                     break
                 filled = after
+                if entry.attr.mode & _SETID:
+                    self._note_setid(entry.attr)
             return abi.data_reply(unique, memoryview(listing)[:filled])
 
         return then(self._fs.readdir(handle, cookie), pack, request.unique)
@@ -335,9 +365,13 @@ class Operations:
         return then(self._fs.listxattr(request.nodeid), pack, request.unique)
 
     def setxattr(self, request: Request, view: memoryview) -> Outcome:
-        size, flags = abi.U32_2.unpack_from(view, BODY)
-        name, _, rest = bytes(view[BODY + abi.SETXATTR_IN_BYTES : request.length]).partition(b"\0")
-        stored = self._fs.setxattr(request.nodeid, name, rest[:size], XattrFlag(flags))
+        size, flags, acl_flags, _ = abi.SETXATTR_IN.unpack_from(view, BODY)
+        head = abi.SETXATTR_IN.size
+        if not self.setxattr_ext:
+            acl_flags, head = 0, abi.SETXATTR_SHORT_BYTES
+        name, _, rest = bytes(view[BODY + head : request.length]).partition(b"\0")
+        drop_setgid = bool(acl_flags & abi.SETXATTR_ACL_KILL_SGID)
+        stored = self._fs.setxattr(request.nodeid, name, rest[:size], XattrFlag(flags), drop_setgid)
         return then(stored, _done, request.unique)
 
     def removexattr(self, request: Request, view: memoryview) -> Outcome:
@@ -366,8 +400,8 @@ class Operations:
         return abi.empty_reply(request.unique)
 
 
-def _cred(request: Request) -> Cred:
-    return Cred(request.uid, request.gid, request.pid)
+def _cred(request: Request, umask: int = 0) -> Cred:
+    return Cred(request.uid, request.gid, request.pid, umask)
 
 
 def _opened_directory(unique: int, handle: Handle) -> bytes:

@@ -35,14 +35,17 @@ WANTED: Final[tuple[tuple[Init, str], ...]] = (
     (Init.CACHE_SYMLINKS, "targets are read once; they never change"),
     (Init.AUTO_INVAL_DATA, "cached pages of a shared file are checked (GETATTR) before each read, and dropped"),
     (Init.ASYNC_DIO, "libaio and io_uring I/O of direct files in parallel"),
+    (Init.POSIX_ACL, "the kernel asks for ACLs, keeps them as long as attributes, and enforces them"),
+    (Init.DONT_MASK, "a directory's default ACL counts instead of the umask, and only the MDS knows it"),
+    (Init.SETXATTR_EXT, "the kernel says when setting an ACL ends setgid"),
     (Init.INIT_EXT, "the flags below are understood"),
     (Init.DIRECT_IO_ALLOW_MMAP, "files open for writing, which are direct, can be mapped"),
 )
 """What we ask the kernel for, and why.
 
 Left out on purpose. WRITEBACK_CACHE: size and mtime would be the kernel's, which cannot give them back on a recall.
-EXPLICIT_INVAL_DATA: the opposite of AUTO_INVAL_DATA. EXPORT_SUPPORT: needs look-ups of `..`. POSIX_ACL and DONT_MASK:
-until the MDS keeps ACLs. PASSTHROUGH: see docs/adr/0003. SETXATTR_EXT: tells only about ACLs.
+EXPLICIT_INVAL_DATA: the opposite of AUTO_INVAL_DATA. EXPORT_SUPPORT: needs look-ups of `..`. PASSTHROUGH: see
+docs/adr/0003.
 """
 
 LOCKS: Final = Init.POSIX_LOCKS | Init.FLOCK_LOCKS
@@ -213,6 +216,7 @@ class Session:
         if major == abi.MAJOR:  # a newer major is told ours, and asks again
             offered = Init(flags | (flags2 << 32 if flags & Init.INIT_EXT else 0))
             self.granted = offered & self._wanted
+            self._operations.setxattr_ext = bool(self.granted & Init.SETXATTR_EXT)
             self.minor = min(minor, abi.MINOR_MAX)
             self._notifier = Notifier(self._channel.fd, self._root, self.minor >= abi.MINOR_EPOCH)
             self._filesystem.kernel = self._notifier

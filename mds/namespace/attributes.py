@@ -5,14 +5,16 @@ import stat
 
 from msgspec.structs import replace
 
-from nacrefs.common.wire import Node, SetAttr
+from nacrefs.common.wire import Attr, Node, SetAttr
 from nacrefs.mds.inode import Inode
+from nacrefs.mds.namespace.acl import follow_mode
 from nacrefs.mds.namespace.bits import (
     OPEN_WRITE,
     SET_ATIME,
     SET_CTIME,
     SET_GID,
     SET_KILL_PRIVILEGES,
+    SET_KILL_SETGID,
     SET_MODE,
     SET_MTIME,
     SET_SIZE,
@@ -28,6 +30,10 @@ CAPABILITIES = b"security.capability"
 def set_attr(step: Step, request: SetAttr) -> Node:
     """Change attributes. A truncation whose objects have to be cut leaves an intent in `tx.new_intents`."""
     tx, fid, valid = step.tx, request.fid, int(request.valid)
+    if (ghost := tx.ghost(fid)) is not None:
+        gone = Inode(_changed(step, request, ghost.attr), data=ghost.data)
+        tx.set_ghost(gone)
+        return Node(gone.attr, data=gone.data)
     inode = tx.need(fid)
     if valid & SET_SIZE:
         _check_size(step, request)
@@ -37,16 +43,23 @@ def set_attr(step: Step, request: SetAttr) -> Node:
         truncate(step, fid, request.size)
     if valid & SET_KILL_PRIVILEGES and CAPABILITIES in tx.xattrs(inode):
         tx.set_xattr(fid, CAPABILITIES, None)
+    if valid & SET_MODE:
+        follow_mode(tx, fid, request.mode)
     edited = tx.edit(fid)
-    attr = edited.attr
-    mode = attr.mode
+    edited.attr = _changed(step, request, edited.attr)
+    return node(step, edited, WANT_LEASE)
+
+
+def _changed(step: Step, request: SetAttr, attr: Attr) -> Attr:
+    """The attributes after the request, but for the size."""
+    valid, mode = int(request.valid), attr.mode
     if valid & SET_MODE:
         mode = stat.S_IFMT(mode) | request.mode & 0o7777
-    if valid & SET_KILL_PRIVILEGES and inode.is_regular:
+    if valid & SET_KILL_PRIVILEGES and not stat.S_ISDIR(mode):
         mode &= ~stat.S_ISUID
-        if mode & stat.S_IXGRP:
+        if mode & stat.S_IXGRP or valid & SET_KILL_SETGID:
             mode &= ~stat.S_ISGID
-    edited.attr = replace(
+    return replace(
         attr,
         mode=mode,
         uid=request.uid if valid & SET_UID else attr.uid,
@@ -56,7 +69,6 @@ def set_attr(step: Step, request: SetAttr) -> Node:
         ctime_ns=request.ctime_ns if valid & SET_CTIME else step.now_ns,
         change=attr.change + 1,
     )
-    return node(step, edited, WANT_LEASE)
 
 
 def _check_size(step: Step, request: SetAttr) -> Inode:

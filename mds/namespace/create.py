@@ -16,6 +16,7 @@ from nacrefs.common.wire import (
     Symlink,
 )
 from nacrefs.mds.inode import DIRECTORY_BLOCKS, DIRECTORY_BYTES, LINK_MAX, Inode
+from nacrefs.mds.namespace.acl import hand_down, mode_in
 from nacrefs.mds.namespace.attributes import blocks_of
 from nacrefs.mds.namespace.bits import DEFAULT_LAYOUT, INLINE, OPEN_WRITE, WANT_LAYOUT, WANT_LEASE
 from nacrefs.mds.namespace.files import open_inode, register
@@ -42,8 +43,9 @@ def create(step: Step, request: Create) -> Entry:
         size = len(data)
         check_inline(step, layout, data)
     admit_new(step, parent, request.uid, _group(parent, request.gid), blocks_of(size))
+    mode, acl, default = mode_in(tx, parent, request.mode & 0o7777, request.umask)
     inode = tx.new_inode(
-        stat.S_IFREG | request.mode & 0o7777,
+        stat.S_IFREG | mode,
         request.uid,
         _group(parent, request.gid),
         step.now_ns,
@@ -54,6 +56,8 @@ def create(step: Step, request: Create) -> Entry:
         project=parent.project,
         data=data,
     )
+    if acl:
+        hand_down(tx, inode, acl, default)
     lease = Lease.WRITE if int(request.open_mode) & OPEN_WRITE else Lease.READ
     want = WANT_LEASE | WANT_LAYOUT if request.open_mode else WANT_LEASE
     child = node(step, inode, want, lease)
@@ -84,8 +88,9 @@ def mknod(step: Step, request: Mknod) -> Entry:
     regular = kind == stat.S_IFREG
     layout = new_layout(step, parent) if regular else None
     admit_new(step, parent, request.uid, _group(parent, request.gid))
+    mode, acl, default = mode_in(step.tx, parent, request.mode & 0o7777, request.umask)
     inode = step.tx.new_inode(
-        kind | request.mode & 0o7777,
+        kind | mode,
         request.uid,
         _group(parent, request.gid),
         step.now_ns,
@@ -94,6 +99,8 @@ def mknod(step: Step, request: Mknod) -> Entry:
         layout=layout,
         project=parent.project,
     )
+    if acl:
+        hand_down(step.tx, inode, acl, default)
     return _named(step, request.parent, request.name, node(step, inode, WANT_LEASE), 0)
 
 
@@ -103,8 +110,9 @@ def mkdir(step: Step, request: Mkdir) -> Entry:
     if parent.attr.nlink >= LINK_MAX:
         raise OSError(errno.EMLINK, f"the directory has {parent.attr.nlink} links already")
     admit_new(step, parent, request.uid, _group(parent, request.gid), DIRECTORY_BLOCKS)
+    mode, acl, default = mode_in(step.tx, parent, request.mode & 0o1777, request.umask)
     inode = step.tx.new_inode(
-        stat.S_IFDIR | request.mode & 0o1777 | parent.attr.mode & stat.S_ISGID,
+        stat.S_IFDIR | mode | parent.attr.mode & stat.S_ISGID,
         request.uid,
         _group(parent, request.gid),
         step.now_ns,
@@ -116,6 +124,8 @@ def mkdir(step: Step, request: Mkdir) -> Entry:
         spec=parent.spec,
         project=parent.project,
     )
+    if default is not None:
+        hand_down(step.tx, inode, acl, default)
     return _named(step, request.parent, request.name, node(step, inode, WANT_LEASE), 1)
 
 

@@ -150,7 +150,7 @@ def _take_report(step: Step, request: Commit, inode: Inode, held: Lease) -> None
         blocks=blocks,
         atime_ns=max(request.atime_ns, attr.atime_ns),
         mtime_ns=mtime_ns,
-        ctime_ns=step.now_ns,
+        ctime_ns=max(request.ctime_ns, attr.ctime_ns) if request.ctime_ns else step.now_ns,
         change=attr.change + 1,
         flags=flags,
     )

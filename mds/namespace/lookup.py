@@ -21,8 +21,11 @@ def lookup(step: Step, request: Lookup) -> Entry:
 
 
 def get_attr(step: Step, request: GetAttr) -> Node:
-    """An inode by fid."""
-    inode = step.tx.need(request.fid)
+    """An inode by fid; of one that was destroyed lately, what it was last."""
+    inode = step.tx.inode(request.fid)
+    if inode is None:
+        ghost = step.tx.ghost(request.fid) or step.tx.need(request.fid)
+        return Node(ghost.attr, data=ghost.data)
     step.leases.truth(request.fid)
     return node(step, inode, int(request.want))
 

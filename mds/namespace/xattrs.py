@@ -21,6 +21,7 @@ from nacrefs.common.wire import (
     XattrValue,
 )
 from nacrefs.mds.inode import Inode
+from nacrefs.mds.namespace import acl
 from nacrefs.mds.namespace.bits import WANT_LEASE
 from nacrefs.mds.namespace.layouts import apply_spec, effective_spec
 from nacrefs.mds.namespace.nodes import node
@@ -33,12 +34,14 @@ PATH: Final = b"nacre.path"
 INODE_XATTRS_BYTES_MAX: Final = 1 << 20
 """Most bytes of all names and values of one inode, so that they fit in one reply."""
 _STORED: Final = (b"user.", b"trusted.", b"security.")
-"""POSIX ACLs are refused: one that is kept but not enforced would be a false promise, and programs that are refused
-fall back to the permission bits."""
+"""Prefixes; who may use which, and on what, each client's kernel knows."""
 
 
 def get_xattrs(step: Step, request: GetXattrs) -> Xattrs:
     """All stored attributes, in name order."""
+    inode = step.tx.inode(request.fid)
+    if inode is None and step.tx.ghost(request.fid) is not None:
+        return Xattrs(())
     inode = step.tx.need(request.fid)
     step.leases.truth(request.fid)
     return Xattrs(tuple(sorted(step.tx.xattrs(inode).items())))
@@ -90,6 +93,8 @@ def set_xattr(step: Step, request: SetXattr) -> Node:
     if name == LAYOUT:
         apply_spec(step, fid, parse_spec(value))
         return node(step, tx.need(fid), WANT_LEASE)
+    if name in acl.NAMES:
+        return _set_acl(step, inode, request)
     _check_stored(name)
     if len(value) > XATTR_BYTES_MAX:
         raise OSError(errno.E2BIG, f"value of {len(value)} bytes is longer than {XATTR_BYTES_MAX}")
@@ -113,10 +118,30 @@ def remove_xattr(step: Step, request: RemoveXattr) -> Node:
             raise _no_data(name)
         apply_spec(step, fid, LayoutSpec())
         return node(step, tx.need(fid), WANT_LEASE)
-    _check_stored(name)
+    if name not in acl.NAMES:
+        _check_stored(name)
+    elif name not in tx.xattrs(inode):
+        return node(step, inode, WANT_LEASE)  # it is as was asked
     if name not in tx.xattrs(inode):
         raise _no_data(name)
     return _change(step, fid, name, None)
+
+
+def _set_acl(step: Step, inode: Inode, request: SetXattr) -> Node:
+    """Set an access control list; the permission bits go with the access list."""
+    tx, fid, value = step.tx, request.fid, request.value
+    if len(value) > XATTR_BYTES_MAX:
+        raise OSError(errno.E2BIG, f"value of {len(value)} bytes is longer than {XATTR_BYTES_MAX}")
+    acl.check_settable(inode, request.name, value)
+    step.leases.alone(fid)
+    step.leases.changed(fid)
+    if request.name == acl.ACCESS:
+        acl.set_access(tx, fid, value, request.drop_setgid)
+    else:
+        acl.set_default(tx, fid, value)
+    edited = tx.edit(fid)
+    edited.attr = replace(edited.attr, ctime_ns=step.now_ns, change=edited.attr.change + 1)
+    return node(step, edited, WANT_LEASE)
 
 
 def _change(step: Step, fid: int, name: bytes, value: bytes | None) -> Node:
@@ -133,9 +158,7 @@ def _check_stored(name: bytes) -> None:
     if len(name) > NAME_BYTES_MAX:
         raise OSError(errno.ERANGE, f"attribute name of {len(name)} bytes is longer than {NAME_BYTES_MAX}")
     if not name.startswith(_STORED):
-        raise OSError(
-            errno.EOPNOTSUPP, f"attribute {name!r} cannot be set (user., trusted., security. can; ACLs cannot)"
-        )
+        raise OSError(errno.EOPNOTSUPP, f"attribute {name!r} cannot be set (user., trusted., security. and ACLs can)")
     if b"\0" in name or name in _STORED:
         raise OSError(errno.EINVAL, f"attribute {name!r} has no name behind its prefix, or a NUL in it")
 

@@ -948,15 +948,57 @@ def xattrs(a: Path, b: Path) -> Any:
 
 @case
 def access_control_lists(a: Path, b: Path) -> Any:
-    """POSIX ACLs may be refused as a whole (EOPNOTSUPP); if they are kept, they must count."""
+    """Kept, shown, enforced, following chmod and followed by the permission bits."""
     create(a / "f", 0o600, b"x")
-    done = shell(f"setfacl -m u:{OTHER}:r f", a)
-    if done[0]:
-        return "refused or kept"
+    os.chmod(a / "f", 0o600)
     os.chmod(a, 0o755)
-    if as_user(OTHER, lambda: (b / "f").read_text()) != "x":
-        return "kept but ignored"
-    return "refused or kept"
+    there = b / "f"
+    acts: tuple[Callable[[], Any], ...] = (
+        lambda: there.read_text(),
+        lambda: there.write_text("y"),
+        lambda: os.access(there, os.R_OK),
+        lambda: os.setxattr(there, "system.posix_acl_access", b"\2\0\0\0"),
+    )
+    results: list[Any] = []
+    for script in (
+        f"setfacl -m u:{OTHER}:r f", f"setfacl -m g:{OTHER}:rw f", "chmod 660 f", "chmod 600 f", "chmod 666 f",
+        f"setfacl -m u:{OTHER}:- f", "setfacl -m m::r f", "setfacl -x u:4242 f", "setfacl -b f", "setfacl -d -m u::r f",
+        "chmod 2755 f; setfacl -m g::rwx f", "setfacl -k f",
+    ):  # fmt: skip
+        results.append([script, shell(script, a), shell("getfacl -n f; getfattr -d -m - -e hex f", b), look(there)])
+        results.append([as_user(OTHER, act) for act in acts])
+        results.append([as_user(NOBODY, act, groups=(OTHER,)) for act in acts])
+    return results
+
+
+@case
+def default_access_control_lists(a: Path, b: Path) -> Any:
+    results: list[Any] = []
+    lists = (
+        ("u:4242:rwx", 0o22),
+        ("u::rwx,g::r,o::-", 0o22),
+        ("g:4242:rx,m::r", 0o77),
+        ("u::r,g::r,o::r", 0),
+        ("o::rwx", 0o777),
+    )
+    for number, (acl, mask) in enumerate(lists):
+        os.mkdir(a / f"d{number}")
+        results.append(shell(f"setfacl -d -m {acl} d{number}", a))
+        before = os.umask(mask)
+        try:
+            create(b / f"d{number}" / "f", 0o666)
+            create(b / f"d{number}" / "x", 0o777)
+            os.mkdir(b / f"d{number}" / "s", 0o777)
+            os.mkfifo(b / f"d{number}" / "p", 0o640)
+            os.symlink("f", b / f"d{number}" / "l")
+            create(b / f"d{number}" / "s" / "deep", 0o660)
+        finally:
+            os.umask(before)
+    show = "find . | sort | xargs getfacl -n; find . | sort | xargs getfattr -d -m - -e hex; ls -lnR | cut -c 1-12"
+    results.append(shell(show, a))
+    results.append(shell("cp -a d0 copy; mkdir s; rsync -aAX d0 s; setfacl -Rbk d1", b))
+    results.append(shell(show, a))
+    return results
 
 
 @case

@@ -17,7 +17,6 @@ pytestmark = pytest.mark.timeout(180)
 
 DIFFERS = {
     "holes": "SEEK_HOLE knows only holes made here and not sent yet; the rest counts as data, as lseek(2) allows",
-    "removed_directory_that_is_someones_cwd": "what is asked of a directory that is gone fails with ESTALE, as on NFS",
 }
 DIFFERS_BETWEEN_MOUNTS = DIFFERS | {
     "append_from_two_processes": "records that two mounts append to one file at one moment may overwrite each other",

@@ -153,6 +153,7 @@ class MemoryFilesystem:
             raise OSError(errno.EEXIST, "the name exists")
         if len(name) > 255:
             raise OSError(errno.ENAMETOOLONG, "the name is too long")
+        mode &= ~cred.umask if not stat.S_ISLNK(mode) else ~0
         inode = Inode(next(self._numbers), mode, cred.uid, cred.gid, rdev)
         if stat.S_ISDIR(mode):
             inode.nlink, inode.parent = 2, parent
@@ -392,7 +393,7 @@ class MemoryFilesystem:
     def listxattr(self, fid: int) -> Answer[Sequence[bytes]]:
         return list(self._get(fid).xattrs)
 
-    def setxattr(self, fid: int, name: bytes, value: bytes, flags: XattrFlag) -> None:
+    def setxattr(self, fid: int, name: bytes, value: bytes, flags: XattrFlag, drop_setgid: bool = False) -> None:
         xattrs = self._get(fid).xattrs
         if flags & XattrFlag.CREATE and name in xattrs:
             raise OSError(errno.EEXIST, "the attribute exists")
