@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from nacrefs.common.config import Size, load_config
+from nacrefs.common.config import Duration, Size, load_config
 from nacrefs.common.wire import LISTING_MAX
 
 
@@ -57,12 +57,17 @@ class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The directory of the filesystem that becomes the root."""
     host: str = ""
     """Name of this machine as administrators see it; empty: the host's name."""
+    patience_s: Duration = Duration(0)
+    """How long an operation waits for a server that is away or silent before it fails with EIO (mount option soft);
+    0: for ever."""
     cache: CacheConfig = CacheConfig()
     read: ReadConfig = ReadConfig()
     write: WriteConfig = WriteConfig()
 
     def check(self) -> None:
         """ValueError, naming the key and what is allowed, unless all values make sense together."""
+        if self.patience_s and self.patience_s < 1:
+            raise ValueError(f"patience_s = {self.patience_s:g} is neither 0 nor at least 1")
         if self.cache.inodes < 64:
             raise ValueError(f"cache.inodes = {self.cache.inodes} is below 64")
         if self.cache.memory_bytes < 16 << 20:

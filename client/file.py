@@ -504,7 +504,12 @@ class File:
                     inode.forget()
                 self._settle()
                 return
-            await self._report(keep, recalled)
+            try:
+                await self._report(keep, recalled)
+            except OSError as error:
+                if self.dirty and self._retry is None:
+                    self._failed(error)
+                raise
 
     def _has_inline_contents(self) -> bool:
         attr = self.inode.attr

@@ -5,6 +5,7 @@ takers wait in line; nobody waits while holding memory that only he could free.
 """
 
 import asyncio
+import errno
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -16,8 +17,11 @@ _LARGEST_KEPT: Final = 8 << 20
 class Memory:
     """Counts bytes under a limit, and keeps used buffers: filling a fresh MiB costs as much CPU as hashing it."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, patience_s: float = 0) -> None:
         self.limit_bytes = limit_bytes
+        self.patience_s = patience_s
+        """how long a taker waits while nobody gives any back before it fails with EIO; 0: for ever"""
+        self._given = 0
         self.used_bytes = 0
         self.peak_bytes = 0
         self.on_pressure: Callable[[], None] | None = None
@@ -44,13 +48,24 @@ class Memory:
         self._waiting.append((size, turn))
         self._press()
         try:
-            await turn
-        except asyncio.CancelledError:
+            if self.patience_s:
+                await self._wait_patiently(turn)
+            else:
+                await turn
+        except (asyncio.CancelledError, OSError):
             if turn.done() and not turn.cancelled():
                 self.give(size)
             else:
                 self._serve()
             raise
+
+    async def _wait_patiently(self, turn: "asyncio.Future[None]") -> None:
+        while not turn.done():
+            given = self._given
+            await asyncio.wait([turn], timeout=self.patience_s)
+            if not turn.done() and given == self._given:
+                turn.cancel()
+                raise OSError(errno.EIO, "memory is full of data that servers which are away do not take")
 
     def must_take(self, size: int) -> None:
         """Take a few bytes that cannot be waited for, even beyond the limit."""
@@ -60,6 +75,7 @@ class Memory:
     def give(self, size: int) -> None:
         """Give `size` bytes back."""
         self.used_bytes -= size
+        self._given += 1
         if self._waiting:
             self._serve()
 

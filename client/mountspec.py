@@ -13,7 +13,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from nacrefs.client.config import CacheConfig, ClientConfig, ReadConfig, WriteConfig
-from nacrefs.common.config import ConfigError, parse_duration, parse_size
+from nacrefs.common.config import ConfigError, Duration, parse_duration, parse_size
 
 KERNEL_OPTIONS: Final = (
     "ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "sync", "async", "dirsync", "noatime", "nodiratime",
@@ -31,6 +31,7 @@ OPTIONS: Final = {
     "ahead": "how far to read ahead of a sequential reader, as in 8MiB",
     "hard": "wait for servers that are away (the default)",
     "soft": "let operations fail with EIO when servers stay away",
+    "timeo": "with soft: how long they may stay away, as in 60s",
     "nolock": "keep fcntl and flock locks within this mount: closing costs less",
     "retry": "how long to wait for the MDS when mounting, as in 30s",
     "subtree": "the directory of the filesystem that is mounted",
@@ -44,6 +45,7 @@ FLAGS: Final = ("hard", "soft", "nolock")
 """Those of our options that take no value."""
 
 KEYRING_VARIABLE: Final = "NACRE_KEYRING"
+SOFT_TIMEO: Final = "60s"
 SYSTEM_KEYRING: Final = "/etc/nacre/keyring.toml"
 
 
@@ -143,8 +145,10 @@ def make_spec(source: str, directory: str, options: Iterable[str], keyring: str 
 
 
 def _config_of(mds: str, given: dict[str, str], subtree: str, keyring: str | None, sync: bool) -> ClientConfig:
-    if "soft" in given:
-        raise ConfigError("mount option soft is not supported yet: mounts are hard, and wait for servers that are away")
+    if "timeo" in given and "soft" not in given:
+        raise ConfigError("mount option timeo is for soft mounts: a hard mount waits for ever")
+    if "timeo" in given and not parse_duration(given["timeo"]):
+        raise ConfigError("mount option timeo=0: a soft mount waits at least a second")
     cache, read, write = CacheConfig(), ReadConfig(), WriteConfig()
     if "memory" in given:
         cache = replace(cache, memory_bytes=parse_size(given["memory"]))
@@ -161,6 +165,7 @@ def _config_of(mds: str, given: dict[str, str], subtree: str, keyring: str | Non
         keyring=str(find_keyring(keyring or given.get("keyring"))),
         subtree="/" + given["subtree"].strip("/") if "subtree" in given else subtree,
         host=given.get("host", ""),
+        patience_s=parse_duration(given.get("timeo", SOFT_TIMEO)) if "soft" in given else Duration(0),
         cache=cache,
         read=read,
         write=write,

@@ -18,6 +18,7 @@ from nacrefs.client.config import ClientConfig
 from nacrefs.common.answer import Answer
 from nacrefs.common.auth import Credentials
 from nacrefs.common.clock import Clock, SystemClock
+from nacrefs.common.impatient import ImpatientRemote, remote_with
 from nacrefs.common.observe import Meter
 from nacrefs.common.remote import Remote
 from nacrefs.common.rpc import Call
@@ -116,7 +117,7 @@ class Session:
         self._yield_timer: asyncio.TimerHandle | None = None
         self._closing = False
         service: Mapping[type[Request[Any]], Any] = {Recall: self._on_recall, Evicted: self._on_evicted}
-        self.mds = Remote(config.mds, credentials, self.client, service, self.meter)
+        self.mds = remote_with(config.patience_s, config.mds, credentials, self.client, service, self.meter)
         self.mds.absorb = cache.absorb
         self.mds.greet = self._greet
 
@@ -204,10 +205,20 @@ class Session:
             self.holder.fenced()
 
     async def wait_live(self) -> None:
-        """Wait until the session is live."""
+        """Wait until the session is live; EIO if that takes longer than a soft mount waits."""
+        patience_s = self.config.patience_s
         while not self.live:
             self._live.clear()
-            await self._live.wait()
+            if not patience_s:
+                await self._live.wait()
+            elif isinstance(self.mds, ImpatientRemote):
+                if self.mds.given_up:
+                    raise self.mds.away()
+                try:
+                    async with asyncio.timeout(patience_s):
+                        await self._live.wait()
+                except TimeoutError:
+                    raise self.mds.away() from None
 
     async def _keep(self) -> None:
         while True:
@@ -287,7 +298,8 @@ class Session:
         """The connection to an OSS, begun when first needed."""
         server = self._servers.get(address)
         if server is None:
-            server = Remote(address, self._credentials, f"{self.number}.{self.client}", {}, self.meter)
+            name = f"{self.number}.{self.client}"
+            server = remote_with(self.config.patience_s, address, self._credentials, name, {}, self.meter)
             self._servers[address] = server
             server.open_later()
         return server

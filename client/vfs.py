@@ -44,7 +44,7 @@ class Vfs:
         self.cache = Cache(config.cache.inodes)
         self.session = Session(config, credentials, self.cache, meter, clock)
         self.meter = self.session.meter
-        self.memory = Memory(config.cache.memory_bytes)
+        self.memory = Memory(config.cache.memory_bytes, config.patience_s)
         self.objects = Objects(self.session, config.write.request_bytes)
         self.store = Store(self.session, self.objects, self.memory, config)
         self.recaller = Recaller(self.session, self.cache, self.store)

@@ -22,6 +22,8 @@ ReplyT = TypeVar("ReplyT")
 
 GREETINGS_MAX: Final = 1024
 """Strangers that may be in their handshake at a time."""
+GREETING_S: Final = 30.0
+"""How long each answer may take that a greeting waits for."""
 _BACKOFF_S: Final = (0.02, 0.05, *[0.1] * 8, 0.2, 0.3, 0.5, 1.0)
 _REFUSED_BACKOFF_S: Final = 5.0
 
@@ -178,8 +180,9 @@ class Remote(Peer):
             self._connecting = self._loop.create_task(self._reconnect())
 
     def ask_now(self, request: Request[ReplyT]) -> "asyncio.Future[ReplyT]":
-        """Ask on the connection that is being greeted (from within `greet` only)."""
-        return self._call(request, (), None, None, self._greeting or self.link)
+        """Ask on the connection that is being greeted (from within `greet` only). ETIMEDOUT after `GREETING_S`, upon
+        which the greeting fails and begins anew on another connection."""
+        return self._call(request, (), None, GREETING_S, self._greeting or self.link)
 
     async def _connect(self) -> None:
         link = await transport.connect(self.address)

@@ -27,8 +27,14 @@ when they are received: eight reads of 1 MiB in flight cost the receiver 370 µs
 _IOV_MAX: Final = 512
 _RECEIVES_PER_TURN: Final = 4
 _ACCEPTS_PER_TURN: Final = 64
-_KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 6))
-"""A host that is gone without a word is noticed after a minute and a half, not after two hours."""
+GONE_S: Final = 30
+"""A host that does not acknowledge what is sent to it, or that answers no probe of an idle connection, is gone after
+this time, not after a quarter of an hour, or two hours. (A process that does not read for so long is taken for gone,
+too, once the kernel can store no more for it; it is connected to again, and nothing is lost by that.)"""
+_WATCHED: Final = (
+    (socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4),
+    (socket.TCP_USER_TIMEOUT, GONE_S * 1000),
+)  # fmt: skip
 
 
 class TcpLink:
@@ -40,7 +46,7 @@ class TcpLink:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in _KEEPALIVE:
+            for option, value in _WATCHED:
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
         self.peername = peername
         self._loop = asyncio.get_running_loop()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nacrefs.client.mountspec import KEYRING_VARIABLE, find_keyring, make_spec, parse_source
-from nacrefs.common.config import ConfigError
+from nacrefs.common.config import ConfigError, Duration
 
 
 @pytest.fixture
@@ -76,6 +76,10 @@ def test_subtree_option_outweighs_the_source(keyring: str) -> None:
         ("memory", "memory=VALUE"),
         ("hard=1", "takes no value"),
         ("hard,soft", "exclude"),
+        ("soft=1", "takes no value"),
+        ("timeo=5s", "timeo is for soft mounts"),
+        ("soft,timeo=0", "at least a second"),
+        ("soft,timeo=100ms", "at least 1"),
         ("memory=lots", "not a size"),
         ("memory=1K", "below 16 MiB"),
         ("inodes=many", "not a number"),
@@ -86,6 +90,13 @@ def test_subtree_option_outweighs_the_source(keyring: str) -> None:
 def test_wrong_options_are_told(keyring: str, options: str, about: str) -> None:
     with pytest.raises(ConfigError, match=about):
         make_spec("tcp://h:1", "/mnt", [options], keyring)
+
+
+def test_mounts_are_hard_unless_they_are_soft(keyring: str) -> None:
+    assert make_spec("tcp://h:1", "/mnt", [], keyring).config.patience_s == Duration(0)
+    assert make_spec("tcp://h:1", "/mnt", ["hard"], keyring).config.patience_s == Duration(0)
+    assert make_spec("tcp://h:1", "/mnt", ["soft"], keyring).config.patience_s == Duration(60)
+    assert make_spec("tcp://h:1", "/mnt", ["soft,timeo=90s"], keyring).config.patience_s == Duration(90)
 
 
 def test_keyring_is_looked_for_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
