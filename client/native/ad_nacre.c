@@ -18,6 +18,28 @@
 
 /* ----------------------------------------------------------------------------------------------------------- opening */
 
+/* Each hint about the layout, and what `nacre.layout` calls it. */
+static const char *const nacre_hints[][2] = {{"striping_factor", "stripe_count"},
+                                             {"striping_unit", "stripe_size"},
+                                             {"start_iodevice", "first_ost"},
+                                             {"nacre_pool", "pool"}};
+enum { NACRE_HINTS = 4, NACRE_UNIT_HINT = 1 };
+
+/* Keeps the hints that ROMIO does not know, for the open that follows. */
+static void ADIOI_NACRE_SetInfo(ADIO_File fd, MPI_Info users_info, int *error_code)
+{
+    char value[MPI_MAX_INFO_VAL + 1];
+    int found;
+    if (fd->info == MPI_INFO_NULL)
+        MPI_Info_create(&fd->info);
+    for (int index = 0; index < NACRE_HINTS && users_info != MPI_INFO_NULL; index++) {
+        ADIOI_Info_get(users_info, nacre_hints[index][0], MPI_MAX_INFO_VAL, value, &found);
+        if (found)
+            ADIOI_Info_set(fd->info, nacre_hints[index][0], value);
+    }
+    ADIOI_GEN_SetInfo(fd, users_info, error_code);
+}
+
 static int nacre_hint(ADIO_File fd, const char *key, char *value)
 {
     int found = 0;
@@ -29,17 +51,13 @@ static int nacre_hint(ADIO_File fd, const char *key, char *value)
 /* Gives a new file the layout that the hints ask for. Hints are advice: what is not possible is left. */
 static void nacre_set_layout(ADIO_File fd)
 {
-    static const char *const names[][2] = {{"striping_factor", "stripe_count"},
-                                           {"striping_unit", "stripe_size"},
-                                           {"start_iodevice", "first_ost"},
-                                           {"nacre_pool", "pool"}};
-    char text[4 * MPI_MAX_INFO_VAL] = "", value[MPI_MAX_INFO_VAL + 1];
+    char text[NACRE_HINTS * 64] = "", value[MPI_MAX_INFO_VAL + 1];
     size_t used = 0;
-    for (size_t index = 0; index < 4; index++)
-        if (nacre_hint(fd, names[index][0], value) && strcmp(value, "0") && used + 64 < sizeof text) {
-            if (index == 1)
+    for (int index = 0; index < NACRE_HINTS; index++)
+        if (nacre_hint(fd, nacre_hints[index][0], value) && strcmp(value, "0") && strlen(value) < 40) {
+            if (index == NACRE_UNIT_HINT)
                 snprintf(value, sizeof value, "%ld", (atol(value) + 65535) / 65536 * 65536);
-            used += (size_t)snprintf(text + used, 64, "%s=%s ", names[index][1], value);
+            used += (size_t)snprintf(text + used, 64, "%s=%s ", nacre_hints[index][1], value);
         }
     if (used)
         fsetxattr(fd->fd_sys, NACRE_LAYOUT, text, used, 0);
@@ -219,7 +237,7 @@ struct ADIOI_Fns_struct ADIO_NACRE_operations = {
     ADIOI_GEN_WriteStridedColl,
     ADIOI_GEN_SeekIndividual,
     ADIOI_GEN_Fcntl,
-    ADIOI_GEN_SetInfo,
+    ADIOI_NACRE_SetInfo,
     ADIOI_NACRE_ReadStrided,
     ADIOI_NACRE_WriteStrided,
     ADIOI_NACRE_Close,

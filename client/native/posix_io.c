@@ -66,10 +66,14 @@ ssize_t write_at(struct file *file, int fd, const struct iovec *buffers, int cou
     return error ? fail(error) : total;
 }
 
-/* A transfer at an offset, or at the file's position (offset -1). */
-static ssize_t transfer_at(struct file *file, int fd, int right, const struct iovec *buffers, int count, off_t offset,
-                           bool sync)
+/* A transfer at an offset, or at the file's position (offset -1). False if the mount is to do it: it is not ours, or
+ * the mount does not want us to do it any more. */
+static bool serve(int fd, int right, const struct iovec *buffers, int count, size_t bytes, off_t offset, bool sync,
+                  ssize_t *result)
 {
+    struct file *file = file_serving(fd, bytes, right);
+    if (!file)
+        return false;
     bool positioned = offset == -1;
     if (positioned) {
         pthread_mutex_lock(&file->position);
@@ -87,7 +91,11 @@ static ssize_t transfer_at(struct file *file, int fd, int right, const struct io
         errno = before;
     }
     file_put(file);
-    return done;
+    bool refused = done < 0 && (errno == EOPNOTSUPP || errno == ENOTTY);
+    if (refused)
+        file_hand_back(fd);
+    *result = done;
+    return !refused;
 }
 
 static size_t total_of(const struct iovec *buffers, int count)
@@ -101,10 +109,8 @@ static size_t total_of(const struct iovec *buffers, int count)
 /* Serves a call by name, or lets the C library. An explicit offset of -1 is an error, not the position. */
 #define SERVE(fd, right, buffers, count, bytes, offset, sync, otherwise)                                 \
     do {                                                                                                 \
-        struct file *file = file_serving(fd, bytes, right);                                              \
-        if (!file)                                                                                       \
-            return otherwise;                                                                            \
-        return transfer_at(file, fd, right, buffers, count, offset, sync);                               \
+        ssize_t done;                                                                                    \
+        return serve(fd, right, buffers, count, bytes, offset, sync, &done) ? done : otherwise;          \
     } while (0)
 
 #define EXPLICIT(offset) ((offset) == -1 ? -2 : (offset))
