@@ -13,7 +13,7 @@ from nacrefs.common.answer import settle
 from nacrefs.common.auth import Credentials
 from nacrefs.common.checksum import block_sums
 from nacrefs.common.remote import Remote
-from nacrefs.common.wire import IoGrant, Mode, Read, Right, Role, Write
+from nacrefs.common.wire import IoGrant, Mode, QuotaKind, QuotaLimits, Read, Right, Role, SetQuota, Write
 from tests.client.world import CRED, World, close, open_file, quiet, read, read_file, write_file
 
 ROOM = 8192
@@ -244,5 +244,22 @@ async def test_opens_of_programs_survive_a_restart_of_the_mds(world: World, two:
     assert (await settle(other.getattr(fid))).attr.size == 12
     assert await read_file(other, other.root, b"f") == b"before after"
     await program.grant(number)
+    await close(one, number)
+    await program.close()
+
+
+async def test_files_of_an_owner_with_a_quota_are_written_through_the_mount(world: World, two: tuple[Vfs, Vfs]) -> None:
+    one, _ = two
+    program = Program(world, one)
+    fid, number = await new_file(one)
+    await program.write(await program.grant(number), 0, b"before")
+    await one.session.mds.call(SetQuota(QuotaKind.USER, CRED.uid, QuotaLimits(hard_bytes=1 << 20)))
+    with pytest.raises(OSError, match="quota") as refused:
+        await program.grant(number)
+    assert refused.value.errno == errno.EOPNOTSUPP
+    await settle(one.write(number, 0, memoryview(b"after!")))
+    reader = await open_file(one, fid, os.O_RDONLY)
+    assert (await program.grant(reader)).capability.rights == Right.READ
+    await close(one, reader)
     await close(one, number)
     await program.close()
