@@ -273,7 +273,13 @@ class FileIO:
         file = self.handles.get(number).file
         if file.lost:
             file.check()
-        return file.commit(sync=True)
+        return self._fsync(file)
+
+    @staticmethod
+    async def _fsync(file: File) -> None:
+        await file.commit(sync=True)
+        if file.lost:  # with the session, while this waited: then nothing was dirty any more
+            file.check()
 
     # ---------------------------------------------------------------------------------------------------------- copying
 
