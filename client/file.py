@@ -57,7 +57,11 @@ class Store:
             try:
                 await file.commit(sync=True)
             except OSError as error:
-                failure = failure or error
+                if error.errno == errno.ESTALE or file.inode.gone:  # removed meanwhile: there is nowhere to store it
+                    file.abandon(lost=False)
+                    file.let_go()
+                else:
+                    failure = failure or error
         if failure is not None:
             raise failure
 
