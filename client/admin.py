@@ -1,11 +1,12 @@
 """Asking an MDS directly, with a key: what administrators' commands do when no mount is at hand."""
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 from nacrefs.client.control import ost_report
@@ -14,7 +15,17 @@ from nacrefs.common.auth import load_keyring
 from nacrefs.common.handshake import Refused
 from nacrefs.common.observe import Meter
 from nacrefs.common.remote import Remote
-from nacrefs.common.wire import Attach, Detach, GetOsts, Inspect, Keepalive, Role, SetPool, Statfs
+from nacrefs.common.wire import (
+    Attach,
+    Detach,
+    GetOsts,
+    Inspect,
+    Keepalive,
+    Request,
+    Role,
+    SetPool,
+    Statfs,
+)
 
 T = TypeVar("T")
 DEADLINE_S: Final = 10.0
@@ -106,3 +117,19 @@ async def set_pool(mds: Remote, pool: str, osts: tuple[int, ...]) -> None:
     await mds.call(Attach(f"admin-{uuid.uuid4().hex}", os.uname().nodename), deadline_s=DEADLINE_S)
     await mds.call(SetPool(pool, osts), deadline_s=DEADLINE_S)
     await mds.call(Detach(), deadline_s=DEADLINE_S)
+
+
+@contextlib.asynccontextmanager
+async def session(mds: Remote) -> AsyncGenerator[None]:
+    """A session for requests that need one."""
+    await mds.call(Attach(f"admin-{uuid.uuid4().hex}", os.uname().nodename), deadline_s=DEADLINE_S)
+    try:
+        yield
+    finally:
+        await mds.call(Detach(), deadline_s=DEADLINE_S)
+
+
+async def in_session(mds: Remote, request: Request[T]) -> T:
+    """The answer to a request that needs a session."""
+    async with session(mds):
+        return await mds.call(request)

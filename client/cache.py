@@ -40,6 +40,8 @@ from nacrefs.common.wire import (
     Rename,
     Renamed,
     Request,
+    Restore,
+    Restored,
     Rmdir,
     Set,
     SetAttr,
@@ -60,6 +62,8 @@ QUOTA_S = 3.0
 """How long we trust `Node.quota`; the MDS remembers it for longer (`mds.accounts.ALLOWED_S`)."""
 INLINE = int(AttrFlag.INLINE)
 _CHANGES_XATTRS = int(Set.MODE | Set.KILL_PRIVILEGES)
+ARCHIVED = int(AttrFlag.ARCHIVED)
+RELEASED = int(AttrFlag.RELEASED)
 LEASES = (Lease.NONE, Lease.READ, Lease.WRITE)
 MODES = (Mode.CLOSED, Mode.READ, Mode.WRITE, Mode.READ | Mode.WRITE)
 """By value: calling or combining an enum's members costs microseconds."""
@@ -250,6 +254,7 @@ class Cache:
             Lookup: self._lookup,
             GetAttr: self._node,
             SetAttr: self._set_attr,
+            Restore: self._restored,
             Open: self._open,
             Commit: self._commit,
             SetXattr: self._changed_xattrs,
@@ -312,6 +317,8 @@ class Cache:
         if lease > inode.lease:
             if inode.lease == NONE:
                 inode.forget()  # it may be from before the lease
+                if attr is not None and attr.flags & ARCHIVED:
+                    inode.layout = inode.capability = None
             inode.lease = lease
         if attr is not None:
             known = inode.attr
@@ -350,6 +357,9 @@ class Cache:
 
     def _node(self, request: Request[Node], reply: Node) -> None:
         self.node(reply)
+
+    def _restored(self, request: Restore, reply: Restored) -> None:
+        self.node(reply.node)
 
     def _set_attr(self, request: SetAttr, reply: Node) -> None:
         inode = self.node(reply)

@@ -7,6 +7,7 @@
 | `nacre.df` | JSON: space in total and of each OST |
 | `nacre.status`, `nacre.mds` | JSON: what the MDS says about its state; what it has been asked |
 | `nacre.locks` | JSON: who has fcntl and flock locks, on all mounts, and who waits |
+| `nacre.hsmqueue` | JSON: what waits and runs in the lifecycle tier |
 | `nacre.sync` | nothing, once everything that was written is stored |
 | `nacre.io` | JSON: how programs with the native library have this file open (client/programs.py), their session |
 | `nacre.path-of.FID` | path of a fid (decimal), from the root of the filesystem |
@@ -68,6 +69,7 @@ class Control:
             b"nacre.status": lambda: self._inspect("status"),
             b"nacre.locks": lambda: self._inspect("locks"),
             b"nacre.mds": lambda: self._inspect("stats"),
+            b"nacre.hsmqueue": lambda: self._inspect("hsm"),
             b"nacre.sync": self._sync,
         }
 

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from nacrefs.client.cache import INLINE, LEASES, MODES, NONE, READ, WRITE, Inode
+from nacrefs.client.cache import INLINE, LEASES, MODES, NONE, READ, RELEASED, WRITE, Inode
 from nacrefs.client.config import ClientConfig
 from nacrefs.client.extents import Extent, Extents, overlay
 from nacrefs.client.memory import Memory
@@ -537,6 +537,11 @@ class File:
         return {number for stripe in range(stripes) for number in layout.objects_of(stripe)}
 
     async def _sync_objects(self) -> None:
+        attr = self.inode.attr
+        if attr is not None and attr.flags & RELEASED and not self.dirty:
+            return  # there is nothing here that could be made durable
+        if self.inode.layout is None:
+            await self._store.objects.refresh(self.inode)
         versions = {number: self.versions.pop(number, 0) for number in self._touched()}
         before, self.unsynced = self.unsynced, set()
         if versions:

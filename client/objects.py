@@ -8,7 +8,7 @@ import errno
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from nacrefs.client.cache import Inode
+from nacrefs.client.cache import RELEASED, Inode
 from nacrefs.client.extents import Extent
 from nacrefs.client.session import Session
 from nacrefs.common.checksum import SUM_BYTES, block_sums, first_mismatch
@@ -20,6 +20,7 @@ from nacrefs.common.wire import (
     Punch,
     Read,
     Request,
+    Restore,
     Right,
     Sync,
     Want,
@@ -114,6 +115,8 @@ class Objects:
     async def read(self, inode: Inode, start: int, target: memoryview) -> int:
         """Fill `target` with the file's bytes from `start`; what no object has becomes zeros. Returns the end of the
         last byte that an object had (at most the end of `target`). EIO if bytes do not match their checksums."""
+        if inode.attr is not None and inode.attr.flags & RELEASED:
+            return await self._read_released(inode, start, target)
         layout, capability = await self._granted(inode, Right.READ)
         try:
             return await self._read(inode.fid, layout, capability, start, target)
@@ -121,8 +124,31 @@ class Objects:
             if error.errno not in _STALE:
                 raise
         await self.refresh(inode)
+        if inode.attr is not None and inode.attr.flags & RELEASED:
+            return await self._read_released(inode, start, target)
         layout, capability = await self._granted(inode, Right.READ)
         return await self._read(inode.fid, layout, capability, start, target)
+
+    async def _read_released(self, inode: Inode, start: int, target: memoryview) -> int:
+        """As `read`, of a file whose contents are in an archive: waits until these bytes are back."""
+        for attempt in range(3):
+            answer = await self.session.mds.call(Restore(inode.fid, start, start + len(target)))
+            layout, capability = answer.node.layout, answer.node.capability
+            if layout is None or capability is None:
+                raise OSError(errno.EIO, f"the MDS gave no layout for inode {inode.fid:#x}")
+            try:
+                seen = await self._read(inode.fid, layout, capability, start, target)
+            except OSError as error:
+                if error.errno not in _STALE or attempt == 2:
+                    raise
+                continue
+            if not answer.node.attr.flags & RELEASED:
+                return seen
+            # It may have been released again, or another attempt begun elsewhere, while we read.
+            after = await self.session.mds.call(Restore(inode.fid, start, start + len(target)))
+            if after.node.layout == layout:
+                return seen
+        raise OSError(errno.EAGAIN, f"inode {inode.fid:#x} is released again and again; try again")
 
     async def _read(self, fid: int, layout: Layout, capability: Capability, start: int, target: memoryview) -> int:
         end = start + len(target)

@@ -5,7 +5,7 @@ import os
 import stat
 from typing import Final
 
-from nacrefs.client.cache import INLINE, MODES, NONE, READ, WRITE, Inode
+from nacrefs.client.cache import INLINE, MODES, NONE, READ, RELEASED, WRITE, Inode
 from nacrefs.client.file import File, Store
 from nacrefs.client.filesystem import Cred, Found, Handle
 from nacrefs.client.handle import Handles, OpenFile
@@ -13,7 +13,7 @@ from nacrefs.client.quota import is_near
 from nacrefs.client.readahead import ReadAhead
 from nacrefs.client.statahead import ALL, Statahead
 from nacrefs.common.answer import Answer, settle
-from nacrefs.common.wire import Create, Mode, Open, Set, SetAttr, Want
+from nacrefs.common.wire import Create, Mode, Open, Restore, Set, SetAttr, Want
 
 _SCORE_MOST: Final = 16
 _SCORE_OPENED: Final = 3
@@ -58,6 +58,8 @@ class Opening:
             inode = self._cache.inode(fid)
         elif inode.cold:
             self._was_opened(inode)
+        if flags & os.O_NONBLOCK and not flags & os.O_TRUNC and inode.attr is not None and inode.attr.flags & RELEASED:
+            return self._open_now(inode, flags)
         needed = READ if flags & os.O_ACCMODE == os.O_RDONLY else WRITE
         if not flags & os.O_TRUNC and inode.lease >= needed and self._session.live:
             attr = inode.attr
@@ -72,6 +74,11 @@ class Opening:
         if inode.name and inode.lease and flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDONLY:
             return self._open_listed(inode, flags)
         return self._open(inode, flags)
+
+    async def _open_now(self, inode: Inode, flags: int) -> Handle:
+        """Open a file whose contents may be in an archive, without waiting: EAGAIN, and they are on their way."""
+        await self._session.mds.call(Restore(inode.fid, 0, inode.attr.size if inode.attr is not None else 0, False))
+        return await settle(self.open(inode.fid, flags & ~os.O_NONBLOCK))
 
     def _begin(self, inode: Inode, flags: int) -> OpenFile:
         """Count an open, before the MDS hears of it: an answer to a recall includes it."""

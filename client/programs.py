@@ -157,7 +157,8 @@ class Programs:
                 node = await session.mds.call(OpenDirect(fid, mode, rights))
                 file.registered = mode
             layout, capability = node.layout, node.capability
-            assert layout is not None
+            if layout is None:
+                raise OSError(errno.EOPNOTSUPP, "its contents are in an archive: it is read through the mount")
             assert capability is not None
             if layout.mirrors > 1:
                 raise OSError(errno.EOPNOTSUPP, "mirrored files are written through the mount")

@@ -6,6 +6,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from nacrefs.client.file import Store
+from nacrefs.client.hsm import NAME as HSM
+from nacrefs.client.hsm import HsmAttribute
 from nacrefs.common.answer import Answer
 from nacrefs.common.wire import (
     XATTR_BYTES_MAX,
@@ -31,6 +33,7 @@ class ExtendedAttributes:
     def __init__(self, store: Store) -> None:
         self._session = store.session
         self._cache = store.session.cache
+        self._hsm = HsmAttribute(store.session)
         self.control: Callable[[int, bytes], Answer[bytes]] | None = None
         """who answers for the mount; ENODATA from it for a name that it does not know"""
 
@@ -50,6 +53,8 @@ class ExtendedAttributes:
     def getxattr(self, fid: int, name: bytes) -> Answer[bytes]:
         """One value; ENODATA if it is not there."""
         if name.startswith(COMPUTED):
+            if name == HSM:
+                return self._hsm.get(fid)
             if self.control is not None and name not in MDS_COMPUTED:
                 return self.control(fid, name)
             return self._computed(fid, name)
@@ -86,6 +91,8 @@ class ExtendedAttributes:
             raise OSError(errno.ERANGE, f"an attribute's name has 1..{NAME_MAX} bytes")
         if len(value) > XATTR_BYTES_MAX:
             raise OSError(errno.E2BIG, f"an attribute's value has at most {XATTR_BYTES_MAX} bytes")
+        if name == HSM:
+            return self._hsm.set(fid, bytes(value))
         return self._change(SetXattr(fid, name, bytes(value), XattrFlag(flags), drop_setgid))
 
     def removexattr(self, fid: int, name: bytes) -> Coroutine[Any, Any, None]:

@@ -1205,7 +1205,7 @@ class MoveComplete(Request[Moved], frozen=True, array_like=True, tag=131):
 
 
 class MoveAbort(Request[Done], frozen=True, array_like=True, tag=132):
-    """Drop an upload with its parts, if it is there."""
+    """Drop an upload with its parts, if it is there; without `upload`: all of this key."""
 
     archive: ArchiveSpec
     key: str

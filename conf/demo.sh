@@ -1,7 +1,7 @@
 #!/bin/sh
 # A tour of nacrefs on this machine, as `make demo` runs it after the installation: a cluster, a mount, a source tree
-# copied in and compared through a second mount, what the commands show, and everything taken down again.
-# (Archiving to S3 joins the tour when it exists.)
+# copied in and compared through a second mount, a file that goes to S3 and comes back by being read, what
+# the commands show, and everything taken down again.
 set -eu
 
 for need in nacre fusermount3; do
@@ -58,6 +58,21 @@ say "Kill the MDS and start it again: what was stored is there"
 kill -9 "$(cut -d' ' -f1 "$cluster/run/mds.pid")"
 run nacre dev up --dir "$cluster"
 run cat "$second/note"
+
+say "A cold file goes to S3, and comes back when it is read"
+run nacre dev up --dir "$cluster" --s3
+s3=$(nacre dev status --dir "$cluster" --json | python3 -c 'import json, sys; s3 = json.load(sys.stdin)["s3"]; print("s3://%s/demo --endpoint %s --credentials-file %s" % (s3["bucket"], s3["endpoint"], s3["credentials"]))')
+# shellcheck disable=SC2086
+run nacre archive add "$first" cold $s3
+sum=$(cksum < "$first/data/random")
+run nacre hsm archive --wait "$first/data/random"
+run nacre hsm release --wait "$first/data/random"
+run nacre hsm state "$first/data/random"
+run nacre df "$first"
+run cp "$second/data/random" "$work/back"
+[ "$sum" = "$(cksum < "$work/back")" ]
+run nacre hsm state "$first/data/random"
+echo "every byte is back"
 
 say "How full it is"
 run nacre df "$first"

@@ -207,6 +207,8 @@ def _flush_rest(tx: Tx, cursor: Cursor, statements: Statements) -> None:
     mdt = tx.mdt
     if tx.counters_moved:
         cursor.execute(statements.set_counters, (tx.counter_limit, mdt.next_session))
+    for name, row in tx.side:
+        cursor.execute(getattr(statements, name), row)
     ended = tx.ended_sessions
     if tx.sessions:
         _run(cursor, statements.insert_session, tx.sessions)

@@ -31,6 +31,10 @@ class Mdt:
         """Inodes, but for regular files, that were destroyed last, oldest first: who stands in a directory, or holds a
         descriptor of a FIFO, may still ask for its attributes. After a restart that is ESTALE."""
         self.cluster = ""
+        self.keeping: set[int] = set()
+        """Archives whose objects stay when their files are removed."""
+        self.restoring: set[int] = set()
+        """Released files that are being brought back."""
         self.number = 0
         self.next_counter = 0
         self.counter_limit = 0

@@ -21,6 +21,8 @@ from nacrefs.common.observe import Meter
 from nacrefs.common.rpc import LATER, Call, Handler, Peer, Service, check_service
 from nacrefs.common.wire import Capability, Entry, Lease, Mode, Node, Right, Role
 from nacrefs.mds.eviction import Evictor, end_session
+from nacrefs.mds.hsm import Coordinator
+from nacrefs.mds.hsmdesk import HSM_REQUESTS, HsmDesk
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.journal import Journal, Work
 from nacrefs.mds.late import mode_of, open_again, unremembered
@@ -37,7 +39,7 @@ from nacrefs.mds.report import status_report
 from nacrefs.mds.sessions import Session, Sessions
 from nacrefs.mds.settings import Settings
 from nacrefs.mds.sizes import Sizes, keep_size, with_objects
-from nacrefs.mds.step import Blocked, Step, Unreported
+from nacrefs.mds.step import Blocked, Released, Restoring, Step, Unreported
 from nacrefs.mds.targets import Targets
 from nacrefs.mds.tx import Tx
 
@@ -53,7 +55,7 @@ FENCED_MAX: Final = 4096
 ADDRESSED: Final[tuple[type[wire.Request[Any]], ...]] = (
     wire.Attach, wire.Keepalive, wire.Detach, wire.Reclaim, wire.Yield, wire.GetOsts, wire.Inspect,
     wire.SetPool, wire.Register, wire.Heartbeat, wire.SetLock, wire.GetLock, wire.CancelLock,
-    *QUOTA_REQUESTS, *READS, *WRITES,
+    *QUOTA_REQUESTS, *HSM_REQUESTS, *READS, *WRITES,
 )  # fmt: skip
 """All requests that an MDS answers."""
 
@@ -84,6 +86,8 @@ class Mds:
         self.targets.on_up = self.reaper.ost_is_up
         self._sizes = Sizes(mdt, self.journal, self.leases, self.targets)
         self.quotas = QuotaDesk(self)
+        self.hsm = Coordinator(self)
+        self._hsm_desk = HsmDesk(self)
         self._evictor = Evictor(mdt, self.journal, self.leases, self.sessions, self.targets, clock)
         self._evictor.on_evicted = self._session_ended
         self._reading = Tx(mdt, writable=False)
@@ -112,11 +116,13 @@ class Mds:
             self.leases.begin_truncation(intent.fid)
             self._spawn(self._carry_out(intent, None))
         self.reaper.start()
+        self.hsm.start()
         self._spawn(self._watch())
 
     async def stop(self) -> None:
         """Commit what is queued and end."""
         self._stopping = True
+        await self.hsm.stop()
         await self.reaper.stop()
         await self._end_tasks()
         await self.journal.stop()
@@ -172,6 +178,10 @@ class Mds:
         now_ns = self.clock.now_ns()
         return Step(tx, view, self.targets, self._capability, session, now_ns, settings.layout)
 
+    def capability(self, fid: int, generation: int, session: int, rights: Right) -> Capability:
+        """The right to do I/O on a file."""
+        return self._capability(fid, generation, session, rights)
+
     def _capability(self, fid: int, generation: int, session: int, rights: Right) -> Capability:
         expires_s = self.clock.now_ns() // 1_000_000_000 + self.settings.capability_s
         return sign_capability(self._key, fid, generation, session, rights, expires_s)
@@ -201,6 +211,7 @@ class Mds:
                 table[kind] = partial(self._mutate, operation, True, kind in GLIMPSED)
             else:
                 table[kind] = partial(self._mutate, operation, False, kind in GLIMPSED)
+        table.update(self._hsm_desk.handlers())
         check_service(table, ADDRESSED)
         return table
 
@@ -297,7 +308,9 @@ class Mds:
 
     def _park(self, work: Work, blocked: Blocked) -> None:
         """A request cannot run yet: see to it that it will."""
-        if isinstance(blocked, Unreported):
+        if isinstance(blocked, Released | Restoring):
+            self.hsm.park(work, blocked.fid, isinstance(blocked, Restoring))
+        elif isinstance(blocked, Unreported):
             self._spawn(self._sizes.learn(work, blocked.fid))
         else:
             self.recalls.park(work, blocked)
@@ -318,7 +331,10 @@ class Mds:
     async def _carry_out(self, intent: Intent, work: Work | None) -> None:
         """Cut a file's objects; its fid is busy until that is done everywhere, and the MDT knows. (If it did not, it
         would cut them again after a restart, and with them what was written since.)"""
-        await self.targets.truncate(intent.fid, intent.layout, intent.size)
+        if intent.size < 0:
+            await self.targets.destroy_durably(intent.fid, intent.layout)
+        else:
+            await self.targets.truncate(intent.fid, intent.layout, intent.size)
         while True:
             try:
                 await self.journal.submit_own(lambda step: step.tx.finish_intent(intent))
@@ -506,7 +522,9 @@ class Mds:
             return wire.Inspection(msgspec.json.encode(self.meter.report()))
         if request.what == "locks":
             return wire.Inspection(msgspec.json.encode(locks_report(self)))
-        raise OSError(errno.EINVAL, f"there is no report {request.what[:80]!r}: ask for status, stats or locks")
+        if request.what == "hsm":
+            return wire.Inspection(msgspec.json.encode(self.hsm.report()))
+        raise OSError(errno.EINVAL, f"there is no report {request.what[:80]!r}: ask for status, stats, locks or hsm")
 
     @property
     def in_grace(self) -> bool:

@@ -107,6 +107,7 @@ def keep_size(fid: int, size: int, allocated: int, mtime_ns: int, step: Step) ->
     if inode is None or inode.is_inline:
         return
     edited = step.tx.edit(fid)
+    edited.data_version += 1  # who wrote it may not have said so
     attr = with_objects(edited.attr, size, allocated, mtime_ns)
     edited.attr = replace(attr, change=attr.change + 1)
 

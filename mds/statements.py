@@ -9,7 +9,7 @@ compiled.
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, bindparam, delete, insert, literal_column, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, func, insert, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.engine import Dialect
@@ -17,8 +17,12 @@ from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.schema import Table
 
 from nacrefs.mds.schema import (
+    archive,
     dentry,
     destroy,
+    hsm,
+    hsm_action,
+    hsm_gone,
     inline,
     inode,
     intent,
@@ -220,6 +224,55 @@ class Statements:
             "soft_bytes hard_bytes soft_inodes hard_inodes grace_bytes_s grace_inodes_s bytes_until_ns inodes_until_ns",
         )
         self.delete_quota = self._delete(quota, "kind id")
+
+        # --- lifecycle tier
+        # fid -> the row
+        self.hsm = self._text(select(hsm).where(hsm.c.fid == key("fid")), "fid")
+        columns = [column.name for column in hsm.columns]
+        self.put_hsm = self._put(hsm, "fid", " ".join(columns[1:]))
+        self.delete_hsm = self._delete(hsm, "fid")
+        # archive, flags, number of files, bytes
+        self.hsm_counts = self._text(
+            select(hsm.c.archive, hsm.c.flags, func.count(), func.sum(hsm.c.size)).group_by(hsm.c.archive, hsm.c.flags),
+            "",
+        )
+        self.archives = self._text(select(archive).order_by(archive.c.id), "")
+        self.put_archive = self._put(archive, "id", "name spec gone")
+        columns = [column.name for column in hsm_action.columns]
+        self.put_action = self._put(hsm_action, "id", " ".join(columns[1:]))
+        # all that are not over, oldest first
+        self.actions = self._text(
+            select(hsm_action)
+            .where(hsm_action.c.state.in_([literal_column("'WAITING'"), literal_column("'STARTED'")]))
+            .order_by(hsm_action.c.id),
+            "",
+        )
+        # fid -> its last action
+        self.last_action = self._text(
+            select(hsm_action)
+            .where(hsm_action.c.fid == key("fid"))
+            .order_by(hsm_action.c.id.desc())
+            .limit(literal_column("1"))
+            .offset(literal_column("0")),
+            "fid",
+        )
+        self.newest_action = self._text(select(func.max(hsm_action.c.id)), "")
+        # id -> nothing: those below it that are over are forgotten
+        self.trim_actions = self._text(
+            delete(hsm_action).where(
+                hsm_action.c.id < key("id"),
+                hsm_action.c.state.not_in([literal_column("'WAITING'"), literal_column("'STARTED'")]),
+            ),
+            "id",
+        )
+        # limit -> archive, key
+        self.gone = self._text(
+            select(hsm_gone.c.archive, hsm_gone.c.key).limit(key("limit")).offset(literal_column("0")), "limit"
+        )
+        self.put_gone = self._text(
+            self._upsert(hsm_gone).on_conflict_do_nothing(index_elements=["archive", "key"]), "archive key"
+        )
+        self.delete_gone = self._delete(hsm_gone, "archive key")
 
         # --- targets
         self.put_ost = self._put(ost, "index", "uuid address total_bytes free_bytes objects")

@@ -33,6 +33,20 @@ class Unreported(Blocked):
         super().__init__(fid, Lease.WRITE)
 
 
+class Released(Blocked):
+    """The file's contents are in an archive only, and must be brought back before this can run."""
+
+    def __init__(self, fid: int) -> None:
+        super().__init__(fid, Lease.WRITE)
+
+
+class Restoring(Blocked):
+    """The file is being brought back, and that must stop before this can run: its contents are to be thrown away."""
+
+    def __init__(self, fid: int) -> None:
+        super().__init__(fid, Lease.WRITE)
+
+
 class Leases(Protocol):
     """The lease table as one session's request sees it (rules: docs/coherence.md)."""
 

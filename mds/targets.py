@@ -221,6 +221,11 @@ class Targets:
             *(self.ask(ost, TruncateObjects(objects, size)) for ost, objects in objects_by_ost([(fid, layout)]).items())
         )
 
+    async def destroy_durably(self, fid: int, layout: Layout) -> None:
+        """Destroy all objects of a file; returns when every OST has."""
+        objects = objects_by_ost([(fid, layout)])
+        await asyncio.gather(*(self.ask(ost, Destroy(some)) for ost, some in objects.items()))
+
     async def destroy(self, number: int, objects: Sequence[ObjectId]) -> None:
         """Destroy objects of one OST; returns when they are gone. OSError if it is away or cannot."""
         await self._peer(number).call(Destroy(tuple(objects)))

@@ -10,7 +10,7 @@ A step that fails before its first write leaves no trace by construction; `write
 import errno
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -25,6 +25,7 @@ from nacrefs.mds.records import Destruction, Intent, OstRecord, Quota, SessionRe
 FID_RANGE: Final = 4096
 """Fid counters reserved at a time."""
 XATTRS: Final = int(AttrFlag.XATTRS)
+ARCHIVED: Final = int(AttrFlag.ARCHIVED)
 _NO_OPENS: Final[Mapping[int, Mode]] = MappingProxyType({})
 _NO_XATTRS: Final[dict[bytes, bytes]] = {}
 
@@ -46,6 +47,10 @@ class Tx:
         self.new_intents: list[Intent] = []
         """Truncations of objects that steps of this batch want, in order."""
         self.new_destructions: list[Destruction] = []
+        self.hsm: dict[int, Any] = {}
+        """Rows of the lifecycle tier (`mds/hsmrows.py`) that were written, None: removed."""
+        self.side: list[tuple[str, tuple[Any, ...]]] = []
+        """Statements by name, with their parameters, that are run in this order at the end."""
         """Files whose objects the reaper is to destroy from now on."""
         # What flush and publish need.
         self.inodes: dict[int, Inode | None] = {}
@@ -365,6 +370,39 @@ class Tx:
         self.touched.add(fid)
         for session in tuple(self.opens(fid)):
             self.set_open(session, fid, Mode.CLOSED)
+        if inode.attr.flags & ARCHIVED:
+            self._drop_hsm(fid)
+
+    # --------------------------------------------------------------------------------------------------- lifecycle tier
+
+    def set_hsm(self, fid: int, row: Any) -> None:
+        """Write a file's row of the lifecycle tier (None: remove it)."""
+        self._wrote()
+        self.hsm[fid] = row
+        if row is None:
+            self.side.append(("delete_hsm", (fid,)))
+        else:
+            self.side.append(("put_hsm", tuple(row)))
+
+    def run(self, statement: str, row: tuple[Any, ...]) -> None:
+        """Run a statement of `Statements`, by its name, at the end of the batch."""
+        self._wrote()
+        self.side.append((statement, row))
+
+    def drop_object(self, archive: int, key: str) -> None:
+        """No file needs this object any more."""
+        self._wrote()
+        self.side.append(("put_gone", (archive, key)))
+
+    def _drop_hsm(self, fid: int) -> None:
+        """The file is gone: so is its copy, unless its archive keeps what it has."""
+        row = self.hsm.get(fid)
+        if row is None:
+            row = self.mdt.store.fetchone(self.mdt.store.statements.hsm, (fid,))
+        if row is not None:
+            if row[3] and row[2] not in self.mdt.keeping:
+                self.drop_object(row[2], row[3])
+            self.set_hsm(fid, None)
 
     def set_ghost(self, inode: Inode) -> None:
         """Remember the attributes (and target) of an inode that is gone."""

@@ -54,6 +54,8 @@ class OssConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Threads that wait for the disks."""
     buffer_bytes: Size = Size(256 << 20)
     """Most memory for bytes that arrive or leave; requests wait when it is used up."""
+    mover_bytes: Size = Size(128 << 20)
+    """Most memory for bytes on their way to and from archives."""
     ost: OstConfig = OstConfig()
     log: LogConfig = LogConfig()
 

@@ -18,6 +18,7 @@ from nacrefs.oss.admission import Admission
 from nacrefs.oss.blockio import IoThreads
 from nacrefs.oss.config import OssConfig
 from nacrefs.oss.gate import Gate
+from nacrefs.oss.mover import Mover
 from nacrefs.oss.service import Service
 from nacrefs.oss.target import Limits, Target
 
@@ -43,6 +44,10 @@ class OssServer:
         self._threads = IoThreads(config.threads)
         self._gate = Gate(Admission(self.keyring.capability_key(), time.time))
         self._service = Service(self._gate, self._threads, self._pool)
+        self.mover = Mover(
+            self._gate, self._service.for_clients(), self._credentials, config.host_name(), int(config.mover_bytes)
+        )
+        self._service.mover = self.mover
         self._server = Server(
             self._service.for_clients(),
             self.keyring,
@@ -69,10 +74,14 @@ class OssServer:
             self._open_targets()
             await self._listen()
             self._mds = Remote(
-                self.config.mds, self._credentials, self.config.host_name(), self._service.for_mds(), self.meter
+                self.config.mds,
+                self._credentials,
+                self.config.host_name(),
+                {**self._service.for_mds(), **self.mover.for_mds()},
+                self.meter,
             )
             self._mds.greet = self._register
-            self._mds.on_lost = lambda error: self.registered.clear()
+            self._mds.on_lost = self._mds_lost
             self._mds.open_later()
             self._heartbeats = asyncio.get_running_loop().create_task(self._send_heartbeats(), name="oss-heartbeats")
         except BaseException:
@@ -89,6 +98,7 @@ class OssServer:
         if self._mds is not None:
             await self._mds.aclose()
         self.registered.clear()
+        await self.mover.close()
         await asyncio.gather(*(target.close() for target in self.targets))
         self.targets.clear()
         self._threads.close()
@@ -96,6 +106,10 @@ class OssServer:
     def clients(self) -> list[Peer]:
         """Who is connected."""
         return list(self._server.peers)
+
+    def _mds_lost(self, error: OSError) -> None:
+        self.registered.clear()
+        self.mover.stop_all()
 
     def problems(self) -> list[str]:
         """Why this server is not healthy; empty if it is."""

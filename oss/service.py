@@ -5,8 +5,8 @@ Otherwise it returns a coroutine. Steps are atomic; coroutines pin the object th
 `Destroy` and `Fence` can wait for them.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from nacrefs.common.buffers import BufferPool
 from nacrefs.common.wire import (
@@ -36,11 +36,19 @@ _ANY: Final = int(Right.READ | Right.WRITE)
 Handlers = Mapping[type[Any], Callable[[Any, Any], Any]]
 
 
+class Stopper(Protocol):
+    """Who can stop the moves of files."""
+
+    async def stop(self, fids: Sequence[int]) -> None: ...
+
+
 class Service:
     """All handlers of one OSS."""
 
     def __init__(self, gate: Gate, threads: blockio.IoThreads, pool: BufferPool) -> None:
         self.gate = gate
+        self.mover: Stopper | None = None
+        """Who moves files to and from archives."""
         self._reads = Reads(gate, threads, pool)
         self._changes = Changes(gate, threads)
 
@@ -71,6 +79,8 @@ class Service:
     async def destroy(self, request: Destroy, call: Call) -> Done:
         """Destroy objects."""
         by_target: dict[Target, list[tuple[int, int]]] = {}
+        if self.mover is not None:
+            await self.mover.stop(list({item.fid for item in request.objects}))
         for target, key in self.gate.find(request.objects):
             by_target.setdefault(target, []).append(key)
         for target, keys in by_target.items():

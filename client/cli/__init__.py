@@ -17,6 +17,7 @@ from nacrefs.client.cli.outcome import EXIT_CODES, ExitCode, exit_code_of, words
 from nacrefs.common.config import ConfigError
 
 COMMANDS: Final = {
+    "archive": ("archive", "Archives: buckets and directories to which cold files go."),
     "bench": ("bench", "Measure a mount, next to a local directory."),
     "completion": ("completion", "Print what makes a shell complete nacre's commands."),
     "df": ("space", "Show how full a filesystem is, per OST and in total."),
@@ -26,6 +27,7 @@ COMMANDS: Final = {
     "getstripe": ("stripes", "Show the layout of files, and what directories give to new files."),
     "locks": ("locks", "Show who has and who waits for fcntl and flock locks."),
     "mpi-env": ("mpi", "Print what makes a program do its own I/O (MPI-IO)."),
+    "hsm": ("hsm", "Move files to an archive and back, and see where they are."),
     "mount": ("mounts", "Mount a filesystem."),
     "path2fid": ("paths", "Show the fid of paths."),
     "pool": ("pools", "Named sets of OSTs on which files can be placed."),

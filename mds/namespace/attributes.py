@@ -5,11 +5,12 @@ import stat
 
 from msgspec.structs import replace
 
-from nacrefs.common.wire import Attr, Node, SetAttr
+from nacrefs.common.wire import Attr, HsmFlag, Node, SetAttr
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace.acl import follow_mode
 from nacrefs.mds.namespace.bits import (
     OPEN_WRITE,
+    RELEASED,
     SET_ATIME,
     SET_CTIME,
     SET_GID,
@@ -22,7 +23,7 @@ from nacrefs.mds.namespace.bits import (
     WANT_LEASE,
 )
 from nacrefs.mds.namespace.nodes import need_file, node
-from nacrefs.mds.step import Step
+from nacrefs.mds.step import Released, Restoring, Step
 
 CAPABILITIES = b"security.capability"
 
@@ -38,6 +39,8 @@ def set_attr(step: Step, request: SetAttr) -> Node:
     if valid & SET_SIZE:
         _check_size(step, request)
     step.leases.alone(fid)
+    if valid & SET_SIZE and inode.attr.flags & RELEASED:
+        discard_released(step, fid, request.size)
     step.leases.changed(fid)
     if valid & SET_SIZE:
         truncate(step, fid, request.size)
@@ -82,6 +85,15 @@ def _check_size(step: Step, request: SetAttr) -> Inode:
     return need_file(step, request.fid)
 
 
+def discard_released(step: Step, fid: int, size: int) -> None:
+    """A released file is about to be cut. To nothing: its contents are not brought back for that. Otherwise they
+    must be there first (Released)."""
+    if size:
+        raise Released(fid)
+    if fid in step.tx.mdt.restoring:
+        raise Restoring(fid)
+
+
 def truncate(step: Step, fid: int, size: int) -> None:
     """Make a regular file `size` bytes long; what is added is a hole. Nobody else may cache the file (`Leases.alone`).
 
@@ -93,15 +105,27 @@ def truncate(step: Step, fid: int, size: int) -> None:
     edited = tx.edit(fid)
     attr = edited.attr
     blocks = min(attr.blocks, blocks_of(size))
+    flags = attr.flags
     if edited.is_inline:
         data = tx.data(edited)
         if len(data) > size:
             tx.set_data(fid, data[:size])
     elif edited.layout is not None and (size < attr.size or _is_written(step, fid)):
         tx.add_intent(fid, size, edited.layout)
+    if attr.flags & RELEASED:  # to nothing: see `discard_released`
+        flags &= ~RELEASED
+        row = tx.hsm[fid] if fid in tx.hsm else tx.mdt.store.fetchone(tx.mdt.store.statements.hsm, (fid,))
+        if row is not None:
+            tx.set_hsm(fid, (row[0], row[1] & ~int(HsmFlag.RELEASED), *row[2:]))
     edited.data_version += 1
     edited.attr = replace(
-        attr, size=size, blocks=blocks, mtime_ns=step.now_ns, ctime_ns=step.now_ns, change=attr.change + 1
+        attr,
+        size=size,
+        blocks=blocks,
+        mtime_ns=step.now_ns,
+        ctime_ns=step.now_ns,
+        change=attr.change + 1,
+        flags=flags,
     )
 
 

@@ -16,6 +16,7 @@ WANT_ALL: Final = WANT_LEASE | WANT_LAYOUT | WANT_DATA
 OPEN_WRITE: Final = int(Mode.WRITE)
 
 INLINE: Final = int(AttrFlag.INLINE)
+RELEASED: Final = int(AttrFlag.RELEASED)
 DEFAULT_LAYOUT: Final = int(AttrFlag.DEFAULT_LAYOUT)
 
 SET_MODE: Final = int(Set.MODE)

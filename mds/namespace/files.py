@@ -6,12 +6,12 @@ from msgspec.structs import replace
 
 from nacrefs.common.wire import Commit, Lease, Mode, Node, Open
 from nacrefs.mds.inode import Inode
-from nacrefs.mds.namespace.attributes import blocks_of, truncate
-from nacrefs.mds.namespace.bits import INLINE, OPEN_WRITE, WANT_ALL
+from nacrefs.mds.namespace.attributes import blocks_of, discard_released, truncate
+from nacrefs.mds.namespace.bits import INLINE, OPEN_WRITE, RELEASED, WANT_ALL
 from nacrefs.mds.namespace.layouts import check_inline
 from nacrefs.mds.namespace.nodes import need_file, node, sharing
 from nacrefs.mds.namespace.quotas import admit_growth, allowance, note_growth
-from nacrefs.mds.step import Blocked, Step
+from nacrefs.mds.step import Blocked, Released, Step
 
 
 def open_file(step: Step, request: Open) -> Node:
@@ -37,6 +37,11 @@ def open_inode(step: Step, inode: Inode, mode: Mode, cut: bool) -> Node:
             raise Blocked(fid, Lease.NONE)
     else:
         leases.truth(fid)
+    if inode.attr.flags & RELEASED:
+        if cut:
+            discard_released(step, fid, 0)
+        elif writing:
+            raise Released(fid)
     if cut:
         truncate(step, fid, 0)
         inode = tx.need(fid)

@@ -3,7 +3,7 @@
 from typing import Final
 
 from nacrefs.common.wire import LISTING_MAX, DirEntry, Lease, Listing, Readdir
-from nacrefs.mds.namespace.bits import INLINE, OPEN_WRITE, WANT_DATA, WANT_LAYOUT
+from nacrefs.mds.namespace.bits import INLINE, OPEN_WRITE, RELEASED, WANT_DATA, WANT_LAYOUT
 from nacrefs.mds.namespace.nodes import READ_WRITE
 from nacrefs.mds.step import Step
 
@@ -58,7 +58,7 @@ def _whole_files(step: Step, request: Readdir, limit: int) -> Listing:
             entries.append(DirEntry(name, attr))
             continue
         lease = grant(attr.fid, Lease.READ)
-        if not lease or not inode.is_regular:
+        if not lease or not inode.is_regular or attr.flags & RELEASED:
             entries.append(DirEntry(name, attr, lease))
         elif not inode.is_inline:
             layout = inode.layout

@@ -6,7 +6,7 @@ from typing import Final
 
 from nacrefs.common.wire import Entry, Lease, Node, Right
 from nacrefs.mds.inode import Inode
-from nacrefs.mds.namespace.bits import OPEN_WRITE, WANT_DATA, WANT_LAYOUT, WANT_LEASE
+from nacrefs.mds.namespace.bits import OPEN_WRITE, RELEASED, WANT_DATA, WANT_LAYOUT, WANT_LEASE
 from nacrefs.mds.namespace.quotas import allowance
 from nacrefs.mds.step import Step
 
@@ -49,7 +49,7 @@ def node(step: Step, inode: Inode, want: int, lease: Lease = Lease.READ) -> Node
         # What it holds and is not giving back. (A lease keeps a file without a name: only who has it open gets one.)
         got = step.leases.grant(fid, Lease.NONE)
     layout = capability = data = None
-    if inode.layout is not None:
+    if inode.layout is not None and not attr.flags & RELEASED:
         if want & WANT_LAYOUT:
             layout = inode.layout
             capability = step.capability(fid, layout.generation, step.session, READ_WRITE)

@@ -21,6 +21,19 @@ SUBCOMMANDS = {
     "mds": ("format", "serve"),
     "oss": ("format", "serve"),
     "pool": ("list", "set", "rm"),
+    "archive": ("add", "list", "show", "test", "rm", "import"),
+    "hsm": (
+        "state",
+        "action",
+        "archive",
+        "release",
+        "restore",
+        "remove",
+        "cancel",
+        "set",
+        "clear",
+        "queue",
+    ),
     "quota": ("set", "get", "list", "rm", "check", "project"),
 }
 EVERY: list[tuple[str, ...]] = [

@@ -1,0 +1,331 @@
+"""Requests about the lifecycle tier: states, actions, archives, and what comes back from a bucket alone."""
+
+import asyncio
+import errno
+import stat
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec.structs import replace
+
+from nacrefs.common import wire
+from nacrefs.common.rpc import Call, Handler
+from nacrefs.common.wire import ArchiveEntry, ArchiveSpec, HsmFlag, Imported, Inspection, Queued, Restored
+from nacrefs.mds import hsmsteps
+from nacrefs.mds.hsmrows import ARCHIVED, RELEASED, HsmRow, hsm_of
+from nacrefs.mds.inode import DIRECTORY_BLOCKS, DIRECTORY_BYTES
+from nacrefs.mds.journal import Work
+from nacrefs.mds.namespace.layouts import new_layout
+from nacrefs.mds.namespace.names import check_name
+from nacrefs.mds.step import Step
+from nacrefs.mds.tx import Tx
+
+if TYPE_CHECKING:
+    from nacrefs.mds.service import Mds
+
+HSM_REQUESTS: Final[tuple[type[wire.Request[Any]], ...]] = (
+    wire.Restore, wire.SetArchive, wire.GetArchives, wire.ProbeArchive, wire.ImportArchive, wire.GetHsm,
+    wire.HsmRequest, wire.HsmCancel, wire.SetHsm,
+)  # fmt: skip
+_encode = msgspec.msgpack.Encoder().encode
+_BY_HAND: Final = 0x7F & ~int(HsmFlag.RELEASED)
+
+
+class HsmDesk:
+    """Answers them."""
+
+    def __init__(self, mds: "Mds") -> None:
+        self._mds = mds
+        self._reading = Tx(mds.mdt, writable=False)
+
+    def handlers(self) -> dict[type[wire.Request[Any]], Handler]:
+        """The table of these requests."""
+        return {
+            wire.Restore: self._restore,
+            wire.SetArchive: self._set_archive,
+            wire.GetArchives: self._archives,
+            wire.ProbeArchive: self._probe,
+            wire.ImportArchive: self._import,
+            wire.GetHsm: lambda request, call: wire.HsmStates(tuple(map(self._mds.hsm.state, request.fids))),
+            wire.HsmRequest: self._request,
+            wire.HsmCancel: self._cancel,
+            wire.SetHsm: self._set,
+        }
+
+    # ---------------------------------------------------------------------------------------------------------- reading
+
+    async def _restore(self, request: wire.Restore, call: Call) -> Restored:
+        session = self._mds.sessions.heard(call.peer)
+        fid, hsm = request.fid, self._mds.hsm
+        if not request.wait:
+            inode = self._reading.need(fid)
+            action = await hsm.request(wire.HsmAction.RESTORE, fid, 0, -1, "read")
+            if action is not None and not action.has(request.start, min(request.end, inode.attr.size)):
+                raise OSError(errno.EAGAIN, "it is being brought back")
+        else:
+            await hsm.need(fid, request.start, request.end)
+        work = Work(lambda step, _: self._restored(step, request), request, session, None, True)
+        work.settled = asyncio.get_running_loop().create_future()
+        self._mds.journal.read(work)
+        answer: Restored = await work.settled
+        return answer
+
+    def _restored(self, step: Step, request: wire.Restore) -> Restored:
+        return Restored(hsmsteps.released_node(step, request.fid), request.start, request.end)
+
+    # ---------------------------------------------------------------------------------------------------------- actions
+
+    async def _each(self, fids: tuple[int, ...], work: Callable[[int], Any]) -> Queued:
+        async def one(fid: int) -> tuple[int, str]:
+            try:
+                await work(fid)
+            except hsmsteps.Gone:
+                return errno.ENOENT, "the file was removed, or is none"
+            except OSError as error:
+                return error.errno or errno.EIO, error.strerror or str(error)
+            return 0, ""
+
+        if len(fids) > wire.LISTING_MAX:
+            raise OSError(errno.EINVAL, f"{len(fids)} files at once are more than {wire.LISTING_MAX}")
+        return Queued(tuple(await asyncio.gather(*map(one, fids))))
+
+    async def _request(self, request: wire.HsmRequest, call: Call) -> Queued:
+        self._mds.sessions.heard(call.peer)
+        hsm = self._mds.hsm
+        return await self._each(
+            request.fids, lambda fid: hsm.request(request.action, fid, request.archive, request.uid)
+        )
+
+    async def _cancel(self, request: wire.HsmCancel, call: Call) -> Queued:
+        self._mds.sessions.heard(call.peer)
+        return await self._each(request.fids, self._mds.hsm.cancel)
+
+    async def _set(self, request: wire.SetHsm, call: Call) -> Queued:
+        self._mds.sessions.heard(call.peer)
+        if (request.set | request.clear) & ~_BY_HAND:
+            raise OSError(errno.EINVAL, "these flags cannot be set or cleared by hand")
+        return await self._each(
+            request.fids,
+            lambda fid: self._mds.journal.submit_own(
+                lambda step: hsmsteps.set_flags(step, fid, request.set, request.clear, request.archive)
+            ),
+        )
+
+    # --------------------------------------------------------------------------------------------------------- archives
+
+    def _archives(self, request: wire.GetArchives, call: Call) -> wire.Archives:
+        specs = tuple(spec for _, spec in sorted(self._mds.hsm.archives.items()))
+        store = self._mds.mdt.store
+        files: dict[int, int] = {}
+        size: dict[int, int] = {}
+        released: dict[int, int] = {}
+        for archive, flags, count, total in store.fetchall(store.statements.hsm_counts):
+            if flags & HsmFlag.EXISTS:
+                files[archive] = files.get(archive, 0) + count
+                size[archive] = size.get(archive, 0) + int(total)
+                released[archive] = released.get(archive, 0) + (count if flags & HsmFlag.RELEASED else 0)
+        return wire.Archives(
+            specs,
+            tuple(files.get(spec.id, 0) for spec in specs),
+            tuple(size.get(spec.id, 0) for spec in specs),
+            tuple(released.get(spec.id, 0) for spec in specs),
+        )
+
+    async def _set_archive(self, request: wire.SetArchive, call: Call) -> Inspection:
+        self._mds.sessions.heard(call.peer)
+        hsm, spec = self._mds.hsm, request.spec
+        known = next((one for one in hsm.archives.values() if one.name == spec.name), None)
+        if request.remove:
+            if known is None:
+                raise OSError(errno.ENOENT, f"there is no archive {spec.name!r}")
+            table = self._archives(wire.GetArchives(), call)
+            if files := dict(zip((one.id for one in table.specs), table.files, strict=True))[known.id]:
+                raise OSError(errno.ENOTEMPTY, f"archive {spec.name} has the copies of {files} files")
+            await self._mds.journal.submit_own(
+                lambda step: step.tx.run("put_archive", (known.id, f"{known.name}\n{known.id}", _encode(known), 1))
+            )
+            del hsm.archives[known.id]
+            hsm.archives_changed()
+            return Inspection(b"{}")
+        check_spec(spec)
+        if known is not None and spec.id not in (0, known.id):
+            raise OSError(errno.EEXIST, f"archive {spec.name} is there already")
+        number = known.id if known is not None else self._free_number()
+        spec = replace(spec, id=number)
+        probed = await hsm.ask_everybody(wire.MoveProbe(spec))
+        await self._mds.journal.submit_own(
+            lambda step: step.tx.run("put_archive", (number, spec.name, _encode(spec), 0))
+        )
+        hsm.archives[number] = spec
+        hsm.archives_changed()
+        return Inspection(msgspec.json.encode({"id": number, "can": _common(probed)}))
+
+    def _free_number(self) -> int:
+        store = self._mds.mdt.store
+        return 1 + max((row[0] for row in store.fetchall(store.statements.archives)), default=0)
+
+    def _named(self, name: str) -> ArchiveSpec:
+        for spec in self._mds.hsm.archives.values():
+            if name in (spec.name, str(spec.id)):
+                return spec
+        raise OSError(errno.ENOENT, f"there is no archive {name!r}")
+
+    async def _probe(self, request: wire.ProbeArchive, call: Call) -> Inspection:
+        spec = self._named(request.name)
+        probed = await self._mds.hsm.ask_everybody(wire.MoveProbe(spec))
+        return Inspection(msgspec.json.encode({"id": spec.id, "servers": len(probed), "can": _common(probed)}))
+
+    # ----------------------------------------------------------------------------------------------------------- import
+
+    async def _import(self, request: wire.ImportArchive, call: Call) -> Imported:
+        self._mds.sessions.heard(call.peer)
+        spec = self._named(request.name)
+        page: wire.ArchiveListing = await self._mds.hsm.ask_one(
+            wire.MoveList(spec, request.prefix, request.after, min(request.limit, 500), True)
+        )
+        made = skipped = size = 0
+        problems: list[str] = []
+        for entry in page.entries:
+            work = partial(import_entry, spec, entry, request.parent)
+            try:
+                done: bool = await self._mds.journal.submit_own(work)
+            except OSError as error:
+                problems.append(f"{entry.key}: {error.strerror}")
+                continue
+            made += done
+            skipped += not done
+            size += entry.size if done else 0
+        return Imported(page.after, made, skipped, size, tuple(problems[:100]))
+
+
+def _common(probed: list[Inspection]) -> dict[str, Any]:
+    """What all OSSes say that an archive can do."""
+    reports = [msgspec.json.decode(one.report) for one in probed]
+    return {name: all(report.get(name) for report in reports) for name in reports[0]}
+
+
+def check_spec(spec: ArchiveSpec) -> None:
+    """OSError (EINVAL) that says why, unless this can be an archive."""
+    url = urlsplit(spec.url)
+    if not spec.name or "/" in spec.name or spec.name.isdigit() or any(char.isspace() for char in spec.name):
+        raise OSError(errno.EINVAL, f"{spec.name!r} is not a name for an archive (no blanks, no `/`, not a number)")
+    if spec.kind not in ("s3", "dir"):
+        raise OSError(errno.EINVAL, f"there is no kind {spec.kind!r} of archive (s3, dir)")
+    if spec.kind == "s3" and (url.scheme != "s3" or not url.netloc):
+        raise OSError(errno.EINVAL, f"{spec.url!r} is not s3://BUCKET/PREFIX")
+    if url.username or url.password or "@" in spec.endpoint:
+        raise OSError(errno.EINVAL, "an address must not hold credentials: name a file with --credentials-file")
+    if spec.kind == "dir" and (url.scheme != "file" or not url.path.startswith("/")):
+        raise OSError(errno.EINVAL, f"{spec.url!r} is not file:///DIRECTORY")
+    if spec.part_bytes and not 5 << 20 <= spec.part_bytes <= 1 << 30:
+        raise OSError(errno.EINVAL, "parts have 5 MiB to 1 GiB")
+    if spec.template and "{fid}" not in spec.template:
+        raise OSError(errno.EINVAL, "a template needs {fid}, or two files could have one key")
+
+
+def import_entry(spec: ArchiveSpec, entry: ArchiveEntry, parent: int, step: Step) -> bool:
+    """Make the file, directory or symbolic link that an object is of; False if there is one already."""
+    tx, meta = step.tx, dict(entry.meta)
+    parts = entry.key.rstrip("/").split("/")
+    own = _number(meta.get("nacre-fid", ""), 16)
+    if not entry.key.endswith("/"):
+        stem, tilde, _ = parts[-1].rpartition("~")
+        if tilde and own:
+            parts[-1] = stem
+    mode = _number(meta.get("file-permissions", ""), 8)
+    uid, gid = _number(meta.get("file-owner", "")), _number(meta.get("file-group", ""))
+    for part in parts[:-1]:
+        parent = _directory(step, parent, hsmsteps.name_of(part), None, 0, 0)
+    name = hsmsteps.name_of(parts[-1])
+    if entry.key.endswith("/"):
+        before = tx.dentry(parent, name)
+        _directory(step, parent, name, stat.S_IMODE(mode) if mode else None, uid, gid)
+        return before is None
+    check_name(name)
+    existing = tx.lookup(parent, name)
+    if existing is not None:
+        row = hsm_of(tx, existing)
+        if row.archive == spec.id and _number(meta.get("nacre-version", "")) > row.version and (
+            existing.attr.flags & RELEASED and row.key.partition("~")[2].split(".")[0] == f"{own:x}"
+        ):  # fmt: skip
+            step.leases.changed(existing.attr.fid)
+            return _describe(step, existing.attr.fid, spec, entry, meta)
+        return False
+    directory = tx.need_directory(parent)
+    layout = new_layout(step, directory)
+    released = entry.size > 0
+    inode = tx.new_inode(
+        stat.S_IFREG | (stat.S_IMODE(mode) if mode else 0o644),
+        uid,
+        gid,
+        step.now_ns,
+        size=entry.size,
+        blocks=1 if released else 0,
+        flags=ARCHIVED | (RELEASED if released else 0),
+        layout=layout,
+        project=directory.project,
+    )
+    step.leases.changed(parent, name)
+    tx.set_dentry(parent, name, inode.attr.fid)
+    tx.touch(parent, 0, 1, step.now_ns)
+    return _describe(step, inode.attr.fid, spec, entry, meta)
+
+
+def _describe(step: Step, fid: int, spec: ArchiveSpec, entry: ArchiveEntry, meta: dict[str, str]) -> bool:
+    edited = step.tx.edit(fid)
+    version = _number(meta.get("nacre-version", ""))
+    mtime_ns = _time(meta.get("file-mtime", "")) or entry.mtime_ns
+    atime_ns = _time(meta.get("file-atime", "")) or mtime_ns
+    edited.data_version = version
+    edited.attr = replace(
+        edited.attr, size=entry.size, mtime_ns=mtime_ns, atime_ns=atime_ns, change=edited.attr.change + 1
+    )
+    digest = bytes.fromhex(meta.get("nacre-checksum", "")) if len(meta.get("nacre-checksum", "")) == 16 else b""
+    flags = HsmFlag.EXISTS | HsmFlag.ARCHIVED | (HsmFlag.RELEASED if entry.size else HsmFlag(0))
+    row = HsmRow(
+        fid, int(flags), spec.id, entry.key, version, entry.size, entry.etag, max(1, entry.size) if digest else 0,
+        digest, b"", entry.storage_class, step.now_ns,
+    )  # fmt: skip
+    step.tx.set_hsm(fid, row)
+    return True
+
+
+def _directory(step: Step, parent: int, name: bytes, mode: int | None, uid: int, gid: int) -> int:
+    """The directory of that name, made if need be; its mode and owner if they are known."""
+    tx = step.tx
+    check_name(name)
+    found = tx.lookup(parent, name)
+    if found is None:
+        inode = tx.new_inode(
+            stat.S_IFDIR | (0o755 if mode is None else mode),
+            uid,
+            gid,
+            step.now_ns,
+            nlink=2,
+            size=DIRECTORY_BYTES,
+            blocks=DIRECTORY_BLOCKS,
+            parent=parent,
+            project=tx.need_directory(parent).project,
+        )
+        step.leases.changed(parent, name)
+        tx.set_dentry(parent, name, inode.attr.fid)
+        tx.touch(parent, 1, 1, step.now_ns)
+        return inode.attr.fid
+    if not found.is_directory:
+        raise OSError(errno.ENOTDIR, f"{name!r} is there and is no directory")
+    return found.attr.fid
+
+
+def _number(text: str, base: int = 10) -> int:
+    try:
+        return int(text, base)
+    except ValueError:
+        return 0
+
+
+def _time(text: str) -> int:
+    """Nanoseconds of `123ns`, as FSx writes it."""
+    return _number(text.removesuffix("ns"))

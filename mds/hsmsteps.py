@@ -1,0 +1,271 @@
+"""The lifecycle tier's steps: what happens to an inode when it is archived, released, brought back or removed there."""
+
+import errno
+import stat
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from nacrefs.common.layout import Layout, LayoutSpec
+from nacrefs.common.wire import Attr, HsmFlag, Lease, Mode, Node, Right
+from nacrefs.mds.hsmrows import ARCHIVED, PARTLY, RELEASED, HsmRow, hsm_of
+from nacrefs.mds.inode import Inode
+from nacrefs.mds.namespace.bits import INLINE, OPEN_WRITE
+from nacrefs.mds.namespace.nodes import need_file
+from nacrefs.mds.namespace.xattrs import path_of
+from nacrefs.mds.step import Blocked, Step
+from nacrefs.mds.tx import Tx
+
+OBJECT_BYTES_MAX = 5 << 40
+"""As large as one S3 object can be."""
+_ESCAPED = frozenset([*range(32), 127, ord("%"), ord("\\")])
+
+
+class Gone(Exception):
+    """The file has been removed meanwhile."""
+
+
+class Plan(NamedTuple):
+    """A version of a file that is to be copied."""
+
+    attr: Attr
+    version: int
+    layout: Layout | None
+    data: bytes | None
+    key: str
+    meta: tuple[tuple[str, str], ...]
+
+
+def key_part(name: bytes) -> str:
+    """A name as a part of a key: UTF-8; what is not, and control characters, as %XX."""
+    text = name.decode("utf-8", "surrogateescape")
+    return "".join(
+        f"%{ord(char) - 0xDC00:02X}" if 0xDC80 <= ord(char) <= 0xDCFF
+        else f"%{ord(char):02X}" if ord(char) in _ESCAPED
+        else char
+        for char in text
+    )  # fmt: skip
+
+
+def name_of(part: str) -> bytes:
+    """The name that `key_part` made a part of a key of."""
+    from urllib.parse import unquote_to_bytes
+
+    return unquote_to_bytes(part)
+
+
+def _written(step: Step, fid: int) -> bool:
+    return any(int(mode) & OPEN_WRITE for mode in step.tx.opens(fid).values())
+
+
+def plan_archive(step: Step, fid: int, template: str) -> Plan:
+    """The version that is to be copied now. OSError: EBUSY while somebody writes without a lease, EFBIG, EPERM."""
+    tx = step.tx
+    inode = _file(tx, fid)
+    step.leases.truth(fid)
+    row = hsm_of(tx, inode)
+    attr = inode.attr
+    if row.flags & HsmFlag.NOARCHIVE:
+        raise OSError(errno.EPERM, "it is marked noarchive")
+    if attr.flags & RELEASED:
+        raise OSError(errno.EEXIST, "it is archived and released")
+    if attr.size > OBJECT_BYTES_MAX:
+        raise OSError(errno.EFBIG, f"{attr.size} bytes are more than one object can have (5 TiB)")
+    if _written(step, fid):
+        raise OSError(errno.EAGAIN, "it is being written by several clients")
+    path = "/".join(key_part(part) for part in path_of(tx, fid).strip(b"/").split(b"/"))
+    key = (template or "{path}~{fid}").replace("{path}", path).replace("{fid}", f"{fid:x}")
+    if row.key:
+        key += f".{inode.data_version:x}"  # the copy that is there stays until this one is complete
+    meta = (
+        ("file-permissions", f"0{attr.mode:o}"),
+        ("file-owner", str(attr.uid)),
+        ("file-group", str(attr.gid)),
+        ("file-mtime", f"{attr.mtime_ns}ns"),
+        ("file-atime", f"{attr.atime_ns}ns"),
+        ("nacre-fid", f"{fid:x}"),
+        ("nacre-version", str(inode.data_version)),
+    )
+    data = tx.data(inode).ljust(attr.size, b"\0") if inode.is_inline and attr.size <= 1 << 20 else None
+    return Plan(attr, inode.data_version, inode.layout, data, key, meta)
+
+
+def end_archive(step: Step, plan: Plan, row: HsmRow) -> bool:
+    """The copy is complete. False, and nothing changes, if the file is another one by now; Gone if it was removed."""
+    tx, fid = step.tx, plan.attr.fid
+    inode = _file(tx, fid)
+    step.leases.truth(fid)
+    if inode.data_version != plan.version or _written(step, fid):
+        return False
+    old = hsm_of(tx, inode)
+    if old.key and (old.archive, old.key) != (row.archive, row.key):
+        tx.drop_object(old.archive, old.key)
+    flags = old.flags & (HsmFlag.NORELEASE | HsmFlag.NOARCHIVE) | HsmFlag.EXISTS | HsmFlag.ARCHIVED
+    put_hsm(step, inode, row._replace(flags=int(flags)))
+    return True
+
+
+def put_hsm(step: Step, inode: Inode, row: HsmRow) -> None:
+    """Write a file's row, and say in its inode that there is one."""
+    tx = step.tx
+    if not row.flags and not row.key:
+        tx.set_hsm(row.fid, None)
+        wanted = 0
+    else:
+        tx.set_hsm(row.fid, row)
+        wanted = ARCHIVED
+    if inode.attr.flags & ARCHIVED != wanted:
+        step.leases.changed(row.fid)
+        edited = tx.edit(row.fid)
+        edited.attr = replace(edited.attr, flags=edited.attr.flags & ~ARCHIVED | wanted, change=edited.attr.change + 1)
+
+
+def release(step: Step, fid: int, is_up: Sequence[int]) -> bool:
+    """Give up a file's objects, for the archive has the same bytes. False if there is nothing to give up. OSError:
+    EPERM if that may not be, EBUSY if somebody has it open, EAGAIN if one of its OSTs is away."""
+    tx, leases = step.tx, step.leases
+    inode = _file(tx, fid)
+    leases.alone(fid)
+    if leases.others(fid):
+        raise Blocked(fid, Lease.NONE)
+    row = hsm_of(tx, inode)
+    attr = inode.attr
+    if attr.flags & RELEASED or not attr.size:
+        return False
+    check_release(inode, row)
+    if tx.opens(fid):
+        raise OSError(errno.EBUSY, "it is open")
+    layout = inode.layout
+    assert layout is not None
+    if not inode.is_inline and (away := set(layout.osts).difference(is_up)):
+        raise OSError(errno.EAGAIN, f"OST {min(away)} is away")
+    leases.changed(fid)
+    if inode.is_inline:
+        tx.set_data(fid, b"")
+    else:
+        tx.add_intent(fid, -1, layout)
+    edited = tx.edit(fid)
+    edited.layout = replace(layout, generation=layout.generation + 1)
+    # Not 0 blocks: tar and cp would take it for one hole and not read it.
+    edited.attr = replace(attr, blocks=1, flags=attr.flags & ~INLINE | RELEASED, change=attr.change + 1)
+    tx.set_hsm(fid, row._replace(flags=row.flags | int(HsmFlag.RELEASED), restored_ns=0))
+    return True
+
+
+def check_release(inode: Inode, row: HsmRow) -> None:
+    """OSError (EPERM) that says why the file may not be released."""
+    flags = row.flags_now(inode)
+    if not flags & HsmFlag.ARCHIVED:
+        raise OSError(errno.EPERM, "it is not archived")
+    for flag, why in (
+        (HsmFlag.DIRTY, "it was changed since it was archived"),
+        (HsmFlag.NORELEASE, "it is marked norelease"),
+        (HsmFlag.LOST, "the archive has lost its copy"),
+    ):
+        if flags & flag:
+            raise OSError(errno.EPERM, why)
+
+
+class Return(NamedTuple):
+    """A file that is to be brought back."""
+
+    row: HsmRow
+    layout: Layout
+    size: int
+
+
+def begin_restore(step: Step, fid: int, is_up: Sequence[int]) -> Return | None:
+    """Choose OSTs for a released file; None if it is not released. OSError: EIO if the archive has lost it, EAGAIN if
+    an OST on which a part of it may be already is away, ENOSPC."""
+    tx = step.tx
+    inode = _file(tx, fid)
+    if not inode.attr.flags & RELEASED:
+        return None
+    row = hsm_of(tx, inode)
+    if row.flags & HsmFlag.LOST:
+        raise OSError(errno.EIO, "the archive has lost its copy (`nacre hsm clear --lost` to try again)")
+    layout = inode.layout
+    assert layout is not None
+    if row.restored_ns == PARTLY:
+        if away := set(layout.osts).difference(is_up):
+            raise OSError(errno.EAGAIN, f"OST {min(away)} is away")
+        return Return(row, layout, inode.attr.size)
+    spec = LayoutSpec(layout.stripe_count, layout.stripe_bytes, mirrors=layout.mirrors)
+    osts = step.placement.place(spec)
+    layout = Layout(layout.stripe_bytes, len(osts) // layout.mirrors, osts, layout.mirrors, layout.generation + 1)
+    edited = tx.edit(fid)
+    edited.layout = layout
+    row = row._replace(restored_ns=PARTLY)
+    tx.set_hsm(fid, row)
+    return Return(row, layout, inode.attr.size)
+
+
+def end_restore(step: Step, fid: int, allocated: int) -> None:
+    """All bytes are back, durably."""
+    tx = step.tx
+    inode = _file(tx, fid)
+    if not inode.attr.flags & RELEASED:
+        return
+    row = hsm_of(tx, inode)
+    edited = tx.edit(fid)
+    # Nobody's lease is in the way: nothing that was cached under it is wrong but the number of blocks, and who still
+    # believes the file to be released asks, and is told.
+    edited.attr = replace(
+        inode.attr, flags=inode.attr.flags & ~RELEASED, blocks=allocated >> 9, change=inode.attr.change + 1
+    )
+    tx.set_hsm(fid, row._replace(flags=row.flags & ~int(HsmFlag.RELEASED), restored_ns=step.now_ns))
+
+
+def lose(step: Step, fid: int) -> None:
+    """The archive does not have the copy any more."""
+    inode = _file(step.tx, fid)
+    row = hsm_of(step.tx, inode)
+    step.tx.set_hsm(fid, row._replace(flags=row.flags | int(HsmFlag.LOST)))
+
+
+def remove_copy(step: Step, fid: int) -> None:
+    """Forget the copy; its object is deleted. OSError (EPERM) if it is the only one."""
+    inode = _file(step.tx, fid)
+    step.leases.truth(fid)
+    row = hsm_of(step.tx, inode)
+    if inode.attr.flags & RELEASED:
+        raise OSError(errno.EPERM, "it is released: the copy is all there is; restore it first")
+    if row.key:
+        step.tx.drop_object(row.archive, row.key)
+    put_hsm(step, inode, HsmRow(fid, row.flags & int(HsmFlag.NORELEASE | HsmFlag.NOARCHIVE)))
+
+
+def set_flags(step: Step, fid: int, wanted: int, cleared: int, archive: int) -> None:
+    """Set and clear a file's flags. OSError (EINVAL, EPERM) for what cannot be set by hand."""
+    inode = need_file(step, fid)
+    step.leases.truth(fid)
+    row = hsm_of(step.tx, inode)
+    if (wanted | cleared) & HsmFlag.RELEASED:
+        raise OSError(errno.EPERM, "released cannot be set or cleared: release or restore the file")
+    if cleared & (HsmFlag.EXISTS | HsmFlag.ARCHIVED) and inode.attr.flags & RELEASED:
+        raise OSError(errno.EPERM, "it is released: the copy is all there is")
+    flags = (row.flags | wanted) & ~cleared & ~int(HsmFlag.DIRTY)
+    version = -1 if wanted & HsmFlag.DIRTY else inode.data_version if cleared & HsmFlag.DIRTY else row.version
+    put_hsm(step, inode, row._replace(flags=flags, archive=archive or row.archive, version=version))
+
+
+def released_node(step: Step, fid: int) -> Node:
+    """The file with the layout under which what is back of it can be read."""
+    inode = step.tx.need(fid)
+    layout = inode.layout
+    assert layout is not None
+    capability = step.capability(fid, layout.generation, step.session, Right.READ | Right.WRITE)
+    return Node(inode.attr, step.leases.grant(fid, Lease.NONE), layout, capability)
+
+
+def _file(tx: Tx, fid: int) -> Inode:
+    inode = tx.inode(fid)
+    if inode is None or not stat.S_ISREG(inode.attr.mode):
+        raise Gone
+    return inode
+
+
+def is_open(tx: Tx, fid: int) -> bool:
+    """Whether anybody has it registered as open."""
+    return any(mode != Mode.CLOSED for mode in tx.opens(fid).values())

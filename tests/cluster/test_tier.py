@@ -1,0 +1,339 @@
+"""The lifecycle tier over a real cluster: out to an archive and back, on every kind of archive."""
+
+import asyncio
+import errno
+import json
+import os
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from nacrefs.client.vfs import Vfs
+from nacrefs.common.answer import settle
+from nacrefs.common.wire import (
+    ArchiveSpec,
+    HsmAction,
+    HsmFlag,
+    HsmRequest,
+    HsmState,
+    ImportArchive,
+    RenameFlag,
+    Set,
+    SetArchive,
+    SetAttr,
+    XattrFlag,
+)
+from nacrefs.mds.check import check
+from tests.client.world import CRED, World, close, cluster, open_file, read, read_file, write_file
+
+ROOT = 1
+SIZE = 20 * (1 << 20) + 12345
+
+
+class Tier(World):
+    """A cluster with one archive."""
+
+    spec: ArchiveSpec
+
+    async def state(self, fid: int) -> HsmState:
+        return self.mds.mds.hsm.state(fid)
+
+    async def act(self, kind: HsmAction, fid: int) -> HsmState:
+        """Ask for an action and wait until it is over."""
+        await self.mds.mds.hsm.request(kind, fid, 0, 0)
+        return await self.over(fid)
+
+    async def over(self, fid: int) -> HsmState:
+        async with asyncio.timeout(50):
+            while fid in self.mds.mds.hsm.active:
+                await asyncio.sleep(0.01)
+        return await self.state(fid)
+
+    async def archived(self, fid: int, release: bool = True) -> None:
+        state = await self.act(HsmAction.ARCHIVE, fid)
+        assert state.flags & HsmFlag.ARCHIVED, state
+        if release:
+            state = await self.act(HsmAction.RELEASE, fid)
+            assert state.flags & HsmFlag.RELEASED, state
+
+    def objects(self) -> list[str]:
+        """All object files of all OSTs."""
+        return [
+            name
+            for _, _, names in os.walk(self.directory)
+            for name in names
+            if "." in name and len(name) > 16 and name[:16].isalnum() and name.rpartition(".")[2].isdigit()
+        ]
+
+    async def store(self) -> Any:
+        return self.oss[0].mover.archives.of(self.spec)
+
+    async def keys(self) -> list[str]:
+        return [entry.key for entry in (await (await self.store()).page("", "", 1000)).entries]
+
+
+@pytest.fixture(params=["dir", "s3"])
+async def tier(request: pytest.FixtureRequest, tmp_path: Path, s3_archive: ArchiveSpec) -> AsyncGenerator[Tier]:
+    (tmp_path / "archive").mkdir()
+    spec = (
+        ArchiveSpec(0, "cold", "dir", f"file://{tmp_path}/archive")
+        if request.param == "dir"
+        else replace(s3_archive, id=0)
+    )
+    base = cluster(tmp_path / "c", stripe_count=4, stripe_size=1 << 20)
+    base.__class__ = Tier
+    (tmp_path / "c").mkdir()
+    made: Tier = base  # type: ignore[assignment]
+    async with made:
+        vfs = await made.vfs()
+        await vfs.session.mds.call(SetArchive(spec))
+        made.spec = replace(spec, id=1)
+        yield made
+
+
+async def attr(vfs: Vfs, fid: int) -> Any:
+    return (await settle(vfs.getattr(fid))).attr
+
+
+@pytest.mark.parametrize("size", [0, 1, 5000, 100_000, 8 << 20, SIZE])
+async def test_a_file_goes_out_and_comes_back_by_being_read(tier: Tier, size: int) -> None:
+    one, two = await tier.vfs(), await tier.vfs()
+    data = os.urandom(size)
+    fid = await write_file(one, ROOT, b"file", data)
+    before = await attr(two, fid)
+    await tier.archived(fid, release=size > 0)
+    after = await attr(two, fid)
+    assert (after.size, after.mtime_ns, after.mode) == (before.size, before.mtime_ns, before.mode)
+    if size:
+        assert tier.objects() == []
+        assert after.blocks == 1
+    assert await read_file(two, ROOT, b"file") == data
+    assert await read_file(one, ROOT, b"file") == data
+    state = await tier.over(fid)
+    assert state.flags == HsmFlag.EXISTS | HsmFlag.ARCHIVED
+    assert check(tier.mds.mds.mdt.store) == []
+
+
+async def test_metadata_operations_do_not_bring_it_back(tier: Tier) -> None:
+    vfs = await tier.vfs()
+    fid = await write_file(vfs, ROOT, b"file", os.urandom(300_000))
+    await tier.archived(fid)
+    await attr(vfs, fid)
+    await vfs.session.mds.call(SetAttr(fid, Set.MODE, mode=0o600))
+    await settle(vfs.rename(ROOT, b"file", ROOT, b"other", RenameFlag(0)))
+    await settle(vfs.lookup(ROOT, b"other"))
+    handle = await open_file(vfs, fid)
+    await close(vfs, handle)
+    assert (await tier.state(fid)).flags & HsmFlag.RELEASED
+    await settle(vfs.unlink(ROOT, b"other"))
+    async with asyncio.timeout(20):
+        while await tier.keys():
+            await asyncio.sleep(0.05)
+    assert tier.objects() == []
+
+
+async def test_opening_with_truncation_does_not_bring_it_back(tier: Tier) -> None:
+    vfs = await tier.vfs()
+    fid = await write_file(vfs, ROOT, b"file", os.urandom(300_000))
+    await tier.archived(fid)
+    handle = await open_file(vfs, fid, os.O_WRONLY | os.O_TRUNC)
+    await settle(vfs.write(handle, 0, memoryview(b"new")))
+    await close(vfs, handle)
+    assert await read_file(await tier.vfs(), ROOT, b"file") == b"new"
+    state = await tier.state(fid)
+    assert state.action != HsmAction.RESTORE
+    assert state.flags == HsmFlag.EXISTS | HsmFlag.ARCHIVED | HsmFlag.DIRTY
+
+
+async def test_writing_and_cutting_wait_until_it_is_back(tier: Tier) -> None:
+    one, two = await tier.vfs(), await tier.vfs()
+    data = bytearray(os.urandom(3_000_000))
+    fid = await write_file(one, ROOT, b"file", bytes(data))
+    await tier.archived(fid)
+    handle = await open_file(two, fid, os.O_RDWR)
+    await settle(two.write(handle, 1_500_000, memoryview(b"changed")))
+    await close(two, handle)
+    data[1_500_000:1_500_007] = b"changed"
+    assert await read_file(one, ROOT, b"file") == bytes(data)
+    assert (await tier.over(fid)).flags & HsmFlag.DIRTY
+    await tier.archived(fid)
+    await one.session.mds.call(SetAttr(fid, Set.SIZE, size=2_000_001))
+    assert await read_file(two, ROOT, b"file") == bytes(data[:2_000_001])
+
+
+async def test_dirty_open_and_pinned_files_are_not_released(tier: Tier) -> None:
+    vfs = await tier.vfs()
+    fid = await write_file(vfs, ROOT, b"file", b"x" * 100_000)
+    await tier.archived(fid, release=False)
+    handle = await open_file(vfs, fid)
+    state = await tier.act(HsmAction.RELEASE, fid)
+    assert (state.state, state.reason) == ("FAILED", "it is open")
+    await close(vfs, handle)
+    await settle(vfs.setxattr(fid, b"nacre.hsm", b"set norelease", XattrFlag(0)))
+    with pytest.raises(OSError, match="norelease"):
+        await settle(vfs.setxattr(fid, b"nacre.hsm", b"release", XattrFlag(0)))
+    await settle(vfs.setxattr(fid, b"nacre.hsm", b"clear norelease", XattrFlag(0)))
+    handle = await open_file(vfs, fid, os.O_WRONLY)
+    await settle(vfs.write(handle, 5, memoryview(b"y")))
+    await close(vfs, handle)
+    state = await tier.act(HsmAction.RELEASE, fid)
+    assert "changed since" in state.reason
+    report = json.loads(await settle(vfs.getxattr(fid, b"nacre.hsm")))
+    assert report["names"] == ["exists", "dirty", "archived"]
+
+
+async def test_nonblocking_opens_get_eagain_and_the_file_comes(tier: Tier) -> None:
+    vfs = await tier.vfs()
+    fid = await write_file(vfs, ROOT, b"file", b"z" * 200_000)
+    await tier.archived(fid)
+    await attr(vfs, fid)
+    with pytest.raises(BlockingIOError):
+        await open_file(vfs, fid, os.O_RDONLY | os.O_NONBLOCK)
+    await tier.over(fid)
+    handle = await open_file(vfs, fid, os.O_RDONLY | os.O_NONBLOCK)
+    assert await read(vfs, handle) == b"z" * 200_000
+    await close(vfs, handle)
+
+
+async def test_a_sparse_file_stays_sparse(tier: Tier) -> None:
+    vfs = await tier.vfs()
+    fid = await write_file(vfs, ROOT, b"file", b"start")
+    handle = await open_file(vfs, fid, os.O_RDWR)
+    await settle(vfs.write(handle, 12 << 20, memoryview(b"end")))
+    await close(vfs, handle)
+    await tier.archived(fid)
+    assert await read_file(vfs, ROOT, b"file") == b"start".ljust(12 << 20, b"\0") + b"end"
+    await tier.over(fid)
+    assert (await attr(await tier.vfs(), fid)).blocks < 2000
+
+
+async def test_removing_while_it_comes_back_leaves_nothing(tier: Tier) -> None:
+    one = await tier.vfs()
+    fid = await write_file(one, ROOT, b"file", os.urandom(SIZE))
+    await tier.archived(fid)
+    reading = asyncio.ensure_future(read_file(one, ROOT, b"file"))
+    await asyncio.sleep(0.02)
+    two = await tier.vfs()
+    await settle(two.unlink(ROOT, b"file"))
+    await asyncio.gather(reading, return_exceptions=True)
+    async with asyncio.timeout(30):
+        while tier.objects() or await tier.keys() or tier.mds.mds.hsm.active:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_file_that_changes_while_it_is_copied_is_copied_again(tier: Tier) -> None:
+    vfs = await tier.vfs()
+    data = bytearray(os.urandom(SIZE))
+    fid = await write_file(vfs, ROOT, b"file", bytes(data))
+    await tier.mds.mds.hsm.request(HsmAction.ARCHIVE, fid, 0, 0)
+    handle = await open_file(vfs, fid, os.O_RDWR)
+    for turn in range(5):
+        await settle(vfs.write(handle, turn * 1000, memoryview(b"turn")))
+        data[turn * 1000 : turn * 1000 + 4] = b"turn"
+        await settle(vfs.fsync(handle, False))
+    await close(vfs, handle)
+    state = await tier.over(fid)
+    assert state.state == "SUCCEED", state
+    if state.flags & HsmFlag.DIRTY:
+        await tier.archived(fid, release=False)
+    await tier.archived(fid)
+    assert await read_file(await tier.vfs(), ROOT, b"file") == bytes(data)
+    assert len(await tier.keys()) == 1
+
+
+async def test_the_mds_restarts_in_the_middle(tier: Tier) -> None:
+    vfs = await tier.vfs()
+    data = os.urandom(SIZE)
+    fid = await write_file(vfs, ROOT, b"file", data)
+    await tier.mds.mds.hsm.request(HsmAction.ARCHIVE, fid, 0, 0)
+    await asyncio.sleep(0.05)
+    await tier.restart_mds()
+    async with asyncio.timeout(40):
+        while not (await tier.state(fid)).flags & HsmFlag.ARCHIVED:
+            await asyncio.sleep(0.05)
+    await tier.archived(fid)
+    reading = asyncio.ensure_future(read_file(vfs, ROOT, b"file"))
+    await asyncio.sleep(0.05)
+    await tier.restart_mds()
+    assert await reading == data
+    assert await (await tier.store()).uploads() == []
+
+
+async def test_a_lost_copy_is_an_error_with_a_reason(tier: Tier) -> None:
+    vfs = await tier.vfs()
+    fid = await write_file(vfs, ROOT, b"file", b"q" * 100_000)
+    await tier.archived(fid)
+    await (await tier.store()).delete(await tier.keys())
+    with pytest.raises(OSError, match=".") as caught:
+        await read_file(vfs, ROOT, b"file")
+    assert caught.value.errno == errno.EIO
+    state = await tier.over(fid)
+    assert state.flags & HsmFlag.LOST
+    assert "object" in state.reason or "No such file" in state.reason
+
+
+async def test_wrong_bytes_are_never_served(tier: Tier) -> None:
+    vfs = await tier.vfs()
+    fid = await write_file(vfs, ROOT, b"file", b"q" * 100_000)
+    await tier.archived(fid)
+    (key,) = await tier.keys()
+    store = await tier.store()
+    about = await store.head(key)
+    await store.put(key, [memoryview(b"q" * 99_999 + b"!")], dict(about.meta))
+    with pytest.raises(OSError, match=".") as caught:
+        await read_file(vfs, ROOT, b"file")
+    assert caught.value.errno == errno.EIO
+
+
+async def test_the_bucket_alone_is_enough(tier: Tier, tmp_path: Path) -> None:
+    vfs = await tier.vfs()
+    directory = (await settle(vfs.mkdir(ROOT, b"dir", 0o750, CRED))).attr
+    assert directory is not None
+    contents = {
+        b"small": b"abc",
+        b"large": os.urandom(9_000_000),
+        b"odd %\xff name~x": os.urandom(70_000),
+        b"empty": b"",
+    }
+    want: dict[bytes, tuple[int, int, int, int, int]] = {}
+    for name, data in contents.items():
+        fid = await write_file(vfs, directory.fid, name, data)
+        valid = Set.MODE | Set.UID | Set.GID | Set.MTIME
+        request = SetAttr(fid, valid, mode=0o640, uid=7, gid=8, mtime_ns=123_456_789_012)
+        await vfs.session.mds.call(request)
+        now = await attr(vfs, fid)
+        want[name] = (now.mode, now.uid, now.gid, now.size, now.mtime_ns)
+        await tier.archived(fid, release=False)
+    (tmp_path / "d").mkdir()
+    other = cluster(tmp_path / "d")
+    async with other:
+        again = await other.vfs()
+        await again.session.mds.call(SetArchive(replace(tier.spec, id=0)))
+        done = await again.session.mds.call(ImportArchive("cold", ROOT))
+        assert (done.made, done.problems, done.after) == (4, (), "")
+        assert (await again.session.mds.call(ImportArchive("cold", ROOT))).made == 0
+        found = (await settle(again.lookup(ROOT, b"dir"))).attr
+        assert found is not None
+        for name, data in contents.items():
+            now = (await settle(again.lookup(found.fid, name))).attr
+            assert now is not None
+            assert (now.mode, now.uid, now.gid, now.size, now.mtime_ns) == want[name]
+            assert await read_file(again, found.fid, name) == data
+        while other.mds.mds.hsm.active:
+            await asyncio.sleep(0.01)
+
+
+async def test_many_small_files(tier: Tier) -> None:
+    vfs = await tier.vfs()
+    fids = [await write_file(vfs, ROOT, b"f%d" % n, b"%d" % n * 5000) for n in range(60)]
+    answer = await vfs.session.mds.call(HsmRequest(HsmAction.ARCHIVE, tuple(fids)))
+    assert all(number == 0 for number, _ in answer.errors)
+    for fid in fids:
+        await tier.over(fid)
+        await tier.act(HsmAction.RELEASE, fid)
+    assert tier.objects() == []
+    parts = await asyncio.gather(*(read_file(vfs, ROOT, b"f%d" % n) for n in range(60)))
+    assert parts == [b"%d" % n * 5000 for n in range(60)]
