@@ -365,6 +365,8 @@ class File:
         try:
             if not store.session.live:
                 await store.session.wait_live()
+            if flight.dropped:
+                return  # the session ended meanwhile: somebody else may have written there since
             written = await store.objects.write(self.inode, list(flight.extents))
             landed = True
             self.wrote(written)
@@ -372,7 +374,8 @@ class File:
                 self.error = None
                 self._retry_s = store.config.write.retry_s
         except OSError as error:
-            self._failed(error)
+            if not flight.dropped:
+                self._failed(error)
         finally:
             self.flights.remove(flight)
             size = flight.extents.bytes

@@ -235,8 +235,10 @@ class Objects:
 
     async def write(self, inode: Inode, extents: Sequence[Extent], sync: bool = False) -> dict[int, Written]:
         """Write extents to all their objects; the last answer of each object by its number. With `sync` it is
-        durable."""
+        durable. EIO if the session ends before all has been sent: it must not go out under the next one, for somebody
+        else may have written there since."""
         written: dict[int, Written] = {}
+        session = self.session.number
 
         async def work(layout: Layout, capability: Capability) -> None:
             calls: list[Awaitable[Written]] = []
@@ -249,6 +251,8 @@ class Objects:
                         ost, inode.fid, number, layout.generation, capability, tuple(batch.extents), sums, sync
                     )
                     server = await self.session.server_of(ost)
+                    if self.session.number != session:
+                        raise OSError(errno.EIO, "the session ended before the data was sent")
                     calls.append(server.call(request, data=batch.data))
                     numbers.append(number)
             if len(calls) == 1:
