@@ -1,7 +1,7 @@
-"""The lifecycle tier next to the best S3 client on the same server, in the same run: `python tests/bench/tier.py [FILES]`.
+"""The tier next to the best S3 client, on the same server in the same run: `python tests/bench/tier.py [FILES]`.
 
-One file of 1 GiB over four OSTs goes out and comes back; so do many files of 100 KB. obstore does the same with plain PUT
-and GET. CPU times are of the S3 server and of everything else on its side of the wire that we started.
+One file of 1 GiB over four OSTs goes out and comes back; so do many files of 100 KB. obstore does the same with plain
+PUT and GET. CPU times are of the S3 server and of everything else on its side of the wire that we started.
 """
 
 import asyncio
@@ -85,6 +85,9 @@ def large(cluster: Path, mount: Path, store: Any) -> None:
     (mount / "file").write_bytes(data)
     os.sync()
 
+    async def send() -> None:
+        await put(store, "plain", data, chunk_size=8 << 20, max_concurrency=8)
+
     async def fetch() -> None:
         limit = asyncio.Semaphore(8)
 
@@ -95,14 +98,14 @@ def large(cluster: Path, mount: Path, store: Any) -> None:
         await asyncio.gather(*(one(at) for at in range(0, SIZE, 8 << 20)))
 
     with Timed(cluster, "obstore PUT 1 GiB") as plain_out:
-        asyncio.run(put(store, "plain", data, chunk_size=8 << 20, max_concurrency=8))
+        asyncio.run(send())
     with Timed(cluster, "nacre hsm archive 1 GiB") as out:
         succeed("hsm", "archive", "--wait", mount / "file")
     succeed("hsm", "release", "--wait", mount / "file")
     with Timed(cluster, "obstore GET 1 GiB") as plain_back:
         asyncio.run(fetch())
     began_s = time.monotonic()
-    with Timed(cluster, "read of the released file") as back, open(mount / "file", "rb") as file:
+    with Timed(cluster, "read of the released file") as back, (mount / "file").open("rb") as file:
         first = file.read(1 << 20)
         first_s = time.monotonic() - began_s
         same = first == data[: 1 << 20]
