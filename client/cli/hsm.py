@@ -58,8 +58,9 @@ def state_of(path: str) -> dict[str, Any]:
     try:
         return {"path": path, **json.loads(os.getxattr(path, ATTRIBUTE, follow_symlinks=False))}
     except OSError as error:
-        text = "it is not a file in a mount of nacrefs" if error.errno in (errno.ENODATA, errno.EOPNOTSUPP) else None
-        raise OSError(error.errno, text or error.strerror, path) from None
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise OSError(errno.ENODATA, "it is not a file in a mount of nacrefs", path) from None
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def _line(one: dict[str, Any]) -> str:
@@ -162,7 +163,7 @@ def _do(ctx: click.Context, names: Iterator[str], order: str, wait: bool, as_jso
         print_json({"done": done - (len(failed) if wait else 0), "failed": failed})
     else:
         for path, why in failed.items():
-            click.echo(f"nacre: {path}: {why}", err=True)
+            click.echo(f"nacre: {' '.join(f'{path}: {why}'.split())}", err=True)
     ctx.exit(ExitCode.FAILED if failed else ExitCode.OK)
 
 
