@@ -1,14 +1,16 @@
 """Object I/O: a range of a file read from, or written to, all its OSTs in one wave, every byte checked.
 
-With mirrors, a write goes to all copies and a read to the first that answers.
+Files that have copies go their own way (`client.copies`).
 """
 
 import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from nacrefs.client.cache import RELEASED, Inode
+from nacrefs.client.copies import Copies, Part
 from nacrefs.client.extents import Extent
 from nacrefs.client.session import Session
 from nacrefs.common.checksum import SUM_BYTES, block_sums, first_mismatch
@@ -74,6 +76,7 @@ class Objects:
     def __init__(self, session: Session, request_bytes: int) -> None:
         self.session = session
         self._request_bytes = request_bytes
+        self._copies = Copies(session, self._granted, self.refresh, self._verify)
 
     # ------------------------------------------------------------------------------------------------ layout,
     # capability
@@ -118,6 +121,8 @@ class Objects:
         if inode.attr is not None and inode.attr.flags & RELEASED:
             return await self._read_released(inode, start, target)
         layout, capability = await self._granted(inode, Right.READ)
+        if layout.mirrors > 1:
+            return await self._copies.read(inode, start, target)
         try:
             return await self._read(inode.fid, layout, capability, start, target)
         except OSError as error:
@@ -188,17 +193,10 @@ class Objects:
         targets: list[memoryview],
     ) -> int:
         wanted = tuple((low, high - low) for low, high in extents)
-        copies = layout.objects_of(stripe)
-        for number in copies:
-            ost = layout.osts[number]
-            try:
-                server = await self.session.server_of(ost)
-                data = await server.call(Read(ost, fid, number, layout.generation, capability, wanted), into=targets)
-                return self._verify(fid, number, ost, wanted, targets, data)
-            except OSError as error:
-                if number == copies[-1] or error.errno in _STALE:
-                    raise
-        raise AssertionError("unreachable")
+        ost = layout.osts[stripe]
+        server = await self.session.server_of(ost)
+        data = await server.call(Read(ost, fid, stripe, layout.generation, capability, wanted), into=targets)
+        return self._verify(fid, stripe, ost, wanted, targets, data)
 
     def _verify(
         self,
@@ -238,23 +236,23 @@ class Objects:
         durable. EIO if the session ends before all has been sent: it must not go out under the next one, for somebody
         else may have written there since."""
         written: dict[int, Written] = {}
+        known = inode.layout
+        if known.mirrors > 1 if known is not None else await self._has_copies(inode):
+            return await self._copies.change(inode, partial(self._mirrored_writes, inode.fid, extents, sync))
         session = self.session.number
 
         async def work(layout: Layout, capability: Capability) -> None:
             calls: list[Awaitable[Written]] = []
             numbers: list[int] = []
-            for stripe, batch in self._batches(layout, extents):
+            for number, batch in self._batches(layout, extents):
                 sums = batch.sums[0] if len(batch.sums) == 1 else b"".join(batch.sums)
-                for number in layout.objects_of(stripe):
-                    ost = layout.osts[number]
-                    request = Write(
-                        ost, inode.fid, number, layout.generation, capability, tuple(batch.extents), sums, sync
-                    )
-                    server = await self.session.server_of(ost)
-                    if self.session.number != session:
-                        raise OSError(errno.EIO, "the session ended before the data was sent")
-                    calls.append(server.call(request, data=batch.data))
-                    numbers.append(number)
+                ost = layout.osts[number]
+                request = Write(ost, inode.fid, number, layout.generation, capability, tuple(batch.extents), sums, sync)
+                server = await self.session.server_of(ost)
+                if self.session.number != session:
+                    raise OSError(errno.EIO, "the session ended before the data was sent")
+                calls.append(server.call(request, data=batch.data))
+                numbers.append(number)
             if len(calls) == 1:
                 written[numbers[0]] = await calls[0]
                 return
@@ -265,6 +263,27 @@ class Objects:
 
         await self._granting(inode, Right.WRITE, work)
         return written
+
+    async def _has_copies(self, inode: Inode) -> bool:
+        """Whether the file is mirrored; asks the MDS if its layout is not known."""
+        if inode.layout is None:
+            await self.refresh(inode)
+        assert inode.layout is not None
+        return inode.layout.mirrors > 1
+
+    def _mirrored_writes(
+        self, fid: int, extents: Sequence[Extent], sync: bool, layout: Layout, capability: Capability
+    ) -> list[Part]:
+        parts: list[Part] = []
+        for stripe, batch in self._batches(layout, extents):
+            sums = b"".join(batch.sums)
+
+            def request(number: int, batch: _Batch = batch, sums: bytes = sums) -> Request[Written]:
+                ost = layout.osts[number]
+                return Write(ost, fid, number, layout.generation, capability, tuple(batch.extents), sums, sync)
+
+            parts.append(Part(stripe, request, batch.data))
+        return parts
 
     def _batches(self, layout: Layout, extents: Sequence[Extent]) -> list[tuple[int, _Batch]]:
         """The extents as write requests, each to one stripe and of limited size."""
@@ -294,23 +313,35 @@ class Objects:
         def request(layout: Layout, capability: Capability, number: int) -> Request[Written]:
             return Sync(layout.osts[number], inode.fid, number, layout.generation, capability, versions[number])
 
+        if versions and await self._has_copies(inode):
+            return await self._copies.change(
+                inode,
+                lambda layout, capability: [
+                    Part(number % layout.stripe_count, partial(request, layout, capability), numbers=(number,))
+                    for number in versions
+                ],
+            )
         return await self._each(inode, tuple(versions), request)
 
     async def punch(self, inode: Inode, start: int, end: int) -> dict[int, Written]:
         """Make `[start, end)` a hole."""
-        if inode.layout is None:
-            await self.refresh(inode)
+        mirrored = await self._has_copies(inode)
         assert inode.layout is not None
-        parts = by_stripe(inode.layout, start, end)
+        stripes = inode.layout.stripe_count
         ranges = {
-            number: tuple((low, high - low) for low, high in extents)
-            for stripe, extents in parts.items()
-            for number in inode.layout.objects_of(stripe)
+            stripe: tuple((low, high - low) for low, high in extents)
+            for stripe, extents in by_stripe(inode.layout, start, end).items()
         }
 
         def request(layout: Layout, capability: Capability, number: int) -> Request[Written]:
-            return Punch(layout.osts[number], inode.fid, number, layout.generation, capability, ranges[number])
+            extents = ranges[number % stripes]
+            return Punch(layout.osts[number], inode.fid, number, layout.generation, capability, extents)
 
+        if mirrored:
+            return await self._copies.change(
+                inode,
+                lambda layout, capability: [Part(stripe, partial(request, layout, capability)) for stripe in ranges],
+            )
         return await self._each(inode, tuple(ranges), request)
 
     async def _each(

@@ -6,6 +6,7 @@ A file of `stripe_count` stripes is cut into units of `stripe_bytes`; unit `n` b
 `m * stripe_count + s`; `osts[number]` is the OST that holds it.
 """
 
+import enum
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -23,12 +24,31 @@ INLINE_BYTES_MAX: Final = 64 * 1024
 """Largest inline limit: what lies in the MDT is committed as one piece."""
 
 
+MIRRORS_MAX: Final = 3
+"""Most copies of a stripe."""
+
+
+class CopyState(enum.IntEnum):
+    """What is known of one copy of a stripe (docs/mirrors.md). The order is used: a lower one is better."""
+
+    GOOD = 0
+    """it has every acknowledged byte: may be read, is written"""
+    UNSURE = 1
+    """it has every acknowledged byte, but perhaps others where writes were under way when their client died, or where
+    clients wrote the same place at once: is written, and becomes GOOD when no GOOD one is left"""
+    SYNCING = 2
+    """it lacks bytes and is being made equal: is written, not read"""
+    LOST = 3
+    """it lacks bytes: neither written nor read"""
+
+
 class Layout(msgspec.Struct, frozen=True, array_like=True):
     """Where a file's bytes live.
 
     `osts` has `stripe_count * mirrors` entries, by object number. `generation` grows whenever the set of objects
-    changes (release, migration, resync); I/O with another generation is refused by the OSTs. As long as the file has no
-    objects and at most `inline_bytes` (-1: the MDT's default), its contents live in the MDT.
+    changes (release, migration, resync); I/O with an older generation is refused by the OSTs. As long as the file has
+    no objects and at most `inline_bytes` (-1: the MDT's default), its contents live in the MDT. `states` is empty while
+    all copies are GOOD; otherwise it has a `CopyState` for each object.
     """
 
     stripe_bytes: int
@@ -37,6 +57,7 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
     mirrors: int = 1
     generation: int = 0
     inline_bytes: int = -1
+    states: tuple[int, ...] = ()
 
     def stripe_of(self, offset: int) -> int:
         """The stripe that holds the byte at `offset`."""
@@ -45,6 +66,22 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
     def objects_of(self, stripe: int) -> tuple[int, ...]:
         """The object numbers that hold copies of a stripe, first copy first."""
         return tuple(mirror * self.stripe_count + stripe for mirror in range(self.mirrors))
+
+    def state_of(self, number: int) -> CopyState:
+        """What is known of an object."""
+        return CopyState(self.states[number]) if self.states else CopyState.GOOD
+
+    def readable(self, stripe: int) -> tuple[int, ...]:
+        """The object numbers that a stripe may be read from, the one to prefer first."""
+        numbers = self.objects_of(stripe)
+        return tuple(number for number in numbers if not self.states[number]) if self.states else numbers
+
+    def writable(self, stripe: int) -> tuple[int, ...]:
+        """The object numbers that every change of a stripe must reach."""
+        numbers = self.objects_of(stripe)
+        if not self.states:
+            return numbers
+        return tuple(number for number in numbers if self.states[number] != CopyState.LOST)
 
 
 class LayoutSpec(msgspec.Struct, frozen=True, array_like=True):
@@ -71,8 +108,8 @@ class LayoutSpec(msgspec.Struct, frozen=True, array_like=True):
             raise ValueError(f"stripe count {self.stripe_count} is not -1 (all OSTs), 0 (default) or 1..{STRIPES_MAX}")
         if self.first_ost < -1:
             raise ValueError(f"first OST {self.first_ost} is not -1 (any) or an OST index")
-        if self.mirrors < 1:
-            raise ValueError(f"mirror count {self.mirrors} is below 1")
+        if not 1 <= self.mirrors <= MIRRORS_MAX:
+            raise ValueError(f"mirror count {self.mirrors} is not in 1..{MIRRORS_MAX}")
         if not -1 <= self.inline_bytes <= INLINE_BYTES_MAX:
             raise ValueError(f"inline limit {self.inline_bytes} is not in 0..{INLINE_BYTES_MAX} bytes (64 KiB)")
         if len(self.pool) > 63:

@@ -6,7 +6,7 @@ are the default. A file's own layout shows its OSTs, `osts=0,3`, and its generat
 
 import errno
 
-from nacrefs.common.layout import Layout, LayoutSpec
+from nacrefs.common.layout import CopyState, Layout, LayoutSpec
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _FIELDS = "stripe_count, stripe_size, first_ost, pool, mirrors, inline"
@@ -79,10 +79,16 @@ def format_spec(spec: LayoutSpec) -> str:
 
 
 def format_layout(layout: Layout) -> str:
-    """A file's layout, complete."""
+    """A file's layout, complete; the object numbers of copies that are not good are named by their state."""
     osts = ",".join(map(str, layout.osts))
-    inline = f" inline={layout.inline_bytes}" if layout.inline_bytes >= 0 else ""
-    return (
+    text = (
         f"stripe_count={layout.stripe_count} stripe_size={layout.stripe_bytes} mirrors={layout.mirrors}"
-        f" osts={osts} generation={layout.generation}{inline}"
+        f" osts={osts} generation={layout.generation}"
     )
+    if layout.inline_bytes >= 0:
+        text += f" inline={layout.inline_bytes}"
+    for state in (CopyState.UNSURE, CopyState.SYNCING, CopyState.LOST):
+        numbers = [str(number) for number, held in enumerate(layout.states) if held == state]
+        if numbers:
+            text += f" {state.name.lower()}={','.join(numbers)}"
+    return text

@@ -74,6 +74,8 @@ class Right(enum.IntFlag):
 
     READ = 1
     WRITE = 2
+    MIRRORED = 4
+    """the file has copies: an OST that has not heard from the MDS for too long must not touch it"""
 
 
 class Role(enum.IntEnum):
@@ -847,6 +849,115 @@ class OpenDirect(Request[Node], frozen=True, array_like=True, tag=164):
     rights: Right
 
 
+# -------------------------------------------------------------------------------------------- mirrors: anybody → MDS
+
+
+class CopyLayout(Message, frozen=True, array_like=True, gc=False):
+    """A mirrored file's layout as it is now, and a capability for it."""
+
+    layout: Layout
+    capability: Capability
+
+
+class ObjectId(Message, frozen=True, array_like=True, gc=False):
+    """Object `number` (see `common.layout`) of a fid, on OST `ost`."""
+
+    ost: int
+    fid: int
+    number: int
+
+
+class CopiesFailed(Request[CopyLayout], frozen=True, array_like=True, tag=55):
+    """Client → MDS: these objects of a mirrored file could not be written (or, `damaged`, have bytes that do not match
+    their checksums). When it is answered nobody reads them any more, whatever layout he knows; the last good copy of a
+    stripe stays as it is. With a `generation` older than the file's nothing happens but the answer."""
+
+    fid: int
+    generation: int
+    numbers: tuple[int, ...]
+    damaged: bool = False
+
+
+class MirrorCopy(Message, frozen=True, array_like=True, gc=False):
+    """A copy that is not good: which object where, its `CopyState`, and how far a resync that is under way has come
+    (bytes looked at and bytes copied; -1: none is under way). `problem` is why the last one ended."""
+
+    fid: int
+    number: int
+    ost: int
+    state: int
+    checked_bytes: int = -1
+    copied_bytes: int = 0
+    size: int = 0
+    problem: str = ""
+
+
+class MirrorCopies(Message, frozen=True, array_like=True, gc=False):
+    """Copies in order of (fid, number, ost); `end`: there are no more."""
+
+    copies: tuple[MirrorCopy, ...]
+    end: bool
+
+
+class ListCopies(Request[MirrorCopies], frozen=True, array_like=True, tag=56):
+    """The copies that are not good, at most `limit` from behind (`fid`, `number`, `ost`); of one fid only with
+    `only`."""
+
+    fid: int = 0
+    number: int = -1
+    ost: int = -1
+    limit: int = 1000
+    only: bool = False
+
+
+class Resynced(Message, frozen=True, array_like=True, gc=False):
+    """How many copies are to be made equal; `next_fid`: where to go on (0: done)."""
+
+    copies: int
+    next_fid: int = 0
+
+
+class Resync(Request[Resynced], frozen=True, array_like=True, tag=57):
+    """Make copies equal now. Of `fid`, all but the preferred ones are compared, too (0: those that are known not to be
+    good). With `lost_ost` (not -1), files from `after` on that have copies on that OST get new ones elsewhere."""
+
+    fid: int = 0
+    lost_ost: int = -1
+    after: int = 0
+
+
+class Floor(Message, frozen=True, array_like=True, gc=False):
+    """The oldest layout generation whose I/O an OST may serve on an object."""
+
+    ost: int
+    fid: int
+    number: int
+    generation: int
+
+
+class Floors(Message, frozen=True, array_like=True, gc=False):
+    """Floors in order of (fid, number, ost); `end`: there are no more."""
+
+    floors: tuple[Floor, ...]
+    end: bool
+
+
+class JoinMirrors(Request[Floors], frozen=True, array_like=True, tag=58):
+    """OSS → MDS, after `Register` and before it serves mirrored files: which copies, on whatever OST, are not good,
+    from behind (`fid`, `number`, `ost`)."""
+
+    fid: int = 0
+    number: int = -1
+    ost: int = -1
+
+
+class ReportDamage(Request[Done], frozen=True, array_like=True, tag=59):
+    """OSS → MDS: these objects have (or, after an unclean stop, may have) bytes other than those that were written.
+    Where there is another copy they are mended from it."""
+
+    objects: tuple[ObjectId, ...]
+
+
 # ---------------------------------------------------------------------------------------------------- MDS → its clients
 
 
@@ -894,11 +1005,15 @@ class TargetInfo(Message, frozen=True, array_like=True, gc=False):
 
 
 class Registered(Message, frozen=True, array_like=True, gc=False):
-    """The OSTs' indices, in the order asked; the sessions that are fenced; how often to send a heartbeat."""
+    """The OSTs' indices, in the order asked; the sessions that are fenced; how often to send a heartbeat. An OST that
+    has heard nothing for `silence_s` serves no mirrored file. `mirrors`: some copies are not good, ask `JoinMirrors`
+    before serving any."""
 
     indices: tuple[int, ...]
     fenced: tuple[int, ...]
     heartbeat_s: float
+    silence_s: float = 15.0
+    mirrors: bool = False
 
 
 class Register(Request[Registered], frozen=True, array_like=True, tag=80):
@@ -912,14 +1027,6 @@ class Heartbeat(Request[Alive], frozen=True, array_like=True, tag=81):
     """The OSTs live, and this is how full they are."""
 
     targets: tuple[TargetInfo, ...]
-
-
-class ObjectId(Message, frozen=True, array_like=True, gc=False):
-    """Object `number` (see `common.layout`) of a fid, on OST `ost`."""
-
-    ost: int
-    fid: int
-    number: int
 
 
 class Destroy(Request[Done], frozen=True, array_like=True, tag=82):
@@ -1309,6 +1416,38 @@ class MoveClass(Request[ArchiveEntry], frozen=True, array_like=True, tag=141):
     storage_class: str
 
 
+class RaiseFloors(Request[Done], frozen=True, array_like=True, tag=86):
+    """MDS → OSS: serve no I/O of an older layout generation on these objects. With `track`, remember from now on what
+    is changed in them, as `SyncObject` needs it."""
+
+    floors: tuple[Floor, ...]
+    track: bool = False
+
+
+class Synced(Message, frozen=True, array_like=True, gc=False):
+    """How far a copy has become equal: up to `offset` (-1: all of it, durably). `size` is the source's."""
+
+    offset: int
+    checked_bytes: int
+    copied_bytes: int
+    size: int
+
+
+class SyncObject(Request[Synced], frozen=True, array_like=True, tag=87):
+    """MDS → OSS: make a piece of an object equal to another copy, which is read from `address` under `capability`. What
+    clients have changed since tracking began stays. ESTALE if that is not known any more: start again."""
+
+    ost: int
+    fid: int
+    number: int
+    generation: int
+    address: str
+    source_ost: int
+    source_number: int
+    capability: Capability
+    offset: int
+
+
 # --------------------------------------------------------------------------------------------------------- client → OSS
 
 
@@ -1429,3 +1568,23 @@ class IoGrant(Message, frozen=True, array_like=True, gc=False):
     osts: tuple[OstInfo, ...]
     ticket: Ticket
     sync: bool = False
+
+
+class Sums(Message, frozen=True, array_like=True, gc=False):
+    """Stored sums of an object's blocks, and the object's size and version."""
+
+    size: int
+    version: int
+    sums: bytes
+
+
+class ReadSums(Request[Sums], frozen=True, array_like=True, tag=105):
+    """The stored sums of `blocks` blocks from the one at `offset` on, as far as the object goes."""
+
+    ost: int
+    fid: int
+    number: int
+    generation: int
+    capability: Capability
+    offset: int
+    blocks: int

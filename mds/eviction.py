@@ -15,6 +15,7 @@ from nacrefs.common.wire import Evicted, Mode
 from nacrefs.mds.journal import Journal
 from nacrefs.mds.leases import LeaseTable
 from nacrefs.mds.mdt import Mdt
+from nacrefs.mds.mirrors import Mirrors
 from nacrefs.mds.namespace.files import settle_orphan
 from nacrefs.mds.sessions import Session, Sessions
 from nacrefs.mds.sizes import keep_size
@@ -33,13 +34,21 @@ class Evictor:
     """Evicts sessions. `tick` must be called now and then: it is what time passes by."""
 
     def __init__(
-        self, mdt: Mdt, journal: Journal, leases: LeaseTable, sessions: Sessions, targets: Targets, clock: Clock
+        self,
+        mdt: Mdt,
+        journal: Journal,
+        leases: LeaseTable,
+        sessions: Sessions,
+        targets: Targets,
+        mirrors: Mirrors,
+        clock: Clock,
     ) -> None:
         self._mdt = mdt
         self._journal = journal
         self._leases = leases
         self._sessions = sessions
         self._targets = targets
+        self._mirrors = mirrors
         self._clock = clock
         self._reading = Tx(mdt, writable=False)
         self._waiting: list[tuple[float, asyncio.Future[None]]] = []
@@ -69,14 +78,20 @@ class Evictor:
             await asyncio.gather(fenced, self._tell(session, reason))
         written = {fid for fid, opens in self._mdt.opens.items() if opens.get(session.id, 0) & Mode.WRITE}
         written.update(self._leases.written_by(session.id))
+        doubtful = self._mirrors.written_by(session.id) | {fid for fid in written if self._mirrors.layout(fid)}
         files = sorted(written)
         for at in range(0, len(files), _AT_A_TIME):
             await asyncio.gather(*map(self._keep_written, files[at : at + _AT_A_TIME]))
-        await self._durably(partial(end_session, self._leases, session.id))
+        await self._durably(partial(self._end, session.id, doubtful))
+        await asyncio.gather(*map(self._mirrors.announce, doubtful))
         self._sessions.remove(session)
         if peer is not None:
             peer.close("evicted")
         self.on_evicted()
+
+    def _end(self, session: int, doubtful: set[int], step: Step) -> None:
+        self._mirrors.doubt(doubtful, step)
+        end_session(self._leases, session, step)
 
     async def _tell(self, session: Session, reason: str) -> None:
         """The client has dropped its caches, or has had to because it was not heard for half a term."""

@@ -60,6 +60,10 @@ def publish(tx: Tx) -> None:
     mdt.accounts.apply(tx.usage, tx.quotas)
     if tx.ghosts:
         mdt.bury(tx.ghosts)
+    for writer, writes in tx.mirror_writers.items():
+        (mdt.mirror_writers.add if writes else mdt.mirror_writers.discard)(writer)
+    if tx.ended_sessions and mdt.mirror_writers:
+        mdt.mirror_writers = {key for key in mdt.mirror_writers if key[0] not in tx.ended_sessions}
     mdt.counter_limit = tx.counter_limit
 
 
@@ -217,6 +221,7 @@ def _flush_rest(tx: Tx, cursor: Cursor, statements: Statements) -> None:
         _run(cursor, statements.delete_session, gone)
         _run(cursor, statements.delete_opens, gone)
         _run(cursor, statements.delete_replies, gone)
+        _run(cursor, statements.delete_mirror_writers, gone)
     if tx.open_writes:
         writes = [(session, fid, mode) for (session, fid), mode in tx.open_writes.items() if session not in ended]
         _run(cursor, statements.delete_open, [write[:2] for write in writes if not write[2]])
@@ -233,6 +238,13 @@ def _flush_rest(tx: Tx, cursor: Cursor, statements: Statements) -> None:
         intents = [intent for intent in tx.intents.values() if intent is not None]
         _run(cursor, statements.put_intent, [(fid, size, _encoded(layout)) for fid, size, layout in intents])
         _run(cursor, statements.delete_intent, [(fid,) for fid, intent in tx.intents.items() if intent is None])
+    if tx.mirrors:
+        _run(cursor, statements.put_mirror, [record for record in tx.mirrors.values() if record is not None])
+        _run(cursor, statements.delete_mirror, [key for key, record in tx.mirrors.items() if record is None])
+    if tx.mirror_writers:
+        writers = [(key, writes) for key, writes in tx.mirror_writers.items() if key[0] not in ended]
+        _run(cursor, statements.put_mirror_writer, [key for key, writes in writers if writes])
+        _run(cursor, statements.delete_mirror_writer, [key for key, writes in writers if not writes])
     _run(cursor, statements.put_ost, list(tx.osts.values()))
     if tx.pools:
         _run(cursor, statements.delete_pool, [(name,) for name in tx.pools])

@@ -3,12 +3,13 @@
 import itertools
 from typing import Final
 
+from nacrefs.common.layout import Layout
 from nacrefs.common.wire import Mode
 from nacrefs.mds.accounts import Accounts
 from nacrefs.mds.cache import Cache
 from nacrefs.mds.engine import Store
 from nacrefs.mds.inode import Inode, decode_layout
-from nacrefs.mds.records import Destruction, Intent, OstRecord, SessionRecord
+from nacrefs.mds.records import Destruction, Intent, MirrorRecord, OstRecord, SessionRecord
 
 GHOSTS_MAX: Final = 8192
 """So many of the inodes that were destroyed last are remembered."""
@@ -17,8 +18,8 @@ GHOSTS_MAX: Final = 8192
 class Mdt:
     """The open database with the committed state that is kept in memory.
 
-    `opens` (registered opens, by fid, then session) and `intents` are complete copies of their tables; the cache is a
-    part. Only `flush.publish` changes them.
+    `opens` (registered opens, by fid, then session), `intents` and `mirror_writers` are complete copies of their
+    tables; the cache is a part. Only `flush.publish` changes them.
     """
 
     def __init__(self, store: Store, cache: Cache) -> None:
@@ -26,6 +27,8 @@ class Mdt:
         self.cache = cache
         self.opens: dict[int, dict[int, Mode]] = {}
         self.intents: dict[int, Intent] = {}
+        self.mirror_writers: set[tuple[int, int]] = set()
+        """(session, fid)"""
         self.accounts = Accounts()
         self.ghosts: dict[int, Inode] = {}
         """Inodes, but for regular files, that were destroyed last, oldest first: who stands in a directory, or holds a
@@ -57,6 +60,7 @@ class Mdt:
         self.intents = {
             fid: Intent(fid, size, decode_layout(layout)) for fid, size, layout in store.fetchall(statements.intents)
         }
+        self.mirror_writers = {(session, fid) for session, fid in store.fetchall(statements.mirror_writers)}
 
     @property
     def files(self) -> int:
@@ -96,3 +100,12 @@ class Mdt:
         """Up to `limit` files whose objects wait for the reaper, in fid order from behind `after`."""
         rows = self.store.fetchall(self.store.statements.destructions, (after, limit))
         return [Destruction(fid, decode_layout(layout)) for fid, layout in rows]
+
+    def mirrors(self, after: tuple[int, int, int], limit: int) -> list[MirrorRecord]:
+        """Up to `limit` copies that are not good, in order of (fid, number, ost) from behind `after`."""
+        return [MirrorRecord(*row) for row in self.store.fetchall(self.store.statements.mirrors, (*after, limit))]
+
+    def layouts(self, after: int, limit: int) -> list[tuple[int, Layout]]:
+        """Up to `limit` files with their layouts, in fid order from behind `after`."""
+        rows = self.store.fetchall(self.store.statements.layouts, (after, limit))
+        return [(fid, decode_layout(layout)) for fid, layout in rows]

@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Final, NamedTuple
 
 from nacrefs.common.layout import LayoutSpec
+from nacrefs.mds.spread import spread
 
 BALANCED: Final = 0.2
 """OSTs take turns while the emptiest has at most this share more free space than the fullest."""
@@ -25,6 +26,8 @@ class Target(NamedTuple):
     up: bool
     free_bytes: int
     pools: tuple[str, ...] = ()
+    server: str = ""
+    """Whose OST it is: copies of a stripe are better not on one server."""
 
 
 class Placer:
@@ -54,15 +57,16 @@ class Placer:
         if spec.mirrors > usable:
             raise OSError(errno.ENOSPC, f"{spec.mirrors} mirrors need as many OSTs with room; there are {usable}")
         stripes = usable if spec.stripe_count < 0 else min(spec.stripe_count or 1, usable)
-        width = min(usable, stripes * spec.mirrors)
+        width = min(usable, stripes)
+        if spec.mirrors > 1:
+            first = spec.first_ost >= 0
+            order = turns.after(self._first(spec, turns), usable) if first else turns.several(self.placed, usable)
+            return spread(order, stripes, spec.mirrors, turns.server_of)
         if spec.first_ost >= 0:
             order = turns.after(self._first(spec, turns), width)
         else:
             order = turns.several(self.placed, width)
-        step = stripes if width == stripes * spec.mirrors else width // spec.mirrors
-        return tuple(
-            order[(stripe + mirror * step) % width] for mirror in range(spec.mirrors) for stripe in range(stripes)
-        )
+        return tuple(order)
 
     def _usable(self, pool: str) -> "_Turns":
         members = [target for target in self._targets.values() if not pool or pool in target.pools]
@@ -93,6 +97,7 @@ class _Turns:
 
     def __init__(self, targets: list[Target]) -> None:
         self.indices = [target.ost for target in targets]
+        self.server_of = {target.ost: target.server for target in targets}
         free = [target.free_bytes for target in targets]
         self._balanced = min(free) >= max(free) * (1 - BALANCED)
         self._cumulated = list(accumulate(max(1, one >> 20) for one in free))

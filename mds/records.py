@@ -1,6 +1,6 @@
 """Rows of the smaller tables as values (columns: `schema.py`)."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from nacrefs.common.layout import Layout
 
@@ -55,3 +55,17 @@ class Destruction(NamedTuple):
 
     fid: int
     layout: Layout
+
+
+class MirrorRecord(NamedTuple):
+    """A copy that is not good: object `number` of `fid` on `ost`, as `schema.mirror` says."""
+
+    fid: int
+    number: int
+    ost: int
+    state: int
+    generation: int
+
+
+DISCARDED: Final = 4
+"""State of a copy that the layout does not have any more."""

@@ -10,7 +10,7 @@ from typing import Final
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, case, text
 
-SCHEMA_VERSION: Final = "0003"
+SCHEMA_VERSION: Final = "0004"
 """Alembic revision of the tables below: the newest file in `migrations/versions`."""
 
 Int64: Final = BigInteger().with_variant(Integer(), "sqlite")
@@ -326,5 +326,31 @@ hsm_gone: Final = Table(
     # An object that no file needs any more; the row goes when the archive has confirmed that it is deleted.
     Column("archive", Int64, primary_key=True, autoincrement=False),
     Column("key", Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+mirror: Final = Table(
+    "mirror",
+    metadata,
+    # A copy of a stripe that is not good, so that nobody has to look for it: object `number` of file `fid`. The file's
+    # layout says the same in `states`, and is right where they differ. A resync takes the row away.
+    Column("fid", Int64, primary_key=True, autoincrement=False),
+    Column("number", Int64, primary_key=True, autoincrement=False),
+    # Where it is.
+    Column("ost", Int64, primary_key=True, autoincrement=False),
+    # `common.layout.CopyState`, never GOOD; 4: the layout has a new copy elsewhere, this one is to be destroyed.
+    Column("state", Int64, nullable=False),
+    # The layout generation with which it became so: the OST serves no I/O of an older one.
+    Column("generation", Int64, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+mirror_writer: Final = Table(
+    "mirror_writer",
+    metadata,
+    # This session has had a WRITE lease on this mirrored file with objects, and may have one: if it dies, copies may
+    # differ. (Writers without a lease are in `open`.)
+    Column("session", Int64, primary_key=True, autoincrement=False),
+    Column("fid", Int64, primary_key=True, autoincrement=False),
     sqlite_with_rowid=False,
 )

@@ -29,13 +29,16 @@ from nacrefs.mds.late import mode_of, open_again, unremembered
 from nacrefs.mds.leases import LeaseTable, LeaseView
 from nacrefs.mds.locking import Locking, locks_report
 from nacrefs.mds.mdt import Mdt
-from nacrefs.mds.namespace.nodes import measured
+from nacrefs.mds.mirrors import Mirrors
+from nacrefs.mds.namespace.copies import copies_failed
+from nacrefs.mds.namespace.nodes import MIRRORED, measured
 from nacrefs.mds.namespace.operations import READS, WRITES
 from nacrefs.mds.quotas import QUOTA_REQUESTS, QuotaDesk
 from nacrefs.mds.reaper import Reaper
 from nacrefs.mds.recalls import Recalls
 from nacrefs.mds.records import Intent
 from nacrefs.mds.report import status_report
+from nacrefs.mds.resync import Resyncer
 from nacrefs.mds.sessions import Session, Sessions
 from nacrefs.mds.settings import Settings
 from nacrefs.mds.sizes import Sizes, keep_size, with_objects
@@ -54,7 +57,8 @@ FENCED_MAX: Final = 4096
 """Sessions of earlier runs that OSTs are told to refuse."""
 ADDRESSED: Final[tuple[type[wire.Request[Any]], ...]] = (
     wire.Attach, wire.Keepalive, wire.Detach, wire.Reclaim, wire.Yield, wire.GetOsts, wire.Inspect,
-    wire.SetPool, wire.Register, wire.Heartbeat, wire.SetLock, wire.GetLock, wire.CancelLock,
+    wire.SetPool, wire.Register, wire.Heartbeat, wire.SetLock, wire.GetLock, wire.CancelLock, wire.CopiesFailed,
+    wire.ListCopies, wire.Resync, wire.JoinMirrors, wire.ReportDamage,
     *QUOTA_REQUESTS, *HSM_REQUESTS, *READS, *WRITES,
 )  # fmt: skip
 """All requests that an MDS answers."""
@@ -83,12 +87,15 @@ class Mds:
             mdt, self.leases, self._step, self.recalls.after_batch, self._park, self._written, self._lost
         )
         self.reaper = Reaper(mdt, self.journal, self.targets)
-        self.targets.on_up = self.reaper.ost_is_up
+        self.mirrors = Mirrors(mdt, self.journal, self.leases, self.targets)
+        self.resyncer = Resyncer(mdt, self.journal, self.targets, self.mirrors, self._server_capability)
+        self.mirrors.changed = self.resyncer.wake
+        self.targets.on_up = self._osts_up
         self._sizes = Sizes(mdt, self.journal, self.leases, self.targets)
+        self._evictor = Evictor(mdt, self.journal, self.leases, self.sessions, self.targets, self.mirrors, clock)
         self.quotas = QuotaDesk(self)
         self.hsm = Coordinator(self)
         self._hsm_desk = HsmDesk(self)
-        self._evictor = Evictor(mdt, self.journal, self.leases, self.sessions, self.targets, clock)
         self._evictor.on_evicted = self._session_ended
         self._reading = Tx(mdt, writable=False)
         self._registering = asyncio.Lock()
@@ -117,6 +124,7 @@ class Mds:
             self._spawn(self._carry_out(intent, None))
         self.reaper.start()
         self.hsm.start()
+        self.resyncer.start()
         self._spawn(self._watch())
 
     async def stop(self) -> None:
@@ -124,6 +132,7 @@ class Mds:
         self._stopping = True
         await self.hsm.stop()
         await self.reaper.stop()
+        await self.resyncer.stop()
         await self._end_tasks()
         await self.journal.stop()
         await self._end_tasks()  # the last commit has started some
@@ -168,6 +177,12 @@ class Mds:
         self.targets.drop_silent()
         self.targets.refresh()
         self.journal.check_owner()
+        if self.mdt.mirror_writers and self._grace is None:
+            self._spawn(self.mirrors.forget_writers())
+
+    def _osts_up(self) -> None:
+        self.reaper.ost_is_up()
+        self.resyncer.wake()
 
     def _lost(self, error: OSError) -> None:
         self._stopping = True
@@ -186,6 +201,10 @@ class Mds:
         expires_s = self.clock.now_ns() // 1_000_000_000 + self.settings.capability_s
         return sign_capability(self._key, fid, generation, session, rights, expires_s)
 
+    def _server_capability(self, fid: int, generation: int) -> Capability:
+        """What lets one OST read a copy from another."""
+        return self._capability(fid, generation, 0, MIRRORED)
+
     # -------------------------------------------------------------------------------------------------------- requests
 
     def service(self) -> Service:
@@ -203,6 +222,11 @@ class Mds:
             wire.Heartbeat: self._heartbeat,
             **self.locking.handlers(),
             **self.quotas.handlers(),
+            wire.CopiesFailed: self._copies_failed,
+            wire.ListCopies: self._list_copies,
+            wire.Resync: self._resync,
+            wire.JoinMirrors: self._join_mirrors,
+            wire.ReportDamage: self._report_damage,
         }
         for kind, operation in READS.items():
             table[kind] = partial(self._read, operation, kind in GLIMPSED)
@@ -319,6 +343,9 @@ class Mds:
         """A batch is durable: start what follows from it."""
         for fid in self._sizes.written(tx):
             self._spawn(self._sizes.settle(fid))
+        if tx.mirrors:
+            for fid in {fid for fid, _, _ in tx.mirrors}:
+                self._spawn(self.mirrors.announce(fid))
         self.recalls.written(tx)
         if tx.new_destructions:
             self.reaper.add(tx.new_destructions)
@@ -333,6 +360,8 @@ class Mds:
         would cut them again after a restart, and with them what was written since.)"""
         if intent.size < 0:
             await self.targets.destroy_durably(intent.fid, intent.layout)
+        elif intent.layout.mirrors > 1:
+            await self.mirrors.truncate(intent.fid, intent.size)
         else:
             await self.targets.truncate(intent.fid, intent.layout, intent.size)
         while True:
@@ -494,12 +523,50 @@ class Mds:
             await self.journal.submit_own(put)
             self.targets.registered(records, call.peer)
         indices = tuple(record.number for record in records)
-        return wire.Registered(indices, self.targets.fenced(self.settings.capability_s), self.settings.heartbeat_s)
+        return wire.Registered(
+            indices,
+            self.targets.fenced(self.settings.capability_s),
+            self.settings.heartbeat_s,
+            self.targets.silence_s,
+            bool(self.mdt.mirrors((-1, -1, -1), 1)),
+        )
 
     def _heartbeat(self, request: wire.Heartbeat, call: Call) -> wire.Alive:
         _servers_only(call)
         self.targets.heartbeat(request.targets, call.peer)
         return wire.Alive(self.targets.version)
+
+    def _copies_failed(self, request: wire.CopiesFailed, call: Call) -> Any:
+        """A copy is not good any more. Asked again it is looked at again, since what it has changed it does not change
+        twice, and the OSTs must know before it is answered."""
+        session = self.sessions.heard(call.peer)
+        session.oldest = call.oldest
+        before = session.in_flight.get(call.xid)
+        if before is not None:
+            before.call = call
+            return LATER
+        work = Work(copies_failed, request, session, call)
+        work.again = True
+        work.after = lambda done: self.mirrors.announced(done, self._spawn)
+        self._accept(work, False)
+        return LATER
+
+    def _list_copies(self, request: wire.ListCopies, call: Call) -> wire.MirrorCopies:
+        self.sessions.heard(call.peer)
+        return self.mirrors.list_copies(request)
+
+    async def _resync(self, request: wire.Resync, call: Call) -> wire.Resynced:
+        self.sessions.heard(call.peer)
+        return await self.resyncer.asked(request)
+
+    def _join_mirrors(self, request: wire.JoinMirrors, call: Call) -> wire.Floors:
+        _servers_only(call)
+        return self.mirrors.join(request)
+
+    async def _report_damage(self, request: wire.ReportDamage, call: Call) -> wire.Done:
+        _servers_only(call)
+        await self.mirrors.damaged(request.objects)
+        return wire.Done()
 
     async def _set_pool(self, request: wire.SetPool, call: Call) -> wire.Done:
         self.sessions.heard(call.peer)

@@ -9,7 +9,7 @@ compiled.
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, bindparam, delete, func, insert, literal_column, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, func, insert, literal_column, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.engine import Dialect
@@ -27,6 +27,8 @@ from nacrefs.mds.schema import (
     inode,
     intent,
     mdt,
+    mirror,
+    mirror_writer,
     open_,
     ost,
     pool,
@@ -120,6 +122,25 @@ class Statements:
         self.intents = self._text(select(intent.c.fid, intent.c.size, intent.c.layout), "")
         self.usage = self._text(select(usage), "")
         self.quotas = self._text(select(quota), "")
+        # fid, number, ost, limit -> rows of `mirror` from behind there, in order
+        self.mirrors = self._text(
+            select(mirror)
+            .where(tuple_(mirror.c.fid, mirror.c.number, mirror.c.ost) > tuple_(key("fid"), key("number"), key("ost")))
+            .order_by(mirror.c.fid, mirror.c.number, mirror.c.ost)
+            .limit(key("limit"))
+            .offset(literal_column("0")),
+            "fid number ost limit",
+        )
+        self.mirror_writers = self._text(select(mirror_writer.c.session, mirror_writer.c.fid), "")
+        # after, limit -> fid, layout of the files that have one, in fid order
+        self.layouts = self._text(
+            select(inode.c.fid, inode.c.layout)
+            .where(inode.c.fid > key("after"), inode.c.layout.is_not(None))
+            .order_by(inode.c.fid)
+            .limit(key("limit"))
+            .offset(literal_column("0")),
+            "after limit",
+        )
         self.mdt = self._text(
             select(mdt.c.cluster, mdt.c.number, mdt.c.next_counter, mdt.c.next_session, mdt.c.epoch), ""
         )
@@ -282,6 +303,15 @@ class Statements:
         self.delete_destroy = self._delete(destroy, "fid")
         self.put_intent = self._put(intent, "fid", "size layout")
         self.delete_intent = self._delete(intent, "fid")
+
+        # --- mirrors
+        self.put_mirror = self._put(mirror, "fid number ost", "state generation")
+        self.delete_mirror = self._delete(mirror, "fid number ost")
+        self.put_mirror_writer = self._text(
+            self._upsert(mirror_writer).on_conflict_do_nothing(index_elements=["session", "fid"]), "session fid"
+        )
+        self.delete_mirror_writer = self._delete(mirror_writer, "session fid")
+        self.delete_mirror_writers = self._delete(mirror_writer, "session")
 
     def _text(self, statement: ClauseElement, order: str) -> str:
         """The statement's SQL text; AssertionError unless its parameters stand in this order."""

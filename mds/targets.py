@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from nacrefs.common.clock import Clock
-from nacrefs.common.layout import Layout, LayoutSpec
+from nacrefs.common.layout import CopyState, Layout, LayoutSpec
 from nacrefs.common.rpc import Peer
 from nacrefs.common.wire import (
     Destroy,
@@ -32,17 +32,20 @@ log = logging.getLogger("nacre.mds")
 
 MISSED_HEARTBEATS = 3
 RETRY_S = 0.5
+_TRUST_POLL_S = 0.05
 
 
 class Ost:
     """One storage target. `peer` is the connection to its OSS while there is one."""
 
-    __slots__ = ("heard_s", "peer", "record")
+    __slots__ = ("heard_s", "peer", "record", "trusted_until_s")
 
     def __init__(self, record: OstRecord) -> None:
         self.record = record
         self.peer: Peer | None = None
         self.heard_s = 0.0
+        self.trusted_until_s = 0.0
+        """While there is no connection: when an OSS that does not know of that stops serving mirrored files."""
 
 
 class Targets:
@@ -69,6 +72,7 @@ class Targets:
         self.osts = {record.number: Ost(record) for record in records}
         for ost in self.osts.values():
             ost.heard_s = self._clock.monotonic_s()  # they have as long as after a lost connection to come back
+            ost.trusted_until_s = ost.heard_s + self.silence_s
         self.pools = pools
         self.refresh()
 
@@ -105,10 +109,10 @@ class Targets:
                 ost = self.osts[record.number] = Ost(record)
             if ost.peer is not None and ost.peer is not peer:
                 before.add(ost.peer)
-            ost.record, ost.peer, ost.heard_s = record, peer, now
+            ost.record, ost.peer, ost.heard_s, ost.trusted_until_s = record, peer, now, 0.0
         for old in before:
             # Nothing that was asked there will be answered: the connection may be dead without anybody having noticed.
-            old.close("its OSTs have registered on another connection")
+            old.close("its OSTs have registered on another connection")  # (and are told there what they must know)
         log.info("OSTs %s are served at %s", [record.number for record in records], records[0].address)
         self.refresh()
         self._changed.set()
@@ -135,19 +139,31 @@ class Targets:
                 self.osts[number].peer = None
             self.refresh()
 
+    def _cut(self, peer: Peer, reason: str) -> None:
+        """Close a connection from this side: the OSS may not know that it is gone."""
+        for ost in self.osts.values():
+            if ost.peer is peer:
+                ost.trusted_until_s = ost.heard_s + self.silence_s
+        peer.close(reason)
+
+    @property
+    def silence_s(self) -> float:
+        """An OST that has not been heard of for so long is down; by itself it serves no mirrored file any more."""
+        return MISSED_HEARTBEATS * self._heartbeat_s
+
     def is_up(self, ost: Ost) -> bool:
         """Whether an OST is connected and reports."""
         return ost.peer is not None and self._is_expected(ost)
 
     def _is_expected(self, ost: Ost) -> bool:
         """Whether an OST has reported lately: if it is away, it may be about to come back."""
-        return self._clock.monotonic_s() - ost.heard_s < MISSED_HEARTBEATS * self._heartbeat_s
+        return self._clock.monotonic_s() - ost.heard_s < self.silence_s
 
     def drop_silent(self) -> None:
         """Close connections whose OSTs have not reported for too long; whoever is still there registers again."""
         silent = {ost.peer for ost in self.osts.values() if ost.peer is not None and not self.is_up(ost)}
         for peer in silent:
-            peer.close(f"no heartbeat in {MISSED_HEARTBEATS * self._heartbeat_s:g} s")
+            self._cut(peer, f"no heartbeat in {self.silence_s:g} s")
 
     def refresh(self) -> None:
         """Take over for placement, and for clients, what has changed."""
@@ -171,7 +187,7 @@ class Targets:
         )
         if before != [(info.index, info.address, info.up, info.pools) for info in self._table]:
             self.version += 1
-        targets = [Target(info.index, info.up, info.free_bytes, info.pools) for info in self._table]
+        targets = [Target(info.index, info.up, info.free_bytes, info.pools, info.address) for info in self._table]
         if not any(target.up for target in targets):
             # Just after a restart, of the MDS or of all OSSes: a create must not fail for that. Its data will wait.
             targets = [target._replace(up=self._is_expected(self.osts[target.ost])) for target in targets]
@@ -215,6 +231,33 @@ class Targets:
                     continue
             await changed.wait()
 
+    async def settle(self, number: int, request: Request[Any]) -> bool:
+        """Have an OST do something about mirrored files before anybody relies on it: True if it has. False if it does
+        not serve any, and will ask what it must know (`JoinMirrors`) before it does again."""
+        while True:
+            ost = self.osts.get(number)
+            if ost is None:
+                return False
+            peer = ost.peer
+            if peer is None:
+                if self._clock.monotonic_s() >= ost.trusted_until_s:
+                    return False
+                await asyncio.sleep(_TRUST_POLL_S)
+                continue
+            try:
+                await peer.call(request, deadline_s=self.silence_s)
+                return True
+            except OSError as error:
+                if ost.peer is peer and error.errno in (errno.ENXIO, errno.EAGAIN):  # it is still registering
+                    await asyncio.sleep(_TRUST_POLL_S)
+                elif ost.peer is peer:
+                    self._cut(peer, f"{type(request).__name__} failed: {error.strerror}")
+
+    def serving(self, number: int) -> Ost | None:
+        """An OST that is up; None if it is not."""
+        ost = self.osts.get(number)
+        return ost if ost is not None and self.is_up(ost) else None
+
     async def truncate(self, fid: int, layout: Layout, size: int) -> None:
         """Cut all objects of a file; returns when every OST has."""
         await asyncio.gather(
@@ -239,6 +282,8 @@ class Targets:
     async def glimpse(self, fid: int, layout: Layout, patient: bool = True) -> tuple[int, int, int]:
         """Size, allocated bytes and mtime of a file as its objects have them; waits for OSTs that are away, or raises
         OSError (EIO) unless `patient`."""
+        if layout.mirrors > 1:
+            return await self._glimpse_copies(fid, layout, patient)
         calls: list[Coroutine[Any, Any, Any] | asyncio.Future[Any]] = []
         for number, objects in objects_by_ost([(fid, layout)]).items():
             request = Glimpse(objects)
@@ -248,6 +293,32 @@ class Targets:
             stats.extend(reply.stats)
         size = max((stat.size for stat in stats), default=0)
         return size, sum(stat.allocated_bytes for stat in stats), max((stat.mtime_ns for stat in stats), default=0)
+
+    async def _glimpse_copies(self, fid: int, layout: Layout, patient: bool) -> tuple[int, int, int]:
+        stats = await asyncio.gather(
+            *(self._glimpse_stripe(fid, layout, stripe, patient) for stripe in range(layout.stripe_count))
+        )
+        allocated = layout.mirrors * sum(stat.allocated_bytes for stat in stats)
+        return max(stat.size for stat in stats), allocated, max(stat.mtime_ns for stat in stats)
+
+    async def _glimpse_stripe(self, fid: int, layout: Layout, stripe: int, patient: bool) -> ObjectStat:
+        """A stripe's object, from the first copy that has every acknowledged byte and whose OST answers."""
+        copies = sorted(layout.objects_of(stripe), key=layout.state_of)
+        numbers = [number for number in copies if layout.state_of(number) <= CopyState.UNSURE]
+        while True:
+            for number in numbers:
+                index = layout.osts[number]
+                ost = self.serving(index)
+                if ost is None or ost.peer is None:
+                    continue
+                try:
+                    answer = await ost.peer.call(Glimpse((ObjectId(index, fid, number),)), deadline_s=self.silence_s)
+                    return answer.stats[0]
+                except OSError as error:
+                    log.warning("OST %d: Glimpse failed: %s", index, error.strerror)
+            if not patient:
+                raise OSError(errno.EIO, f"OST {layout.osts[numbers[0]]} is away")
+            await asyncio.sleep(RETRY_S)
 
     async def fence(self, session: int) -> None:
         """No OST does I/O for this session any more when this returns; one that is away, or does not answer in the time
@@ -260,7 +331,7 @@ class Targets:
         )
         for peer, answer in zip(peers, answers, strict=True):
             if isinstance(answer, BaseException):
-                peer.close(f"it did not fence session {session}: {answer}")
+                self._cut(peer, f"it did not fence session {session}: {answer}")
 
     def fence_ended(self, sessions: Iterable[int]) -> None:
         """Sessions that ended before this run, whose capabilities may still live."""

@@ -20,7 +20,7 @@ from nacrefs.common.wire import Attr, AttrFlag, Mode
 from nacrefs.mds.cache import ABSENT
 from nacrefs.mds.inode import Inode, inode_of
 from nacrefs.mds.mdt import Mdt
-from nacrefs.mds.records import Destruction, Intent, OstRecord, Quota, SessionRecord
+from nacrefs.mds.records import Destruction, Intent, MirrorRecord, OstRecord, Quota, SessionRecord
 
 FID_RANGE: Final = 4096
 """Fid counters reserved at a time."""
@@ -80,6 +80,8 @@ class Tx:
         self.usage: dict[tuple[int, int, int], list[int]] = {}
         """What flush adds to usage; what a check has found to be wrong is in it before."""
         self.quotas: dict[tuple[int, int], Quota | None] = {}
+        self.mirrors: dict[tuple[int, int, int], MirrorRecord | None] = {}
+        self.mirror_writers: dict[tuple[int, int], bool] = {}
         self.counters_moved = False
         self.counter_limit = mdt.counter_limit
 
@@ -449,6 +451,23 @@ class Tx:
         if self.intents.get(intent.fid, self.mdt.intents.get(intent.fid)) == intent:
             self._wrote()
             self.intents[intent.fid] = None
+
+    def put_mirror(self, record: MirrorRecord) -> None:
+        """A copy is not good."""
+        self._wrote()
+        self.mirrors[record[:3]] = record
+
+    def drop_mirror(self, fid: int, number: int, ost: int) -> None:
+        """A copy is good again, or is no copy any more."""
+        self._wrote()
+        self.mirrors[fid, number, ost] = None
+
+    def set_mirror_writer(self, session: int, fid: int, writes: bool) -> None:
+        """Remember that a session may write the objects of a mirrored file, or that it does not any more."""
+        key = (session, fid)
+        if writes != self.mirror_writers.get(key, key in self.mdt.mirror_writers):
+            self._wrote()
+            self.mirror_writers[key] = writes
 
     def finish_destructions(self, fids: list[int]) -> None:
         """All objects of these files have been destroyed."""

@@ -224,6 +224,8 @@ class Changes:
                 await target.durability.prepare(stored)
                 if stored.state is not DIRTY:
                     continue  # it is to be re-hashed
+                if generation is not None and target.copies.floors:
+                    target.copies.check(*key, generation, target.where)  # a resync may have begun meanwhile
                 cold = step(stored, attempt >= _TRIES)
                 if cold is None:
                     return stored

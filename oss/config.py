@@ -24,6 +24,13 @@ class OstConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long an object that nobody syncs stays marked as changing; after a crash such objects are re-hashed."""
 
 
+class MirrorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Making copies of mirrored files equal again."""
+
+    resync_bytes_per_s: Size = Size(200 << 20)
+    """So much is compared each second; 0: as fast as the disks are."""
+
+
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the server says what it does."""
 
@@ -57,6 +64,7 @@ class OssConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mover_bytes: Size = Size(128 << 20)
     """Most memory for bytes on their way to and from archives."""
     ost: OstConfig = OstConfig()
+    mirror: MirrorConfig = MirrorConfig()
     log: LogConfig = LogConfig()
 
     def check(self) -> None:
@@ -83,6 +91,8 @@ class OssConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"ost.open_objects = {self.ost.open_objects} is below 64")
         if self.ost.dirty_bytes < 16 << 20:
             raise ValueError(f"ost.dirty_bytes = {self.ost.dirty_bytes} is below 16 MiB")
+        if self.mirror.resync_bytes_per_s < 0:
+            raise ValueError(f"mirror.resync_bytes_per_s = {self.mirror.resync_bytes_per_s} is below 0")
         if self.ost.flush_after <= 0:
             raise ValueError(f"ost.flush_after = {self.ost.flush_after} is not above 0")
 

@@ -6,14 +6,16 @@
 import asyncio
 import errno
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
 from nacrefs.common.fid import format_fid
-from nacrefs.common.wire import Capability, ObjectId
+from nacrefs.common.wire import Capability, ObjectId, Right
 from nacrefs.oss.admission import Admission, check_object
+from nacrefs.oss.copies import Trust
 from nacrefs.oss.object import StoredObject
 from nacrefs.oss.target import Target
 
+_MIRRORED: Final = int(Right.MIRRORED)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -60,6 +62,7 @@ class Gate:
     def __init__(self, admission: Admission) -> None:
         self.admission = admission
         self.targets: dict[int, Target] = {}
+        self.trust = Trust()
         self.admitted = asyncio.Event()
         """Set once the MDS has said which sessions are fenced: no I/O before that."""
 
@@ -70,6 +73,16 @@ class Gate:
             raise self._unknown(request.ost)
         check_object(request.fid, request.number)
         self.admission.check(request.capability, request.fid, request.generation, call.peer.session, right)
+        if request.capability.rights & _MIRRORED:
+            self.trust.check()
+            target.copies.check(request.fid, request.number, request.generation, target.where)
+        return target
+
+    def target(self, ost: int) -> Target:
+        """An OST of this server; ENXIO if it is not here."""
+        target = self.targets.get(ost)
+        if target is None:
+            raise self._unknown(ost)
         return target
 
     def find(self, objects: Sequence[ObjectId]) -> list[tuple[Target, tuple[int, int]]]:
@@ -101,6 +114,8 @@ class Gate:
 
 def check_generation(target: Target, stored: StoredObject, generation: int) -> None:
     """ESTALE if the object has been used under a newer layout; remembers a newer one."""
+    if target.copies.floors:
+        target.copies.check(stored.fid, stored.number, generation, target.where)
     if generation == stored.generation:
         return
     if generation < stored.generation:

@@ -12,7 +12,7 @@ take effect in the order in which they were handed over.
 import asyncio
 import errno
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
@@ -30,6 +30,7 @@ _PAGE_KEY = struct.Struct(">QIQ")
 _RECORD = struct.Struct("<BQQQqQ")
 _SUM = struct.Struct("<Q")
 _DIRTY: Final = 1
+_SCAN_RECORDS: Final = 2000
 _NO_PAGES: Final[Mapping[int, bytes]] = {}
 
 
@@ -143,6 +144,13 @@ class Index:
                     dirty.append((fid, number))
                 more = cursor.next()
         return dirty, last
+
+    def dirty(self) -> Iterator[tuple[int, int]]:
+        """All objects that are marked dirty, or whose records are damaged."""
+        after: tuple[int, int] | None = (0, 0)
+        while after is not None:
+            found, after = self.scan(after, _SCAN_RECORDS)
+            yield from found
 
     def count(self) -> int:
         """How many objects there are records of."""

@@ -242,7 +242,7 @@ class Mover:
         self, stripes: Stripes, stripe: int, extents: list[tuple[int, int]], base: int, buffer: memoryview
     ) -> None:
         layout = stripes.layout
-        copies = layout.objects_of(stripe)
+        copies = layout.readable(stripe)
         for at in range(0, len(extents), _EXTENTS):
             some = extents[at : at + _EXTENTS]
             targets = [buffer[low - base : high - base] for low, high in some]

@@ -23,6 +23,7 @@ from nacrefs.common.checksum import SUM_BYTES
 from nacrefs.common.fid import format_fid
 from nacrefs.common.layout import BLOCK_BYTES
 from nacrefs.oss import blockio
+from nacrefs.oss.copies import Tracker
 from nacrefs.oss.index import Index, Record
 from nacrefs.oss.sums import BlockSums
 
@@ -99,6 +100,7 @@ class StoredObject:
         "size",
         "state",
         "sums",
+        "tracker",
         "turning",
         "version",
     )
@@ -122,6 +124,8 @@ class StoredObject:
         """the generation in the index is older"""
         self.index = index
         self.sums = BlockSums(index, fid, number)
+        self.tracker: Tracker | None = None
+        """notes what is changed while the object is being made equal to another copy"""
         self.durable_version = 0
         """version of the bytes that are on the disk for certain"""
         self.dirty_bytes = 0
@@ -209,11 +213,16 @@ class StoredObject:
             raise
         for block, sums in whole:
             self.sums.put(block, sums)
+        if self.tracker is not None:
+            for offset, data, _ in segments:
+                self.tracker.wrote(offset, offset + len(data))
         self._changed(new_size, sum(len(segment.data) for segment in segments))
         return None
 
     def truncate_now(self, size: int, scratch: memoryview, blocking: bool = False) -> Cold | None:
         """Cut the object at `size`; nothing happens if it is not longer."""
+        if self.tracker is not None:
+            self.tracker.cut(size)
         if size >= self.size:
             return None
         cut: dict[int, list[tuple[int, memoryview]]] = {size >> _SHIFT: []} if size & _MASK else {}
@@ -235,6 +244,9 @@ class StoredObject:
 
     def punch_now(self, extents: Sequence[tuple[int, int]], scratch: memoryview, blocking: bool = False) -> Cold | None:
         """Make extents holes; what lies past the object's end is ignored."""
+        if self.tracker is not None:
+            for offset, length in extents:
+                self.tracker.punched(offset, offset + length)
         size = self.size
         whole: list[tuple[int, int]] = []
         holes: list[tuple[int, int]] = []

@@ -5,6 +5,7 @@ import errno
 import logging
 import resource
 import time
+import uuid
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,16 @@ from nacrefs.common.buffers import BufferPool
 from nacrefs.common.observe import Meter, Observatory
 from nacrefs.common.remote import Remote, Server
 from nacrefs.common.rpc import Peer
-from nacrefs.common.wire import Heartbeat, Register, Role, TargetInfo
+from nacrefs.common.wire import (
+    Heartbeat,
+    JoinMirrors,
+    ObjectId,
+    Register,
+    Registered,
+    ReportDamage,
+    Role,
+    TargetInfo,
+)
 from nacrefs.oss.admission import Admission
 from nacrefs.oss.blockio import IoThreads
 from nacrefs.oss.config import OssConfig
@@ -23,6 +33,7 @@ from nacrefs.oss.service import Service
 from nacrefs.oss.target import Limits, Target
 
 log = logging.getLogger("nacre.oss")
+_DOUBTFUL_AT_ONCE: Final = 1000
 _OTHER_FILES: Final = 1024
 """Descriptors for everything but object files."""
 
@@ -43,7 +54,10 @@ class OssServer:
         self._pool = BufferPool(config.buffer_bytes)
         self._threads = IoThreads(config.threads)
         self._gate = Gate(Admission(self.keyring.capability_key(), time.time))
-        self._service = Service(self._gate, self._threads, self._pool)
+        self._others: dict[str, Remote] = {}
+        self._service = Service(
+            self._gate, self._threads, self._pool, self._connect, int(config.mirror.resync_bytes_per_s)
+        )
         self.mover = Mover(
             self._gate, self._service.for_clients(), self._credentials, config.host_name(), int(config.mover_bytes)
         )
@@ -62,7 +76,7 @@ class OssServer:
         self._observatory = Observatory(self.meter, self.problems, self._gauges)
         self._mds: Remote | None = None
         self._heartbeats: asyncio.Task[None] | None = None
-        self._heartbeat_s = 1.0
+        self._heartbeat_s = self._silence_s = 1.0
 
     async def start(self) -> None:
         """Open the OSTs, listen, and begin to register with the MDS, in the background, for as long as it takes.
@@ -97,6 +111,9 @@ class OssServer:
             await asyncio.gather(self._heartbeats, return_exceptions=True)
         if self._mds is not None:
             await self._mds.aclose()
+        for other in self._others.values():
+            await other.aclose()
+        self._others.clear()
         self.registered.clear()
         await self.mover.close()
         await asyncio.gather(*(target.close() for target in self.targets))
@@ -109,6 +126,7 @@ class OssServer:
 
     def _mds_lost(self, error: OSError) -> None:
         self.registered.clear()
+        self._gate.trust.until_s = 0.0
         self.mover.stop_all()
 
     def problems(self) -> list[str]:
@@ -165,6 +183,7 @@ class OssServer:
         """Offer the OSTs on a new connection to the MDS."""
         mds = self._mds
         assert mds is not None
+        sent_s = self._gate.trust.now_s()
         answer = await mds.ask_now(Register(",".join(self.addresses), self._infos()))
         if len(answer.indices) != len(self.targets) or len(set(answer.indices)) != len(self.targets):
             raise OSError(errno.EPROTO, f"the MDS answered {len(self.targets)} OSTs with indices {answer.indices}")
@@ -173,10 +192,38 @@ class OssServer:
         self._gate.targets = {target.label.index: target for target in self.targets}
         await self._gate.admission.fence(answer.fenced)
         self._gate.admission.fenced.intersection_update(answer.fenced)
-        self._heartbeat_s = answer.heartbeat_s
+        await self._join_mirrors(mds, answer)
+        self._heartbeat_s, self._silence_s = answer.heartbeat_s, answer.silence_s
+        self._gate.trust.until_s = sent_s + answer.silence_s
         self._gate.admitted.set()
         self.registered.set()
         log.info("serving %s at %s", ", ".join(target.where for target in self.targets), ",".join(self.addresses))
+
+    async def _join_mirrors(self, mds: Remote, answer: Registered) -> None:
+        """Tell the MDS which objects may be damaged, and learn which copies are not good, before any is served."""
+        doubtful = [ObjectId(target.label.index, *key) for target in self.targets for key in target.in_doubt]
+        for at in range(0, len(doubtful), _DOUBTFUL_AT_ONCE):
+            await mds.ask_now(ReportDamage(tuple(doubtful[at : at + _DOUBTFUL_AT_ONCE])))
+        for target in self.targets:
+            target.in_doubt.clear()
+        more = answer.mirrors or bool(doubtful)
+        after = (0, -1, -1)
+        while more:
+            page = await mds.ask_now(JoinMirrors(*after))
+            for floor in page.floors:
+                if (here := self._gate.targets.get(floor.ost)) is not None:
+                    here.copies.raise_floor((floor.fid, floor.number), floor.generation)
+                after = (floor.fid, floor.number, floor.ost)
+            more = not page.end
+
+    def _connect(self, address: str) -> Remote:
+        """The connection to another OSS, begun when first needed."""
+        other = self._others.get(address)
+        if other is None:
+            other = Remote(address, self._credentials, f"0.{uuid.uuid4().hex}", {}, self.meter)
+            self._others[address] = other
+            other.open_later()
+        return other
 
     async def _send_heartbeats(self) -> None:
         mds = self._mds
@@ -186,8 +233,11 @@ class OssServer:
             await asyncio.sleep(self._heartbeat_s)
             if not self.registered.is_set():
                 continue
+            sent_s = self._gate.trust.now_s()
             try:
                 await mds.call(Heartbeat(self._infos()), deadline_s=max(5.0, 3 * self._heartbeat_s))
+                if self.registered.is_set():
+                    self._gate.trust.until_s = sent_s + self._silence_s
             except OSError as error:
                 log.warning("the MDS did not take a heartbeat (%s), registering again", error.strerror or error)
                 if mds.link is not None:

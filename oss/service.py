@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from nacrefs.common.buffers import BufferPool
+from nacrefs.common.remote import Remote
 from nacrefs.common.wire import (
     Destroy,
     Done,
@@ -17,10 +18,13 @@ from nacrefs.common.wire import (
     Glimpsed,
     ObjectStat,
     Punch,
+    RaiseFloors,
     Read,
+    ReadSums,
     Right,
     StatObject,
     Sync,
+    SyncObject,
     Truncate,
     TruncateObjects,
     Write,
@@ -30,6 +34,7 @@ from nacrefs.oss.admission import check_size
 from nacrefs.oss.changes import Changes
 from nacrefs.oss.gate import Call, Gate
 from nacrefs.oss.reads import Reads
+from nacrefs.oss.resync import Resync
 from nacrefs.oss.target import Target
 
 _ANY: Final = int(Right.READ | Right.WRITE)
@@ -45,12 +50,20 @@ class Stopper(Protocol):
 class Service:
     """All handlers of one OSS."""
 
-    def __init__(self, gate: Gate, threads: blockio.IoThreads, pool: BufferPool) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        threads: blockio.IoThreads,
+        pool: BufferPool,
+        connect: Callable[[str], Remote],
+        resync_bytes_per_s: int = 0,
+    ) -> None:
         self.gate = gate
         self.mover: Stopper | None = None
         """Who moves files to and from archives."""
         self._reads = Reads(gate, threads, pool)
         self._changes = Changes(gate, threads)
+        self._resync = Resync(gate, self._changes, threads, connect, resync_bytes_per_s)
 
     def for_clients(self) -> Handlers:
         """Handlers of requests that clients send."""
@@ -61,6 +74,7 @@ class Service:
             Truncate: self._changes.truncate,
             StatObject: self.stat,
             Sync: self._changes.sync,
+            ReadSums: self._resync.read_sums,
         }
 
     def for_mds(self) -> Handlers:
@@ -70,6 +84,8 @@ class Service:
             Glimpse: self.glimpse,
             TruncateObjects: self.truncate_objects,
             Fence: self.fence,
+            RaiseFloors: self._resync.raise_floors,
+            SyncObject: self._resync.sync_object,
         }
 
     def stat(self, request: StatObject, call: Call) -> ObjectStat:

@@ -27,6 +27,7 @@ from nacrefs.common.clock import boot_id
 from nacrefs.common.wire import ObjectStat, TargetInfo
 from nacrefs.oss import blockio
 from nacrefs.oss.applied import Applied
+from nacrefs.oss.copies import Copies, Tracker
 from nacrefs.oss.durability import Durability
 from nacrefs.oss.index import Change, Index
 from nacrefs.oss.label import Label, read_label, write_label
@@ -64,6 +65,9 @@ class Target:
         # 1/8192 of the bytes are sums; the map is address space, not memory, so be generous.
         self.index = Index(os.path.join(root, "index"), max(1 << 30, total // 64), self.where)
         self.space = Space(root, limits.reserve_bytes, limits.reserve_percent, self.where)
+        self.copies = Copies()
+        self.in_doubt: list[tuple[int, int]] = []
+        """The objects `(fid, number)` that were being changed when the machine stopped."""
         self._table: OrderedDict[tuple[int, int], StoredObject] = OrderedDict()
         self._unclean = self.index.meta(b"clean") == b"0"
         boot = boot_id()
@@ -88,6 +92,8 @@ class Target:
         )
         self.recovery: asyncio.Task[None] | None = None
         if self._unclean:
+            if rebooted:  # what a process alone leaves when it dies is in the page cache
+                self.in_doubt = list(self.index.dirty())
             _log.warning("%s was not stopped cleanly: objects that were being changed are re-hashed", self.where)
             self.recovery = asyncio.get_running_loop().create_task(self._recover(), name="ost-recovery")
 
@@ -156,6 +162,20 @@ class Target:
         self._table.move_to_end(key)
         return stored
 
+    def track(self, key: tuple[int, int], tracker: Tracker) -> None:
+        """Note from now on what is changed of an object, which need not exist yet."""
+        self.copies.trackers[key] = tracker
+        stored = self._table.get(key)
+        if stored is not None:
+            stored.tracker = tracker
+
+    def untrack(self, key: tuple[int, int]) -> None:
+        """Note no more what is changed."""
+        self.copies.trackers.pop(key, None)
+        stored = self._table.get(key)
+        if stored is not None:
+            stored.tracker = None
+
     async def usable(self, fid: int, number: int, *, create: bool = False) -> StoredObject | None:
         """As `find`, but waits until the object has been destroyed or re-hashed if that is under way or due."""
         while (stored := self.find(fid, number, create=create)) is not None:
@@ -207,6 +227,7 @@ class Target:
         finally:
             for stored in doomed:
                 self.durability.forget(stored)
+                self.copies.trackers.pop((stored.fid, stored.number), None)
                 del self._table[(stored.fid, stored.number)]
                 os.close(stored.fd)
                 if stored.turning is not None:
@@ -248,6 +269,8 @@ class Target:
 
     def _open(self, fid: int, number: int, create: bool) -> StoredObject | None:
         stored = StoredObject(self.index, fid, number, self._directory(fid))
+        if self.copies.trackers:
+            stored.tracker = self.copies.trackers.get((fid, number))
         record = self.index.record(fid, number)
         if create and record is None and self._create(stored):
             return stored

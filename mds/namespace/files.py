@@ -8,6 +8,7 @@ from nacrefs.common.wire import Commit, Lease, Mode, Node, Open
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace.attributes import blocks_of, discard_released, truncate
 from nacrefs.mds.namespace.bits import INLINE, OPEN_WRITE, RELEASED, WANT_ALL
+from nacrefs.mds.namespace.copies import note_writer
 from nacrefs.mds.namespace.layouts import check_inline
 from nacrefs.mds.namespace.nodes import need_file, node, sharing
 from nacrefs.mds.namespace.quotas import admit_growth, allowance, note_growth
@@ -58,6 +59,9 @@ def open_inode(step: Step, inode: Inode, mode: Mode, cut: bool) -> Node:
     else:
         lease = leases.grant(fid, lease)
     register(step, inode, mode, lease)
+    if writing and inode.layout is not None and inode.layout.mirrors > 1:
+        note_writer(step, inode)
+        inode = tx.need(fid)
     return node(step, inode, WANT_ALL, lease)
 
 
@@ -159,6 +163,8 @@ def _take_report(step: Step, request: Commit, inode: Inode, held: Lease) -> None
         change=attr.change + 1,
         flags=flags,
     )
+    if inode.is_inline and not flags & INLINE:
+        note_writer(step, edited)
 
 
 def settle_orphan(step: Step, fid: int) -> bool:

@@ -4,7 +4,7 @@ from typing import Final
 
 from nacrefs.common.wire import LISTING_MAX, DirEntry, Lease, Listing, Readdir
 from nacrefs.mds.namespace.bits import INLINE, OPEN_WRITE, RELEASED, WANT_DATA, WANT_LAYOUT
-from nacrefs.mds.namespace.nodes import READ_WRITE
+from nacrefs.mds.namespace.nodes import MIRRORED, READ_WRITE
 from nacrefs.mds.step import Step
 
 DATA_BYTES_MAX: Final = 512 * 1024
@@ -63,7 +63,8 @@ def _whole_files(step: Step, request: Readdir, limit: int) -> Listing:
         elif not inode.is_inline:
             layout = inode.layout
             assert layout is not None
-            capability = step.capability(attr.fid, layout.generation, step.session, READ_WRITE)
+            rights = READ_WRITE if layout.mirrors == 1 else MIRRORED
+            capability = step.capability(attr.fid, layout.generation, step.session, rights)
             entries.append(DirEntry(name, attr, lease, layout, capability))
         elif not want & WANT_DATA or (data is None and attr.size):
             entries.append(DirEntry(name, attr, lease))

@@ -11,6 +11,7 @@ from nacrefs.mds.namespace.quotas import allowance
 from nacrefs.mds.step import Step
 
 READ_WRITE: Final = Right.READ | Right.WRITE
+MIRRORED: Final = READ_WRITE | Right.MIRRORED
 
 
 def sharing(step: Step, inode: Inode) -> tuple[Lease, bool]:
@@ -52,7 +53,9 @@ def node(step: Step, inode: Inode, want: int, lease: Lease = Lease.READ) -> Node
     if inode.layout is not None and not attr.flags & RELEASED:
         if want & WANT_LAYOUT:
             layout = inode.layout
-            capability = step.capability(fid, layout.generation, step.session, READ_WRITE)
+            capability = step.capability(
+                fid, layout.generation, step.session, READ_WRITE if layout.mirrors == 1 else MIRRORED
+            )
         if want & WANT_DATA and inode.is_inline:
             data = step.tx.data(inode)
     elif inode.is_symlink:

@@ -15,7 +15,7 @@ SPECS = st.builds(
     stripe_bytes=st.integers(0, STRIPE_BYTES_MAX // BLOCK_BYTES).map(lambda units: units * BLOCK_BYTES),
     first_ost=st.integers(-1, 5000),
     pool=st.text("abcdefghijklmnopqrstuvwxyz0123456789-_.", max_size=63),
-    mirrors=st.integers(1, 9),
+    mirrors=st.integers(1, 3),
     inline_bytes=st.integers(-1, 65536),
 )
 

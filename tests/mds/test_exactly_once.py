@@ -130,6 +130,11 @@ HARMLESS_TWICE: dict[str, str] = {
     "SetPool": "sets what it says (test_requests_outside_the_namespace_may_be_repeated)",
     "Register": "sets what it says; asked on the connection that it is for, never sent again",
     "Heartbeat": "sets what it says",
+    "CopiesFailed": "names the layout generation that it is about, which is over when it has had its effect",
+    "ListCopies": "changes nothing",
+    "Resync": "what is being made equal is made equal again",
+    "JoinMirrors": "changes nothing",
+    "ReportDamage": "what is being mended is mended again",
 }
 """Requests without a stored answer, and why none is needed."""
 

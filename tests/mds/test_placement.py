@@ -57,7 +57,7 @@ class TestStripes:
     @given(
         free=st.lists(st.integers(GIB, 1000 * GIB), min_size=1, max_size=12),
         count=st.integers(-1, 14),
-        mirrors=st.integers(1, 4),
+        mirrors=st.integers(1, 3),
         placed=st.integers(0, 10_000),
     )
     def test_neither_copies_of_a_stripe_nor_stripes_of_a_copy_share_an_ost(

@@ -1,6 +1,7 @@
 """An OSS without a network: real targets, real handlers, a call that keeps what it was given."""
 
 import itertools
+import math
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -12,6 +13,7 @@ from nacrefs.common.answer import settle
 from nacrefs.common.auth import sign_capability
 from nacrefs.common.buffers import BufferPool
 from nacrefs.common.checksum import block_sums
+from nacrefs.common.remote import Remote
 from nacrefs.common.wire import Capability, Punch, Read, Right, StatObject, Sync, Truncate, Write, Written
 from nacrefs.oss.admission import Admission
 from nacrefs.oss.blockio import IoThreads
@@ -26,6 +28,10 @@ FID = 1 << 48 | 0x1234
 SESSION = 7
 LIMITS = Limits(reserve_bytes=0, reserve_percent=0, flush_s=3600.0)
 """Nothing happens by itself."""
+
+
+def _nobody(address: str) -> Remote:
+    raise AssertionError(f"there is no other OSS at {address}")
 
 
 class LocalPeer:
@@ -75,7 +81,8 @@ class LocalOss:
         self.gate = Gate(Admission(KEY, time.time))
         self.gate.targets[0] = target
         self.gate.admitted.set()
-        self.service = Service(self.gate, threads, self.pool)
+        self.gate.trust.until_s = math.inf
+        self.service = Service(self.gate, threads, self.pool, _nobody)
         self.handlers = self.service.for_clients()
         self.peer = LocalPeer()
 

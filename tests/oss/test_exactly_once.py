@@ -19,10 +19,13 @@ from nacrefs.common.wire import (
     Fence,
     Glimpse,
     Punch,
+    RaiseFloors,
     Read,
+    ReadSums,
     Request,
     StatObject,
     Sync,
+    SyncObject,
     Truncate,
     TruncateObjects,
     Write,
@@ -58,6 +61,9 @@ HARMLESS_TWICE = {
     Sync: "makes durable what there is",
     Fence: "sets what it says",
     Destroy: "what does not exist is destroyed already; a fid is not used again",
+    RaiseFloors: "sets what it says; a second tracking begins anew, and so does the resync that it is for",
+    SyncObject: "makes equal what is not",
+    ReadSums: "changes nothing",
     TruncateObjects: "the file is busy at the MDS until it has been confirmed",
 }
 
