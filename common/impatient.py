@@ -7,10 +7,12 @@ its answer comes nevertheless it is taken in. Who wants to know must look.
 import asyncio
 import errno
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 from nacrefs.common.framing import Frame
 from nacrefs.common.remote import Remote
+from nacrefs.common.rpc import ReplyT
 from nacrefs.common.transport.link import Link
 from nacrefs.common.wire import Request
 
@@ -43,14 +45,21 @@ class ImpatientRemote(Remote):
         self._heard_s = time.monotonic()
         super().frame(frame)
 
-    def _call(self, request: Request[Any], *how: Any) -> "asyncio.Future[Any]":
+    def _call(
+        self,
+        request: Request[ReplyT],
+        data: Sequence[memoryview],
+        into: Sequence[memoryview] | None,
+        deadline_s: float | None,
+        link: Link | None,
+    ) -> "asyncio.Future[ReplyT]":
         if self.given_up and self._greeting is None:
-            future: asyncio.Future[Any] = self._loop.create_future()
+            future: asyncio.Future[ReplyT] = self._loop.create_future()
             future.set_exception(self.away())
             return future
         if self.link is None and not self._lost_s:
             self._lost_s = time.monotonic()
-        future = super()._call(request, *how)
+        future = super()._call(request, data, into, deadline_s, link)
         if self._looking is None:
             self._looking = self._loop.call_later(self.patience_s / _LOOKS, self._look)
         return future

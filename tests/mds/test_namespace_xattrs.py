@@ -129,7 +129,7 @@ class TestComputed:
         parent = directory(world)
         world.do(SetXattr(parent, b"nacre.layout", b"stripe_count=2 stripe_size=128K pool=fast"))
         text = world.do(GetXattr(parent, b"nacre.layout")).value
-        assert text == b"stripe_count=2 stripe_size=131072 pool=fast"
+        assert text == b"stripe_count=2 stripe_size=131072 pool=fast inline=16384"
         fid = file(world)
         world.do(SetXattr(fid, b"nacre.layout", text))
         layout = world.do(GetLayout(fid)).layout
