@@ -147,9 +147,10 @@ class Coordinator:
         self._stopping = True
         if self._timer is not None:
             self._timer.cancel()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:  # one that ends may start another
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
         for action in self.active.values():
             action.over(OSError(errno.ESHUTDOWN, "the MDS is shutting down"))
 
@@ -709,9 +710,11 @@ class Coordinator:
         self._dirty.set()
         store = self._mds.mdt.store
         delay_s = RETRY_S
-        while not self._journal.closed:
+        while not self._stopping and not self._journal.closed:
             try:
-                await asyncio.wait_for(self._dirty.wait(), 5.0)
+                # Not wait_for: Python 3.11's swallows a cancellation that comes when the event is there already.
+                async with asyncio.timeout(5.0):
+                    await self._dirty.wait()
             except TimeoutError:
                 pass
             self._dirty.clear()
