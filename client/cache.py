@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nacrefs.common.layout import Layout
 from nacrefs.common.wire import (
+    Append,
     Attr,
     AttrFlag,
     Capability,
@@ -253,6 +254,7 @@ class Cache:
         self._apply: dict[type[Request[Any]], Callable[[Any, Any], None]] = {
             Lookup: self._lookup,
             GetAttr: self._node,
+            Append: self._node,
             SetAttr: self._set_attr,
             Restore: self._restored,
             Open: self._open,

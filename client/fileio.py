@@ -2,19 +2,20 @@
 
 Under a lease, sizes and dirty data are ours: reads are clipped here and laid over with what is dirty, writes are kept
 and return at once. Without one (the file is shared), every write goes through to the OSTs before it returns, and every
-read comes from them. Without `O_APPEND` under a lease, an append asks for the size first: two clients that append to a
-shared file at the same moment may overwrite each other (use a lock, or one writer).
+read comes from them; who appends waits for his turn (`client.appends`).
 """
 
 import asyncio
 import errno
+import os
 from collections.abc import Sequence
 from typing import Final
 
+from nacrefs.client.appends import Appends
 from nacrefs.client.cache import INLINE, NONE, WRITE
 from nacrefs.client.extents import Extent, overlay
 from nacrefs.client.file import File, Store
-from nacrefs.client.handle import Handles, OpenFile
+from nacrefs.client.handle import O_SYNC_ANY, Handles, OpenFile
 from nacrefs.client.opening import is_inline
 from nacrefs.client.quota import has_room, room_for
 from nacrefs.common.answer import Answer, settle
@@ -22,6 +23,8 @@ from nacrefs.common.wire import GetAttr, Mode, Node, Open, Want
 
 SIZE_MAX: Final = (1 << 63) - 1
 COPY_BYTES: Final = 4 << 20
+_HOW: Final = os.O_APPEND | O_SYNC_ANY
+"""The flags of open(2) that say how to write."""
 
 Buffers = Sequence[memoryview | bytes]
 
@@ -33,6 +36,7 @@ class FileIO:
         self._store = store
         self._session = store.session
         self._memory = store.memory
+        self._appends = Appends(store.session)
         self.handles = handles
 
     # ---------------------------------------------------------------------------------------------------------- reading
@@ -168,18 +172,19 @@ class FileIO:
 
     # ---------------------------------------------------------------------------------------------------------- writing
 
-    def write(self, number: int, offset: int, data: memoryview) -> Answer[int]:
-        """Keep the bytes, and return at once, if we have the file for ourselves and there is room."""
+    def write(self, number: int, offset: int, data: memoryview, flags: int = -1) -> Answer[int]:
+        """Keep the bytes, and return at once, if we have the file for ourselves and there is room. `flags` are
+        open(2)'s as they are now, if they may have been changed since the file was opened."""
         handle = self.handles.get(number)
         file, inode = handle.file, handle.inode
         if not handle.writable:
             raise OSError(errno.EBADF, "the file is not open for writing")
+        how = (handle.flags if flags < 0 else flags) & _HOW
         if (
             inode.lease >= WRITE
+            and not how
             and not file.frozen
             and file.error is None
-            and not handle.sync
-            and not handle.append
             and offset + len(data) <= SIZE_MAX
             and self._session.live
             and (inode.quota < 0 or has_room(self._store, inode, len(data)))
@@ -187,41 +192,46 @@ class FileIO:
         ):
             file.put(offset, _own(data))
             return len(data)
-        return self._write(handle, offset, data) if inode.quota < 0 else self._write_counted(handle, offset, data)
+        write = self._write if inode.quota < 0 else self._write_counted
+        return write(handle, offset, data, how)
 
-    async def _write_counted(self, handle: OpenFile, offset: int, data: memoryview) -> int:
+    async def _write_counted(self, handle: OpenFile, offset: int, data: memoryview, how: int) -> int:
         """A write to a file whose owner has a quota: as much of it as there is room for; EDQUOT if there is none."""
         done = 0
         while done < len(data):
             left = data[done:]
             try:
-                room = await room_for(self._store, handle, offset + done, len(left))
+                room = await room_for(self._store, handle.file, -1 if how & os.O_APPEND else offset + done, len(left))
             except OSError:
                 if done:
                     return done
                 raise
-            done += await self._write(handle, offset + done, left[:room])
+            done += await self._write(handle, offset + done, left[:room], how)
         return done
 
-    async def _write(self, handle: OpenFile, offset: int, data: memoryview) -> int:
+    async def _write(self, handle: OpenFile, offset: int, data: memoryview, how: int) -> int:
         file, inode, size = handle.file, handle.inode, len(data)
+        append, sync = how & os.O_APPEND, how & O_SYNC_ANY != 0
         if file.error is not None:
             raise file.take_error()
         while True:
             if not await self.writable(file):
-                await self._write_through(handle, offset, data)
-                return size
+                if not append:
+                    await self._write_through(handle, offset, data, sync)
+                elif not await self._append_through(handle, data, sync):
+                    continue
+                break
             if not self._memory.try_take(size):
                 await self._memory.take(size)
             if inode.lease >= WRITE and not file.frozen and self._session.live:
+                at = file.size_now if append else offset
+                if at + size > SIZE_MAX:
+                    self._memory.give(size)
+                    raise OSError(errno.EFBIG, "a file cannot grow beyond 2^63-1 bytes")
+                file.put(at, _own(data))
                 break
             self._memory.give(size)
-        at = file.size_now if handle.append else offset
-        if at + size > SIZE_MAX:
-            self._memory.give(size)
-            raise OSError(errno.EFBIG, "a file cannot grow beyond 2^63-1 bytes")
-        file.put(at, _own(data))
-        if handle.sync:
+        if sync:
             await file.commit(sync=True)
         return size
 
@@ -247,23 +257,25 @@ class FileIO:
             if inode.lease >= WRITE and (file.thawed is None):
                 return True
 
-    async def _write_through(self, handle: OpenFile, offset: int, data: memoryview) -> None:
+    async def _append_through(self, handle: OpenFile, data: memoryview, sync: bool) -> bool:
+        """Append to a shared file; False if it is not shared any more."""
+        async with self._appends.turn(handle.inode) as end:
+            if end >= 0:
+                await self._write_through(handle, end, data, sync)
+            return end >= 0
+
+    async def _write_through(self, handle: OpenFile, offset: int, data: memoryview, sync: bool) -> None:
         file, inode, size = handle.file, handle.inode, len(data)
-        if handle.append:
-            node = await self._session.mds.call(GetAttr(inode.fid, Want.LEASE))
-            offset = node.attr.size
         if offset + size > SIZE_MAX:
             raise OSError(errno.EFBIG, "a file cannot grow beyond 2^63-1 bytes")
         await self._memory.take(size)
         try:
-            file.wrote(await self._store.objects.write(inode, [Extent(offset, data)], sync=handle.sync))
+            file.wrote(await self._store.objects.write(inode, [Extent(offset, data)], sync=sync))
         finally:
             self._memory.give(size)
         file.reported(offset + size)
         if inode.quota >= 0:
             file.count(size)
-        if handle.sync:
-            await file.commit(sync=True)
 
     # ------------------------------------------------------------------------------------------------------- durability
 

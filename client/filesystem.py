@@ -140,8 +140,9 @@ class Filesystem(Protocol):
         They stay valid until control returns to the event loop."""
         ...
 
-    def write(self, handle: int, offset: int, data: memoryview, /) -> Answer[int]:
-        """Bytes written. `data` belongs to the filesystem from now on: the caller never reuses its memory."""
+    def write(self, handle: int, offset: int, data: memoryview, flags: int = -1, /) -> Answer[int]:
+        """Bytes written. `data` belongs to the filesystem from now on: the caller never reuses its memory. `flags` are
+        open(2)'s at the time of the write (-1: as it was opened); with O_APPEND there the bytes go to the end."""
         ...
 
     def flush(self, handle: int, owner: int = 0, /) -> Answer[None]:

@@ -16,7 +16,7 @@ O_SYNC_ANY: Final = os.O_SYNC | os.O_DSYNC
 class OpenFile:
     """One open of a regular file, with open(2)'s flags."""
 
-    __slots__ = ("ahead", "append", "direct", "file", "inode", "number", "readable", "sync", "writable")
+    __slots__ = ("ahead", "direct", "file", "flags", "inode", "number", "readable", "sync", "writable")
 
     def __init__(self, inode: Inode, file: File, flags: int) -> None:
         access = flags & os.O_ACCMODE
@@ -25,7 +25,7 @@ class OpenFile:
         self.file = file
         self.readable = access != os.O_WRONLY
         self.writable = access != os.O_RDONLY
-        self.append = bool(flags & os.O_APPEND)
+        self.flags = flags
         self.sync = bool(flags & O_SYNC_ANY)
         self.direct = False
         self.ahead: ReadAhead | None = None

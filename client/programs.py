@@ -10,6 +10,7 @@ the MDS and for the mount alike, and nobody caches what they write.
 import asyncio
 import errno
 import logging
+import os
 import stat
 import struct
 import time
@@ -133,7 +134,7 @@ class Programs:
     async def _grant(self, handle: OpenFile, flags: int, room: int) -> bytes:
         inode, number = handle.inode, handle.number
         attr = inode.attr
-        if handle.append or (attr is not None and attr.mode & _SETID):
+        if handle.flags & os.O_APPEND or (attr is not None and attr.mode & _SETID):
             raise OSError(errno.EOPNOTSUPP, "appends, and files with setuid or setgid, are the mount's business")
         session = await self._attached()
         rights = Right(handle.readable * int(Right.READ) | handle.writable * int(Right.WRITE))

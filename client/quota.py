@@ -11,7 +11,6 @@ from typing import Final
 
 from nacrefs.client.cache import WRITE, Inode
 from nacrefs.client.file import File, Store
-from nacrefs.client.handle import OpenFile
 from nacrefs.common.wire import GetAttr, Want
 
 NEAR_BYTES: Final = 1 << 20
@@ -28,10 +27,11 @@ def is_near(file: File) -> bool:
     return 0 <= file.inode.quota < NEAR_BYTES
 
 
-async def room_for(store: Store, handle: OpenFile, offset: int, size: int) -> int:
-    """How many bytes of a write of `size` bytes may be written now, at least one; OSError (EDQUOT) if none may."""
-    file, inode = handle.file, handle.inode
-    if has_room(store, inode, size) or (not handle.append and _is_stored(file, offset + size)):
+async def room_for(store: Store, file: File, offset: int, size: int) -> int:
+    """How many bytes of a write of `size` bytes at `offset` (-1: at the end) may be written now, at least one; OSError
+    (EDQUOT) if none may."""
+    inode = file.inode
+    if has_room(store, inode, size) or (offset >= 0 and _is_stored(file, offset + size)):
         return size
     await _report(store, file)
     room = inode.quota - store.unreported

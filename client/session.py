@@ -95,6 +95,8 @@ class Session:
         self.client = uuid.uuid4().hex
         self.holder: Holder | None = None
         self.locks: LockOwner | None = None
+        self.appends: dict[int, int] = {}
+        """turns to append to shared files that we have: ticket by fid"""
         self.number = 0
         self.term_s = 30.0
         self.root = 0
@@ -163,10 +165,13 @@ class Session:
         """Tell an MDS that has been restarted what we hold."""
         holdings = holder.holdings()
         locks = self.locks.claims() if self.locks is not None else []
-        most = max(1, len(holdings), len(locks))
+        appends = list(self.appends.items())
+        most = max(1, len(holdings), len(locks), len(appends))
         for at in range(0, most, RECLAIM_MAX):
             end = at + RECLAIM_MAX
-            answer = await self.mds.ask_now(Reclaim(tuple(holdings[at:end]), end < most, tuple(locks[at:end])))
+            answer = await self.mds.ask_now(
+                Reclaim(tuple(holdings[at:end]), end < most, tuple(locks[at:end]), tuple(appends[at:end]))
+            )
             for holding in answer.holdings:
                 holder.reclaimed(holding)
             for lock in answer.lost_locks:

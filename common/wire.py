@@ -316,6 +316,8 @@ class Reclaim(Request[Reclaimed], frozen=True, array_like=True, tag=4):
     holdings: tuple[Holding, ...]
     more: bool = False
     locks: tuple[HeldLock, ...] = ()
+    appends: tuple[tuple[int, int], ...] = ()
+    """(fid, ticket) of turns to append"""
 
 
 class Yield(Request[Done], frozen=True, array_like=True, tag=5):
@@ -534,6 +536,23 @@ class Commit(Request[Node], frozen=True, array_like=True, tag=28):
     recalled: bool = False
     """It answers a recall: the data must go somewhere, so quotas do not refuse it."""
     ctime_ns: int = 0
+
+
+class Append(Request[Node], frozen=True, array_like=True, tag=102):
+    """Wait for the turn to append to a shared file that is open for writing; `Node.attr.size` is where it ends. From
+    then on nobody else appends to it or cuts it, until `Appended` with the same ticket (never used again by this
+    session, and sent whatever has become of this request). A WRITE lease in the answer: there was no need to ask, and
+    the turn is not taken."""
+
+    fid: int
+    ticket: int
+
+
+class Appended(Request[Done], frozen=True, array_like=True, tag=106):
+    """The turn is over: the bytes are on the OSTs, or were given up."""
+
+    fid: int
+    ticket: int
 
 
 class DirEntry(Message, frozen=True, array_like=True, gc=False):

@@ -7,6 +7,7 @@ meantime the holder gets no new one on that fid, so that an answer on its way ca
 from typing import NamedTuple
 
 from nacrefs.common.wire import Lease, Mode
+from nacrefs.mds.appends import Turn, Turns
 from nacrefs.mds.step import Blocked, Unreported
 from nacrefs.mds.tx import NeedsBatch
 
@@ -44,6 +45,8 @@ class LeaseTable:
         """Files that were written without a WRITE lease: what the MDT knows of their size may be too little."""
         self.truncating: dict[int, int] = {}
         """How many cuts of a file's objects are planned or under way."""
+        self.turns = Turns()
+        """Who appends to shared files."""
 
     def __len__(self) -> int:
         return len(self.single) + sum(map(len, self.several.values()))
@@ -115,6 +118,7 @@ class LeaseTable:
             self.counts.pop(session, None)
         for key in [key for key in self.recalling if key[1] == session]:
             del self.recalling[key]
+        self.turns.drop_session(session)
 
     def others(self, fid: int, session: int) -> bool:
         """Whether any other session holds a lease on the fid."""
@@ -199,7 +203,7 @@ class LeaseView:
 
     def alone(self, fid: int, spill: bool = False) -> None:
         table = self._table
-        if (self._changes is None and fid in table.busy) or fid in table.truncating:
+        if (self._changes is None and fid in table.busy) or fid in table.truncating or fid in table.turns.taken:
             raise Busy
         held = table.single.get(fid, 0)
         if held & 3 == 2:
@@ -231,6 +235,10 @@ class LeaseView:
         claims = table.claims.get(fid)
         return claims is not None and session not in claims
 
+    def append(self, fid: int, ticket: int) -> None:
+        if not self._table.turns.begin(fid, Turn(self._session, ticket)):
+            raise Busy
+
     def changed(self, fid: int, name: bytes | None = None) -> None:
         if self._changes is None:
             raise NeedsBatch
@@ -254,7 +262,7 @@ class LeaseView:
             others = single is not None or several is not None
         if others and (lease is _WRITE or (single is not None and single & 3 == 2)):
             return held
-        if (self._changes is None and fid in table.busy) or fid in table.truncating:
+        if (self._changes is None and fid in table.busy) or fid in table.truncating or fid in table.turns.taken:
             return held
         if table.unreported and fid in table.unreported and fid != self._reported:
             return held

@@ -20,6 +20,7 @@ from nacrefs.common.fid import ROOT
 from nacrefs.common.observe import Meter
 from nacrefs.common.rpc import LATER, Call, Handler, Peer, Service, check_service
 from nacrefs.common.wire import Capability, Entry, Lease, Mode, Node, Right, Role
+from nacrefs.mds.appends import APPEND_REQUESTS, AppendDesk
 from nacrefs.mds.eviction import Evictor, end_session
 from nacrefs.mds.hsm import Coordinator
 from nacrefs.mds.hsmdesk import HSM_REQUESTS, HsmDesk
@@ -31,6 +32,7 @@ from nacrefs.mds.locking import Locking, locks_report
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.mirrors import Mirrors
 from nacrefs.mds.namespace.copies import copies_failed
+from nacrefs.mds.namespace.files import append
 from nacrefs.mds.namespace.nodes import MIRRORED, measured
 from nacrefs.mds.namespace.operations import READS, WRITES
 from nacrefs.mds.quotas import QUOTA_REQUESTS, QuotaDesk
@@ -50,7 +52,7 @@ log = logging.getLogger("nacre.mds")
 
 READ_FIRST: Final = frozenset({wire.Open})
 """Writing operations that usually need not write, so they are tried as reads."""
-GLIMPSED: Final = frozenset({wire.GetAttr, wire.Lookup, wire.Open, wire.SetAttr, wire.Create, wire.Link})
+GLIMPSED: Final = frozenset({wire.GetAttr, wire.Lookup, wire.Open, wire.SetAttr, wire.Create, wire.Link, wire.Append})
 """Requests whose answer about a shared file must ask the OSTs for its size."""
 RETRY_S: Final = 0.5
 FENCED_MAX: Final = 4096
@@ -59,7 +61,7 @@ ADDRESSED: Final[tuple[type[wire.Request[Any]], ...]] = (
     wire.Attach, wire.Keepalive, wire.Detach, wire.Reclaim, wire.Yield, wire.GetOsts, wire.Inspect,
     wire.SetPool, wire.Register, wire.Heartbeat, wire.SetLock, wire.GetLock, wire.CancelLock, wire.CopiesFailed,
     wire.ListCopies, wire.Resync, wire.JoinMirrors, wire.ReportDamage,
-    *QUOTA_REQUESTS, *HSM_REQUESTS, *READS, *WRITES,
+    *APPEND_REQUESTS, *QUOTA_REQUESTS, *HSM_REQUESTS, *READS, *WRITES,
 )  # fmt: skip
 """All requests that an MDS answers."""
 
@@ -94,6 +96,7 @@ class Mds:
         self._sizes = Sizes(mdt, self.journal, self.leases, self.targets)
         self._evictor = Evictor(mdt, self.journal, self.leases, self.sessions, self.targets, self.mirrors, clock)
         self.quotas = QuotaDesk(self)
+        self._appends = AppendDesk(self, append)
         self.hsm = Coordinator(self)
         self._hsm_desk = HsmDesk(self)
         self._evictor.on_evicted = self._session_ended
@@ -222,6 +225,7 @@ class Mds:
             wire.Heartbeat: self._heartbeat,
             **self.locking.handlers(),
             **self.quotas.handlers(),
+            **self._appends.handlers(),
             wire.CopiesFailed: self._copies_failed,
             wire.ListCopies: self._list_copies,
             wire.Resync: self._resync,
@@ -272,6 +276,27 @@ class Mds:
             self._grace.append(work)
         else:
             self.journal.again(work)
+
+    def accept_once(
+        self,
+        operation: Callable[[Step, Any], Any],
+        request: Any,
+        call: Call,
+        after: Callable[[Work], bool] | None = None,
+        reads: bool = False,
+    ) -> None:
+        """A request whose answer is not stored, since it can be worked out again; asked again while it is in service,
+        it is the same one."""
+        session = self.sessions.heard(call.peer)
+        session.oldest = call.oldest
+        before = session.in_flight.get(call.xid)
+        if before is not None:
+            before.call = call
+            return
+        work = Work(operation, request, session, call, reads)
+        work.again = True
+        work.after = after
+        self._accept(work, type(request) in GLIMPSED)
 
     def _answer_again(self, session: Session, request: Any, call: Call) -> bool:
         """A request comes a second time: give the answer of the first, or see to it that it will be given.
@@ -447,6 +472,7 @@ class Mds:
             raise OSError(errno.ESTALE, "there is nothing to reclaim: no grace term is running for this session")
         holdings = await self.journal.submit_own(partial(self._take_back, session, request.holdings))
         lost = self.locking.reclaim(session, request.locks)
+        self._appends.reclaim(session.id, request.appends)
         if not request.more:
             session.reclaimed = True
             asyncio.get_running_loop().call_soon(self._grace_progress)
@@ -539,16 +565,7 @@ class Mds:
     def _copies_failed(self, request: wire.CopiesFailed, call: Call) -> Any:
         """A copy is not good any more. Asked again it is looked at again, since what it has changed it does not change
         twice, and the OSTs must know before it is answered."""
-        session = self.sessions.heard(call.peer)
-        session.oldest = call.oldest
-        before = session.in_flight.get(call.xid)
-        if before is not None:
-            before.call = call
-            return LATER
-        work = Work(copies_failed, request, session, call)
-        work.again = True
-        work.after = lambda done: self.mirrors.announced(done, self._spawn)
-        self._accept(work, False)
+        self.accept_once(copies_failed, request, call, lambda done: self.mirrors.announced(done, self._spawn))
         return LATER
 
     def _list_copies(self, request: wire.ListCopies, call: Call) -> wire.MirrorCopies:

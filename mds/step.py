@@ -55,7 +55,11 @@ class Leases(Protocol):
         ...
 
     def alone(self, fid: int, spill: bool = False) -> None:
-        """No other session has a WRITE lease on `fid`; Blocked (keep NONE) otherwise."""
+        """No other session has a WRITE lease on `fid`, and nobody appends to it; Blocked (keep NONE) otherwise."""
+        ...
+
+    def append(self, fid: int, ticket: int) -> None:
+        """It is the requester's turn to append to `fid`, until `Appended`: nobody is `alone` with it meanwhile."""
         ...
 
     def changed(self, fid: int, name: bytes | None = None) -> None:

@@ -137,6 +137,7 @@ class Fopen(IntFlag):
 
 
 OPEN_KILL_SUIDGID: Final = 1 << 0
+WRITE_CACHE: Final = 1 << 0
 WRITE_KILL_SUIDGID: Final = 1 << 2
 FSYNC_FDATASYNC: Final = 1 << 0
 LK_FLOCK: Final = 1 << 0
@@ -200,8 +201,8 @@ RENAME2_IN: Final = struct.Struct("=QII")
 """fuse_rename2_in: newdir, flags, padding"""
 READ_IN: Final = struct.Struct("=QQI")
 """fuse_read_in without its tail: fh, offset, size"""
-WRITE_IN: Final = struct.Struct("=QQII")
-"""fuse_write_in without its tail: fh, offset, size, write_flags"""
+WRITE_IN: Final = struct.Struct("=QQII8xI")
+"""fuse_write_in without lock_owner: fh, offset, size, write_flags, open(2)'s flags"""
 FSYNC_IN: Final = struct.Struct("=QI")
 """fuse_fsync_in: fh, fsync_flags"""
 FALLOCATE_IN: Final = struct.Struct("=QQQI")

@@ -229,14 +229,16 @@ class Operations:
         return then(self._fs.read(handle, offset, size), abi.buffers_reply, request.unique)
 
     def write(self, request: Request, view: memoryview) -> Outcome:
-        handle, offset, size, flags = abi.WRITE_IN.unpack_from(view, BODY)
+        handle, offset, size, flags, how = abi.WRITE_IN.unpack_from(view, BODY)
+        if flags & abi.WRITE_CACHE:  # a page of a mapping, which belongs where it is
+            how = 0
         if abi.WRITE_DATA_AT + size > request.length:
             raise OSError(errno.EINVAL, "a write with less data than it says")
         data = self._channel.take(abi.WRITE_DATA_AT, size)
         if flags & abi.WRITE_KILL_SUIDGID and request.nodeid in self._setid:
             write = self._fs.write
-            return self._strip_then(request, lambda: write(handle, offset, data), abi.write_reply)
-        return then(self._fs.write(handle, offset, data), abi.write_reply, request.unique)
+            return self._strip_then(request, lambda: write(handle, offset, data, how), abi.write_reply)
+        return then(self._fs.write(handle, offset, data, how), abi.write_reply, request.unique)
 
     def flush(self, request: Request, view: memoryview) -> Outcome:
         handle, owner = abi.FLUSH_IN.unpack_from(view, BODY)

@@ -4,7 +4,7 @@ import errno
 
 from msgspec.structs import replace
 
-from nacrefs.common.wire import Commit, Lease, Mode, Node, Open
+from nacrefs.common.wire import Append, Commit, Lease, Mode, Node, Open
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace.attributes import blocks_of, discard_released, truncate
 from nacrefs.mds.namespace.bits import INLINE, OPEN_WRITE, RELEASED, WANT_ALL
@@ -87,6 +87,20 @@ def register(step: Step, inode: Inode, mode: Mode, lease: Lease) -> None:
     needed = Lease.WRITE if int(mode) & OPEN_WRITE else Lease.READ
     covered = lease >= needed and inode.attr.nlink > 0
     step.tx.set_open(step.session, inode.attr.fid, Mode.CLOSED if covered else mode)
+
+
+def append(step: Step, request: Append) -> Node:
+    """Take the turn to append to a shared file. OSError: ESTALE if the requester does not have it open for writing."""
+    leases, fid = step.leases, request.fid
+    inode = need_file(step, fid)
+    leases.truth(fid)
+    answer = node(step, inode, 0)
+    if answer.lease == Lease.WRITE:
+        return answer
+    if inode.is_inline or not int(step.tx.opens(fid).get(step.session, 0)) & OPEN_WRITE:
+        raise OSError(errno.ESTALE, "this session has lost its right to write the file")
+    leases.append(fid, request.ticket)
+    return answer
 
 
 def commit(step: Step, request: Commit) -> Node:

@@ -262,6 +262,79 @@ async def test_appends_of_a_single_client_at_a_time_follow_each_other(world: Wor
     assert await read_file(one, one.root, b"log") == b"".join(b"line %d\n" % turn for turn in range(6))
 
 
+async def test_appends_of_several_clients_at_one_moment_are_all_there(world: World) -> None:
+    """Records of odd sizes, over the borders of stripes; some clients append through two handles."""
+    clients = [await world.vfs() for _ in range(3)]
+    fid = await write_file(clients[0], clients[0].root, b"log", b"")
+    handles = [(vfs, await open_file(vfs, fid, os.O_RDWR | os.O_APPEND)) for vfs in (*clients, clients[0])]
+    record = [bytes([65 + who]) * 7919 for who in range(len(handles))]
+
+    async def append(who: int) -> None:
+        vfs, number = handles[who]
+        for _ in range(25):
+            assert await settle(vfs.write(number, 0, memoryview(record[who]))) == 7919
+
+    await asyncio.gather(*map(append, range(len(handles))))
+    data = b""
+    while part := await read(*handles[1], len(data)):
+        data += part
+    records = [data[at : at + 7919] for at in range(0, len(data), 7919)]
+    assert sorted(records) == sorted(record * 25)
+    for vfs, number in handles:
+        await close(vfs, number)
+    for vfs in clients:
+        await quiet(vfs)
+        assert not vfs.session.appends
+    assert await read_file(clients[2], clients[2].root, b"log") == data
+    assert not world.mds.mds.leases.turns.taken
+
+
+async def test_appends_and_cuts_of_several_clients_leave_no_hole(world: World) -> None:
+    one, two = await world.vfs(), await world.vfs()
+    fid = await write_file(one, one.root, b"log", b"")
+    here, there = [await open_file(vfs, fid, os.O_RDWR | os.O_APPEND) for vfs in (one, two)]
+
+    async def append(vfs: Vfs, number: int) -> None:
+        for _ in range(40):
+            await settle(vfs.write(number, 0, memoryview(b"x" * 5000)))
+
+    async def cut() -> None:
+        for _ in range(10):
+            await settle(two.setattr(fid, Changes(Set.SIZE, size=0)))
+            await asyncio.sleep(0.002)
+
+    await asyncio.gather(append(one, here), append(two, there), cut())
+    data = b""
+    while part := await read(one, here, len(data)):
+        data += part
+    assert data == b"x" * len(data)
+    assert not len(data) % 5000
+    await close(one, here)
+    await close(two, there)
+
+
+async def test_an_append_costs_nothing_more_while_nobody_else_writes(world: World) -> None:
+    vfs = await world.vfs()
+    fid = await write_file(vfs, vfs.root, b"log", b"")
+    await quiet(vfs)
+    number = await open_file(vfs, fid, os.O_WRONLY | os.O_APPEND)
+    count = Counting(vfs)
+    for _ in range(10):
+        assert not is_later(written := vfs.write(number, 0, memoryview(b"line\n"))) or await settle(written) == 5
+    assert count() == {}
+    await close(vfs, number)
+
+
+async def test_append_can_be_switched_on_and_off(world: World) -> None:
+    vfs = await world.vfs()
+    fid = await write_file(vfs, vfs.root, b"f", b"0123456789")
+    number = await open_file(vfs, fid, os.O_WRONLY)
+    await settle(vfs.write(number, 0, memoryview(b"end"), os.O_WRONLY | os.O_APPEND))
+    await settle(vfs.write(number, 0, memoryview(b"X"), os.O_WRONLY))
+    await close(vfs, number)
+    assert await read_file(vfs, vfs.root, b"f") == b"X123456789end"
+
+
 @pytest.mark.parametrize("unlink_first", [False, True])
 @pytest.mark.parametrize("size", [100, 300_000])
 async def test_what_was_written_before_the_last_close_is_read_by_who_has_the_unlinked_file_open(

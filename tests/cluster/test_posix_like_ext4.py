@@ -18,9 +18,6 @@ pytestmark = pytest.mark.timeout(180)
 DIFFERS = {
     "holes": "SEEK_HOLE knows only holes made here and not sent yet; the rest counts as data, as lseek(2) allows",
 }
-DIFFERS_BETWEEN_MOUNTS = DIFFERS | {
-    "append_from_two_processes": "records that two mounts append to one file at one moment may overwrite each other",
-}
 """Cases that have another outcome than on ext4, and why."""
 Outcomes = dict[str, dict[str, Any]]
 
@@ -71,7 +68,7 @@ def test_through_one_mount(outcomes: Outcomes, name: str) -> None:
     assert outcomes["one"][name] == outcomes["local"][name]
 
 
-@pytest.mark.parametrize("name", _cases(DIFFERS_BETWEEN_MOUNTS))
+@pytest.mark.parametrize("name", _cases(DIFFERS))
 def test_through_two_mounts(outcomes: Outcomes, name: str) -> None:
     assert outcomes["two"][name] == outcomes["local"][name]
 

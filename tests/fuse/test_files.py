@@ -81,7 +81,7 @@ async def test_buffers_are_used_again_once_the_filesystem_let_go_of_them(mount: 
     seen: set[int] = set()
 
     class Forgetful(MemoryFilesystem):
-        def write(self, handle: int, offset: int, data: memoryview) -> Answer[int]:
+        def write(self, handle: int, offset: int, data: memoryview, flags: int = -1) -> Answer[int]:
             seen.add(id(data.obj))
             return len(data)
 

@@ -115,6 +115,8 @@ HARMLESS_TWICE: dict[str, str] = {
     "SetProject": "sets what it says; a second time it says that it changed nothing",
     "CheckQuota": "counts again, and finds nothing to repair",
     "Inspect": "changes nothing",
+    "Append": "the turn is its ticket's, and whoever has it is told the same end again (tests/mds/test_appends.py)",
+    "Appended": "a turn that is over cannot end again",
     "SetLock": "the same lock for the same owner; a wait is known by its ticket",
     "GetLock": "changes nothing",
     "CancelLock": "a wait that is over cannot be canceled",

@@ -303,8 +303,9 @@ class MemoryFilesystem:
         inode = self.handles[handle][0]
         return self._gated("read", lambda: inode.read(offset, size))
 
-    def write(self, handle: int, offset: int, data: memoryview) -> Answer[int]:
-        inode, flags = self.handles[handle]
+    def write(self, handle: int, offset: int, data: memoryview, flags: int = -1) -> Answer[int]:
+        inode, opened = self.handles[handle]
+        flags = opened if flags < 0 else flags
         inode.write(inode.size if flags & os.O_APPEND else offset, data)
         inode.touch()
         self.written.append(data)
