@@ -4,17 +4,76 @@ Read, it is the file's state as JSON. Written, it is what is to be done: `archiv
 `remove`, `cancel`, `set FLAG… [archive=NUMBER]`, `clear FLAG…`. Whoever may write the file may do that.
 """
 
+import asyncio
 import errno
 import json
 import os
 from collections import OrderedDict
-from typing import Final
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, Generic, TypeVar
 
 from nacrefs.client.session import Session
-from nacrefs.common.wire import GetHsm, HsmAction, HsmCancel, HsmFlag, HsmRequest, Queued, SetHsm
+from nacrefs.common.wire import (
+    LISTING_MAX,
+    GetHsm,
+    HsmAction,
+    HsmCancel,
+    HsmFlag,
+    HsmRequest,
+    HsmState,
+    Queued,
+    SetHsm,
+)
+
+T = TypeVar("T")
 
 NAME: Final = b"nacre.hsm"
 _REFUSALS_MAX: Final = 1000
+
+
+class _Together(Generic[T]):
+    """Questions about single files that come while an answer is awaited are asked together, in one request."""
+
+    def __init__(self, session: Session, ask: Callable[[tuple[int, ...]], Coroutine[Any, Any, Sequence[T]]]) -> None:
+        self._session = session
+        self._ask = ask
+        self._waiting: list[tuple[int, asyncio.Future[T]]] = []
+        self._asking: asyncio.Task[None] | None = None
+
+    async def about(self, fid: int) -> T:
+        """The answer about one file."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append((fid, future))
+        if self._asking is None:
+            self._asking = self._session.spawn(self._run())
+        return await future
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is asked at the moment."""
+        return self._asking is None
+
+    async def _run(self) -> None:
+        some: list[tuple[int, asyncio.Future[T]]] = []
+        try:
+            while self._waiting:
+                some, self._waiting = self._waiting[:LISTING_MAX], self._waiting[LISTING_MAX:]
+                try:
+                    answers = await self._ask(tuple(fid for fid, _ in some))
+                except OSError as error:
+                    for _, future in some:
+                        if not future.done():
+                            future.set_exception(OSError(error.errno, error.strerror))
+                    continue
+                for (_, future), answer in zip(some, answers, strict=True):
+                    if not future.done():
+                        future.set_result(answer)
+        except asyncio.CancelledError:
+            for _, future in (*some, *self._waiting):
+                future.cancel()
+            raise
+        finally:
+            self._asking = None
 
 
 class HsmAttribute:
@@ -23,10 +82,29 @@ class HsmAttribute:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._refused: OrderedDict[int, str] = OrderedDict()
+        self._states = _Together(session, self._states_of)
+        self._orders: dict[tuple[HsmAction, int, int], _Together[tuple[int, str]]] = {}
+
+    async def _states_of(self, fids: tuple[int, ...]) -> Sequence[HsmState]:
+        return (await self._session.mds.call(GetHsm(fids))).states
+
+    async def _order(self, action: HsmAction, fid: int, archive: int, uid: int) -> Queued:
+        async def ask(fids: tuple[int, ...]) -> Sequence[tuple[int, str]]:
+            return (await self._session.mds.call(HsmRequest(action, fids, archive, uid))).errors
+
+        key = (action, archive, uid)
+        together = self._orders.get(key)
+        if together is None:
+            together = self._orders[key] = _Together(self._session, ask)
+        try:
+            return Queued((await together.about(fid),))
+        finally:
+            if together.idle and self._orders.get(key) is together:
+                del self._orders[key]
 
     async def get(self, fid: int) -> bytes:
         """The state, as JSON."""
-        (state,) = (await self._session.mds.call(GetHsm((fid,)))).states
+        state = await self._states.about(fid)
         if state.flags < 0:
             raise OSError(errno.ESTALE, "the file does not exist any more")
         report = {
@@ -68,7 +146,7 @@ class HsmAttribute:
             archive = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
             inode = self._session.cache.inodes.get(fid)
             uid = inode.attr.uid if inode is not None and inode.attr is not None else 0
-            answer = await mds.call(HsmRequest(HsmAction[verb.upper()], (fid,), archive, uid))
+            answer = await self._order(HsmAction[verb.upper()], fid, archive, uid)
         else:
             raise OSError(errno.EINVAL, f"{verb!r} is nothing that can be done")
         ((number, text),) = answer.errors

@@ -1277,10 +1277,11 @@ class Stripes(Message, frozen=True, array_like=True, gc=False):
 
 class Moved(Message, frozen=True, array_like=True, gc=False):
     """A range was moved. `digest`: xxh3-64 over the sum string of the range (`common.checksum`). `etag`: the object's,
-    or the part's."""
+    or the part's. `allocated_bytes`: what the OSTs' objects take, if they were made durable."""
 
     etag: str
     digest: bytes
+    allocated_bytes: int = 0
 
 
 class MovePut(Request[Moved], frozen=True, array_like=True, tag=128):
@@ -1340,7 +1341,8 @@ class MoveAbort(Request[Done], frozen=True, array_like=True, tag=132):
 
 class MoveGet(Request[Moved], frozen=True, array_like=True, tag=133):
     """Copy bytes `[start, end)` of an object to the OSTs. With `digest` nothing is written that does not match. The
-    object must be `size` bytes long, and have this ETag unless it is empty."""
+    object must be `size` bytes long, and have this ETag unless it is empty. With `sync` they are durable when it is
+    answered."""
 
     archive: ArchiveSpec
     key: str
@@ -1350,12 +1352,34 @@ class MoveGet(Request[Moved], frozen=True, array_like=True, tag=133):
     stripes: Stripes
     digest: bytes = b""
     etag: str = ""
+    sync: bool = False
+
+
+class MoveResult(Message, frozen=True, array_like=True, gc=False):
+    """What became of one order: it was carried out, or an errno and why not."""
+
+    moved: Moved | None
+    errno: int = 0
+    text: str = ""
+
+
+class MovedMany(Message, frozen=True, array_like=True, gc=False):
+    """What became of the orders, in their order."""
+
+    results: tuple[MoveResult, ...]
+
+
+class MoveMany(Request[MovedMany], frozen=True, array_like=True, tag=168):
+    """Carry out orders about small files, which are cheaper together; answered when all are over."""
+
+    orders: tuple[MovePut | MoveGet, ...]
 
 
 class MoveSync(Request[Glimpsed], frozen=True, array_like=True, tag=134):
-    """Make objects durable; what they are then."""
+    """Make objects durable; what they are then. With `begin` the disk only begins with it."""
 
     objects: tuple[ObjectId, ...]
+    begin: bool = False
 
 
 class MoveDelete(Request[Done], frozen=True, array_like=True, tag=135):

@@ -66,3 +66,14 @@ def hsm_of(tx: Tx, inode: Inode) -> HsmRow:
         return HsmRow(fid)
     row = tx.mdt.store.fetchone(tx.mdt.store.statements.hsm, (fid,))
     return HsmRow(fid) if row is None else HsmRow(*row)
+
+
+def upload_row(key: str, upload: str) -> str:
+    """An upload in `hsm_gone`: its key, a newline (which no key has) and its id, `?` if that was never heard."""
+    return f"{key}\n{upload}"
+
+
+def split_upload(row: str) -> tuple[str, str | None]:
+    """What a row of `hsm_gone` means: an object's key and None, or an upload's key and id (empty: never heard)."""
+    key, newline, upload = row.partition("\n")
+    return key, upload.strip("?") if newline else None

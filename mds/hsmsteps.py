@@ -8,8 +8,8 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from nacrefs.common.layout import Layout, LayoutSpec
-from nacrefs.common.wire import Attr, HsmFlag, Lease, Mode, Node, Right
-from nacrefs.mds.hsmrows import ARCHIVED, PARTLY, RELEASED, HsmRow, hsm_of
+from nacrefs.common.wire import ArchiveSpec, Attr, HsmFlag, Lease, Mode, Node, Right
+from nacrefs.mds.hsmrows import ARCHIVED, PARTLY, RELEASED, ActionRow, HsmRow, hsm_of, upload_row
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace.bits import INLINE, OPEN_WRITE
 from nacrefs.mds.namespace.nodes import need_file
@@ -19,6 +19,10 @@ from nacrefs.mds.tx import Tx
 
 OBJECT_BYTES_MAX = 5 << 40
 """As large as one S3 object can be."""
+PART_BYTES = 8 << 20
+PARTS_MAX = 10_000
+"""As many parts as an S3 object may have."""
+INLINE_BYTES_MAX = 1 << 20
 _ESCAPED = frozenset([*range(32), 127, ord("%"), ord("\\")])
 
 
@@ -27,7 +31,8 @@ class Gone(Exception):
 
 
 class Plan(NamedTuple):
-    """A version of a file that is to be copied."""
+    """A version of a file that is to be copied, as one object of `part_bytes` or in parts of that size. `action` is
+    the action's row as it is stored with it."""
 
     attr: Attr
     version: int
@@ -35,6 +40,13 @@ class Plan(NamedTuple):
     data: bytes | None
     key: str
     meta: tuple[tuple[str, str], ...]
+    part_bytes: int
+    action: ActionRow
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether it is sent in parts."""
+        return bool(self.action.upload)
 
 
 def key_part(name: bytes) -> str:
@@ -59,9 +71,11 @@ def _written(step: Step, fid: int) -> bool:
     return any(int(mode) & OPEN_WRITE for mode in step.tx.opens(fid).values())
 
 
-def plan_archive(step: Step, fid: int, template: str) -> Plan:
-    """The version that is to be copied now. OSError: EBUSY while somebody writes without a lease, EFBIG, EPERM."""
-    tx = step.tx
+def plan_archive(step: Step, action: ActionRow, spec: ArchiveSpec) -> Plan:
+    """The version that is to be copied now, and the key for it, which the action's row knows from now on: what an
+    attempt may leave in the archive is never without an owner. OSError: EAGAIN while somebody writes without a lease,
+    EFBIG, EPERM."""
+    tx, fid = step.tx, action.fid
     inode = _file(tx, fid)
     step.leases.truth(fid)
     row = hsm_of(tx, inode)
@@ -74,10 +88,9 @@ def plan_archive(step: Step, fid: int, template: str) -> Plan:
         raise OSError(errno.EFBIG, f"{attr.size} bytes are more than one object can have (5 TiB)")
     if _written(step, fid):
         raise OSError(errno.EAGAIN, "it is being written by several clients")
-    path = "/".join(key_part(part) for part in path_of(tx, fid).strip(b"/").split(b"/"))
-    key = (template or "{path}~{fid}").replace("{path}", path).replace("{fid}", f"{fid:x}")
-    if row.key:
-        key += f".{inode.data_version:x}"  # the copy that is there stays until this one is complete
+    data = tx.data(inode).ljust(attr.size, b"\0") if inode.is_inline and attr.size <= INLINE_BYTES_MAX else None
+    if data is None and inode.layout is None:
+        raise OSError(errno.EIO, "it has neither contents nor a layout")
     meta = (
         ("file-permissions", f"0{attr.mode:o}"),
         ("file-owner", str(attr.uid)),
@@ -87,11 +100,53 @@ def plan_archive(step: Step, fid: int, template: str) -> Plan:
         ("nacre-fid", f"{fid:x}"),
         ("nacre-version", str(inode.data_version)),
     )
-    data = tx.data(inode).ljust(attr.size, b"\0") if inode.is_inline and attr.size <= 1 << 20 else None
-    return Plan(attr, inode.data_version, inode.layout, data, key, meta)
+    key = _free_key(step, action, row, spec)
+    part_bytes = part_bytes_of(attr.size, spec.part_bytes)
+    in_parts = data is None and attr.size > part_bytes
+    forget_attempt(step, action, row)
+    action = action._replace(key=key, upload="?" if in_parts else "")
+    put_action(step, action)
+    part_bytes = part_bytes if in_parts else max(1, attr.size)
+    return Plan(attr, inode.data_version, inode.layout, data, key, meta, part_bytes, action)
 
 
-def end_archive(step: Step, plan: Plan, row: HsmRow) -> bool:
+def part_bytes_of(size: int, wanted: int) -> int:
+    """The size of the parts of a file: no more than PARTS_MAX of them, whole MiB."""
+    return max(wanted or PART_BYTES, -(-size // PARTS_MAX) + (1 << 20) - 1 >> 20 << 20)
+
+
+def _free_key(step: Step, action: ActionRow, row: HsmRow, spec: ArchiveSpec) -> str:
+    """A key that no other copy of the file, attempt at one, or deletion under way has."""
+    path = "/".join(key_part(part) for part in path_of(step.tx, action.fid).strip(b"/").split(b"/"))
+    key = (spec.template or "{path}~{fid}").replace("{path}", path).replace("{fid}", f"{action.fid:x}")
+    store = step.tx.mdt.store
+    first = not row.key and action.attempts <= 1
+    if first and store.fetchone(store.statements.is_gone, (spec.id, key)) is None:
+        return key
+    return f"{key}.{action.id:x}" + (f"-{action.attempts}" if action.attempts > 1 else "")
+
+
+def put_action(step: Step, row: ActionRow) -> None:
+    """Write an action's row."""
+    step.tx.run("put_action", tuple(row))
+
+
+def forget_attempt(step: Step, action: ActionRow, row: HsmRow) -> None:
+    """What an attempt may have left in the archive is deleted, unless it has become the file's copy (`row`)."""
+    if action.key and (action.archive, action.key) != (row.archive, row.key):
+        if action.upload:
+            step.tx.drop_object(action.archive, upload_row(action.key, action.upload))
+        step.tx.drop_object(action.archive, action.key)
+
+
+def end_action(step: Step, action: ActionRow, ended: ActionRow) -> None:
+    """An action is over, or waits to be tried again, as `ended` says; of `action` nothing is left in the archive."""
+    inode = step.tx.inode(action.fid)
+    forget_attempt(step, action, HsmRow(action.fid) if inode is None else hsm_of(step.tx, inode))
+    put_action(step, ended)
+
+
+def end_archive(step: Step, plan: Plan, row: HsmRow, ended: ActionRow) -> bool:
     """The copy is complete. False, and nothing changes, if the file is another one by now; Gone if it was removed."""
     tx, fid = step.tx, plan.attr.fid
     inode = _file(tx, fid)
@@ -103,6 +158,7 @@ def end_archive(step: Step, plan: Plan, row: HsmRow) -> bool:
         tx.drop_object(old.archive, old.key)
     flags = old.flags & (HsmFlag.NORELEASE | HsmFlag.NOARCHIVE) | HsmFlag.EXISTS | HsmFlag.ARCHIVED
     put_hsm(step, inode, row._replace(flags=int(flags)))
+    put_action(step, ended)
     return True
 
 
@@ -121,7 +177,7 @@ def put_hsm(step: Step, inode: Inode, row: HsmRow) -> None:
         edited.attr = replace(edited.attr, flags=edited.attr.flags & ~ARCHIVED | wanted, change=edited.attr.change + 1)
 
 
-def release(step: Step, fid: int, is_up: Sequence[int]) -> bool:
+def release(step: Step, fid: int, is_up: Sequence[int], ended: ActionRow) -> bool:
     """Give up a file's objects, for the archive has the same bytes. False if there is nothing to give up. OSError:
     EPERM if that may not be, EBUSY if somebody has it open, EAGAIN if one of its OSTs is away."""
     tx, leases = step.tx, step.leases
@@ -150,6 +206,7 @@ def release(step: Step, fid: int, is_up: Sequence[int]) -> bool:
     # Not 0 blocks: tar and cp would take it for one hole and not read it.
     edited.attr = replace(attr, blocks=1, flags=attr.flags & ~INLINE | RELEASED, change=attr.change + 1)
     tx.set_hsm(fid, row._replace(flags=row.flags | int(HsmFlag.RELEASED), restored_ns=0))
+    put_action(step, ended)
     return True
 
 
@@ -201,10 +258,11 @@ def begin_restore(step: Step, fid: int, is_up: Sequence[int]) -> Return | None:
     return Return(row, layout, inode.attr.size)
 
 
-def end_restore(step: Step, fid: int, allocated: int) -> None:
+def end_restore(step: Step, fid: int, allocated: int, ended: ActionRow) -> None:
     """All bytes are back, durably."""
     tx = step.tx
     inode = _file(tx, fid)
+    put_action(step, ended)
     if not inode.attr.flags & RELEASED:
         return
     row = hsm_of(tx, inode)

@@ -1,6 +1,10 @@
 """The MDS's state for people and scripts (`nacre status`)."""
 
+import time
 from typing import TYPE_CHECKING, Any
+
+from nacrefs.common.wire import HsmAction
+from nacrefs.mds.hsmrows import STARTED, WAITING
 
 if TYPE_CHECKING:
     from nacrefs.mds.service import Mds
@@ -52,4 +56,35 @@ def status_report(mds: "Mds") -> dict[str, Any]:
             "truncating": len(mds.leases.truncating),
         },
         "cache": {"entries": len(mds.mdt.cache), "bytes": mds.mdt.cache.bytes},
+    }
+
+
+def queue_report(mds: "Mds") -> dict[str, Any]:
+    """The lifecycle tier's queue, as plain data."""
+    now_ns = time.time_ns()
+    rows = [action.row for action in mds.hsm.active.values()]
+    store = mds.mdt.store
+    waiting = store.fetchall(store.statements.gone, (1000,))
+    return {
+        "waiting": sum(row.state == WAITING for row in rows),
+        "started": sum(row.state == STARTED for row in rows),
+        "to_delete": len(waiting),
+        "actions": [
+            {
+                "id": action.row.id,
+                "fid": action.row.fid,
+                "action": HsmAction(action.row.kind).name.lower(),
+                "archive": action.row.archive,
+                "uid": action.row.uid,
+                "cause": action.row.cause,
+                "state": action.row.state,
+                "attempts": action.row.attempts,
+                "age_s": round((now_ns - action.row.created_ns) / 1e9, 3),
+                "done": action.done,
+                "total": action.total,
+                "waiters": len(action.waiters),
+                "reason": action.row.reason,
+            }
+            for action in list(mds.hsm.active.values())[:1000]
+        ],
     }

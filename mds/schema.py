@@ -323,7 +323,9 @@ Index("hsm_action_state", hsm_action.c.state, hsm_action.c.id)
 hsm_gone: Final = Table(
     "hsm_gone",
     metadata,
-    # An object that no file needs any more; the row goes when the archive has confirmed that it is deleted.
+    # An object that no file needs any more; the row goes when the archive has confirmed that it is deleted. A key with
+    # a newline is an upload in parts that will not be finished: what comes behind the newline is its id, `?` if that
+    # was never heard. No copy is ever made under a key that has a row here.
     Column("archive", Int64, primary_key=True, autoincrement=False),
     Column("key", Text, primary_key=True),
     sqlite_with_rowid=False,

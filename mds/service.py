@@ -39,7 +39,7 @@ from nacrefs.mds.quotas import QUOTA_REQUESTS, QuotaDesk
 from nacrefs.mds.reaper import Reaper
 from nacrefs.mds.recalls import Recalls
 from nacrefs.mds.records import Intent
-from nacrefs.mds.report import status_report
+from nacrefs.mds.report import queue_report, status_report
 from nacrefs.mds.resync import Resyncer
 from nacrefs.mds.sessions import Session, Sessions
 from nacrefs.mds.settings import Settings
@@ -607,7 +607,7 @@ class Mds:
         if request.what == "locks":
             return wire.Inspection(msgspec.json.encode(locks_report(self)))
         if request.what == "hsm":
-            return wire.Inspection(msgspec.json.encode(self.hsm.report()))
+            return wire.Inspection(msgspec.json.encode(queue_report(self)))
         raise OSError(errno.EINVAL, f"there is no report {request.what[:80]!r}: ask for status, stats, locks or hsm")
 
     @property

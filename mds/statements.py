@@ -290,6 +290,11 @@ class Statements:
         self.gone = self._text(
             select(hsm_gone.c.archive, hsm_gone.c.key).limit(key("limit")).offset(literal_column("0")), "limit"
         )
+        # archive, key -> a row if it is to be deleted
+        self.is_gone = self._text(
+            select(hsm_gone.c.key).where(hsm_gone.c.archive == key("archive"), hsm_gone.c.key == key("key")),
+            "archive key",
+        )
         self.put_gone = self._text(
             self._upsert(hsm_gone).on_conflict_do_nothing(index_elements=["archive", "key"]), "archive key"
         )

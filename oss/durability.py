@@ -137,6 +137,27 @@ class Durability:
             assert stored.flushing is not None
             await asyncio.shield(stored.flushing)
 
+    async def sync_all(self, objects: Sequence[StoredObject]) -> None:
+        """`sync` of several objects in one go, which costs little more than one."""
+        fresh = [
+            stored
+            for stored in dict.fromkeys(objects)
+            if stored.flushing is None and stored.failure is None and stored.durable_version < stored.version
+        ]
+        if fresh:
+            self._flush(fresh, clean=True)
+        for result in await asyncio.gather(*map(self.sync, objects), return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+    async def begin(self, stored: StoredObject) -> None:
+        """Have the disk begin with what the object has, for a `sync` that will come."""
+        stored.pins += 1
+        try:
+            await self._threads.run(blockio.begin_writeback, stored.fd)
+        finally:
+            unpin(stored)
+
     async def sync_directories(self, directory: str) -> None:
         """Make the names in an object directory, and its own, durable if they are not."""
         for path in (directory, os.path.dirname(directory), self._root):
@@ -245,8 +266,10 @@ class Durability:
                 return
         if len(changed) == 1:
             await self._sync_file(changed[0])
-        else:
-            await asyncio.gather(*map(self._sync_file, changed))
+        elif changed:
+            for stored, failure in zip(changed, await self._threads.run(_sync_files, changed), strict=True):
+                if failure is not None:
+                    _refused(stored, failure)
         for directory in {stored.directory for stored in changed}:
             await self.sync_directories(directory)
 
@@ -256,10 +279,7 @@ class Durability:
                 faults.hit("oss.sync.before")
             await self._threads.run(os.fdatasync, stored.fd)
         except OSError as error:
-            # The kernel reports a failed write-back once and may have dropped the pages: a second fdatasync that
-            # succeeds proves nothing. Only a restart, which re-hashes the object, or cutting it to nothing ends this.
-            stored.failure = OSError(error.errno, f"the disk refused bytes that were written: {error.strerror}")
-            _log.error("%s: fdatasync failed: %s", stored.name, error.strerror)
+            _refused(stored, error)
 
     async def _make_clean(self, victims: Sequence[StoredObject], versions: Sequence[int]) -> None:
         changes: list[Change] = []
@@ -327,3 +347,27 @@ def unpin(stored: StoredObject) -> None:
     if not stored.pins and stored.idle is not None:
         stored.idle.set_result(None)
         stored.idle = None
+
+
+def _refused(stored: StoredObject, error: OSError) -> None:
+    """The kernel reports a failed write-back once and may have dropped the pages: a second fdatasync that succeeds
+    proves nothing. Only a restart, which re-hashes the object, or cutting it to nothing ends this."""
+    stored.failure = OSError(error.errno, f"the disk refused bytes that were written: {error.strerror}")
+    _log.error("%s: fdatasync failed: %s", stored.name, error.strerror)
+
+
+def _sync_files(objects: Sequence[StoredObject]) -> list[OSError | None]:
+    """fdatasync of each. The disk gets all of it before the first one waits, so they share what it does."""
+    if len(objects) > 1:
+        for stored in objects:
+            blockio.begin_writeback(stored.fd)
+    errors: list[OSError | None] = []
+    for stored in objects:
+        try:
+            if faults.on:
+                faults.hit("oss.sync.before")
+            os.fdatasync(stored.fd)
+            errors.append(None)
+        except OSError as error:
+            errors.append(error)
+    return errors

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,6 +19,7 @@ from nacrefs.common.config import format_size
 F = TypeVar("F", bound=Callable[..., Any])
 ATTRIBUTE: Final = "nacre.hsm"
 _THREADS: Final = 16
+_AT_A_TIME: Final = 64
 _OVER: Final = ("SUCCEED", "FAILED", "CANCELED", "")
 _FLAGS: Final = ("norelease", "noarchive", "dirty", "exists", "archived", "lost")
 
@@ -140,31 +142,40 @@ def _do(ctx: click.Context, names: Iterator[str], order: str, wait: bool, as_jso
             else:
                 done += 1
                 pending.append(path)
-        total = len(pending)
-        delay_s = 0.02
-        while wait and pending:
-            left: list[str] = []
-            for path, one in zip(pending, threads.map(_state_or_error, pending), strict=True):
-                if isinstance(one, str):
-                    failed[path] = one
-                elif one["state"] not in _OVER:
-                    left.append(path)
-                elif one["state"] in ("FAILED", "CANCELED") and one["action"] == order.split()[0]:
-                    failed[path] = one["reason"]
-            if watched:
-                click.echo(f"\r{total - len(left):,} of {total:,} ", nl=False, err=True)
-            pending = left
-            if pending:
-                time.sleep(delay_s)
-                delay_s = min(1.0, delay_s * 1.5)
-        if watched and wait:
-            click.echo(err=True)
+        if wait:
+            _wait(pending, order.split()[0], failed, watched)
     if as_json:
         print_json({"done": done - (len(failed) if wait else 0), "failed": failed})
     else:
         for path, why in failed.items():
             click.echo(f"nacre: {' '.join(f'{path}: {why}'.split())}", err=True)
     ctx.exit(ExitCode.FAILED if failed else ExitCode.OK)
+
+
+def _wait(paths: Sequence[str], verb: str, failed: dict[str, str], watched: bool) -> None:
+    """Wait until what was ordered is over. Files are looked at in the order in which they are done, some at a time:
+    while the first ones are not over, nobody asks about the others."""
+    total, delay_s = len(paths), 0.02
+    left = deque(paths)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        while left:
+            some = [left.popleft() for _ in range(min(len(left), _AT_A_TIME))]
+            unfinished: list[str] = []
+            for path, one in zip(some, threads.map(_state_or_error, some), strict=True):
+                if isinstance(one, str):
+                    failed[path] = one
+                elif one["state"] not in _OVER:
+                    unfinished.append(path)
+                elif one["state"] in ("FAILED", "CANCELED") and one["action"] == verb:
+                    failed[path] = one["reason"]
+            left.extendleft(reversed(unfinished))
+            if watched:
+                click.echo(f"\r{total - len(left):,} of {total:,} ", nl=False, err=True)
+            delay_s = min(1.0, delay_s * 1.5) if len(unfinished) == len(some) else 0.02
+            if unfinished:
+                time.sleep(delay_s)
+    if watched:
+        click.echo(err=True)
 
 
 def _state_or_error(path: str) -> dict[str, Any] | str:
@@ -174,7 +185,7 @@ def _state_or_error(path: str) -> dict[str, Any] | str:
         return words_of(error)
 
 
-_wait = click.option("-w", "--wait", is_flag=True, help="Return when it is done; fail if anything could not be.")
+_wait_option = click.option("-w", "--wait", is_flag=True, help="Return when it is done; fail if anything could not be.")
 
 
 def _archive_number(paths: Sequence[str], archive: str | None) -> str:
@@ -195,7 +206,7 @@ def _archive_number(paths: Sequence[str], archive: str | None) -> str:
 @hsm_command.command("archive", epilog=EXIT_CODES)
 @_files
 @click.option("-a", "--archive", metavar="NAME|NUMBER", help="To which archive. [the first]")
-@_wait
+@_wait_option
 @json_option
 @click.pass_context
 def archive_command(
@@ -214,7 +225,7 @@ def archive_command(
 def _verb(name: str, text: str) -> None:
     @hsm_command.command(name, epilog=EXIT_CODES, help=text)
     @_files
-    @_wait
+    @_wait_option
     @json_option
     @click.pass_context
     def command(

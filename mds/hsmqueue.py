@@ -1,0 +1,77 @@
+"""An action of the lifecycle tier that is not over, and who waits for it."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from nacrefs.mds.hsmrows import SUCCEED, ActionRow
+
+MOVES_PER_FILE: Final = 16
+"""Parts of one file that are under way, or wait for an OSS."""
+
+
+class Action:
+    """One action that is not over."""
+
+    __slots__ = ("canceled", "done", "failed", "ready", "row", "task", "total", "unit", "waiters")
+
+    def __init__(self, row: ActionRow) -> None:
+        self.row = row
+        self.task: asyncio.Task[None] | None = None
+        self.done = 0
+        self.total = 0
+        self.canceled = False
+        self.failed: OSError | None = None
+        self.ready: set[int] = set()
+        """Parts that are back."""
+        self.unit = 0
+        self.waiters: list[tuple[int, int, asyncio.Future[None]]] = []
+
+    def has(self, start: int, end: int) -> bool:
+        """Whether these bytes are back."""
+        unit = self.unit
+        return unit > 0 and all(part in self.ready for part in range(start // unit, -(-end // unit)))
+
+    def succeeded(self, now_ns: int) -> ActionRow:
+        """Its row when it has ended well."""
+        return self.row._replace(state=SUCCEED, reason="", key="", upload="", changed_ns=now_ns)
+
+    def arrived(self, part: int) -> None:
+        """One part is back."""
+        self.ready.add(part)
+        left: list[tuple[int, int, asyncio.Future[None]]] = []
+        for start, end, future in self.waiters:
+            if future.done():
+                continue
+            if self.has(start, end):
+                future.set_result(None)
+            else:
+                left.append((start, end, future))
+        self.waiters = left
+
+    def over(self, error: OSError | None) -> None:
+        """It has ended: everybody goes on, or hears why not."""
+        for _, _, future in self.waiters:
+            if not future.done():
+                if error is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(OSError(error.errno, error.strerror))
+        self.waiters = []
+
+
+async def move_all(parts: Iterable[int], move: Callable[[int], Any]) -> None:
+    """Move parts of a file, some at a time, in order; the first failure stops the rest."""
+    coming = iter(parts)
+
+    async def worker() -> None:
+        for part in coming:
+            await move(part)
+
+    workers = [asyncio.create_task(worker()) for _ in range(MOVES_PER_FILE)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for one in workers:
+            one.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
