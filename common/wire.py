@@ -868,6 +868,70 @@ class OpenDirect(Request[Node], frozen=True, array_like=True, tag=164):
     rights: Right
 
 
+# -------------------------------------------------------------------------------------------- client → MDS: fsck
+
+
+class Repair(enum.IntEnum):
+    """What becomes of a problem that `Fsck` has found."""
+
+    POSSIBLE = 0
+    """it can be mended: ask with `repair`"""
+    MENDED = 1
+    LEFT = 2
+    """it cannot be mended, or not now: `mend` says why"""
+
+
+class Problem(Message, frozen=True, array_like=True, gc=False):
+    """Something that `Fsck` has found: what kind, about which fid (0: none) and path (empty: it has none), in words,
+    and what mends it, or why nothing does."""
+
+    kind: str
+    fid: int
+    path: bytes
+    text: str
+    repair: Repair
+    mend: str
+
+
+class FsckReport(Message, frozen=True, array_like=True, gc=False):
+    """How far a check has come. `phase` with `done` of `total` is for people; `problems` are those behind the ones that
+    were asked for, `count` is how many there are in all (they may change until `ended`). `unchecked`: what could not be
+    looked at, and why. `error`: why it ended early."""
+
+    ended: bool
+    phase: str
+    done: int
+    total: int
+    count: int
+    problems: tuple[Problem, ...] = ()
+    unchecked: tuple[str, ...] = ()
+    error: str = ""
+    inodes: int = 0
+    objects: int = 0
+
+
+class Fsck(Request[FsckReport], frozen=True, array_like=True, tag=60):
+    """Check the filesystem, or what is at and below `fid`, while it is used; with `repair`, mend it. `job` is a name of
+    the asker's choice for `WatchFsck`; asked again with the same name nothing new begins. One check runs at a time
+    (EBUSY). What is younger than `grace_s` seconds is in use and not looked at. `destroy_orphans`: objects without a
+    file are destroyed, rather than given a name in `lost+found`."""
+
+    job: str
+    fid: int = 0
+    repair: bool = False
+    grace_s: float = 30.0
+    destroy_orphans: bool = False
+
+
+class WatchFsck(Request[FsckReport], frozen=True, array_like=True, tag=61):
+    """How far the check `job` has come, with the problems from number `after` on. Nobody asking for a minute ends it,
+    and so does `stop`. ESTALE if there is no such check (any more)."""
+
+    job: str
+    after: int = 0
+    stop: bool = False
+
+
 # -------------------------------------------------------------------------------------------- mirrors: anybody → MDS
 
 
@@ -1465,6 +1529,45 @@ class RaiseFloors(Request[Done], frozen=True, array_like=True, tag=86):
 
     floors: tuple[Floor, ...]
     track: bool = False
+
+
+class ObjectFact(Message, frozen=True, array_like=True, gc=False):
+    """An object as its OST has it now. `generation`: the highest layout generation it has seen. `problem`: why it
+    cannot be used, empty if it can."""
+
+    fid: int
+    number: int
+    size: int
+    allocated_bytes: int
+    mtime_ns: int
+    generation: int
+    problem: str = ""
+
+
+class ObjectFacts(Message, frozen=True, array_like=True, gc=False):
+    """Some objects; `cursor`: where the next page begins (empty: that was the last one)."""
+
+    facts: tuple[ObjectFact, ...]
+    cursor: tuple[int, ...] = ()
+
+
+class ListObjects(Request[ObjectFacts], frozen=True, array_like=True, tag=88):
+    """MDS → OSS: the objects of an OST with fids in `[first, last]`, in order, from behind `cursor` (fid, number); or,
+    with `unknown`, in no order, the files of objects that the index does not know (new ones, and what a crash has
+    left)."""
+
+    ost: int
+    first: int = 0
+    last: int = (1 << 64) - 1
+    cursor: tuple[int, ...] = ()
+    limit: int = 1000
+    unknown: bool = False
+
+
+class ProbeObjects(Request[ObjectFacts], frozen=True, array_like=True, tag=89):
+    """MDS → OSS: these objects, but for those that do not exist."""
+
+    objects: tuple[ObjectId, ...]
 
 
 class Synced(Message, frozen=True, array_like=True, gc=False):

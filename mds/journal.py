@@ -206,12 +206,12 @@ class Journal:
             self._release_claim(work)
         self.finish(work)
 
-    def submit(self, work: Work) -> None:
-        """Run a step in the next batch."""
+    def submit(self, work: Work, first: bool = False) -> None:
+        """Run a step in the next batch; `first`: before all others that wait."""
         if self._closed is not None:
             self._drop(work, self._closed)
             return
-        self._queue.append(work)
+        self._queue.insert(0 if first else len(self._queue), work)
         self._idle.clear()
         self._plan()
 
@@ -222,11 +222,13 @@ class Journal:
         else:
             self.submit(work)
 
-    def submit_own(self, operation: Callable[[Step], Any]) -> "asyncio.Future[Any]":
-        """Run a step of the MDS's own in the next batch; a future of its result, there when it is durable."""
+    def submit_own(self, operation: Callable[[Step], Any], first: bool = False) -> "asyncio.Future[Any]":
+        """Run a step of the MDS's own in the next batch; a future of its result, there when it is durable. `first`:
+        before all others that wait, so that what it reads from SQL is all there is (but if it has to wait for leases,
+        it comes later)."""
         work = Work(lambda step, _: operation(step), None, None, None)
         work.settled = self._loop.create_future()
-        self.submit(work)
+        self.submit(work, first)
         return work.settled
 
     @property

@@ -22,6 +22,7 @@ from nacrefs.common.rpc import LATER, Call, Handler, Peer, Service, check_servic
 from nacrefs.common.wire import Capability, Entry, Lease, Mode, Node, Right, Role
 from nacrefs.mds.appends import APPEND_REQUESTS, AppendDesk
 from nacrefs.mds.eviction import Evictor, end_session
+from nacrefs.mds.fsck.desk import FSCK_REQUESTS, FsckDesk
 from nacrefs.mds.hsm import Coordinator
 from nacrefs.mds.hsmdesk import HSM_REQUESTS, HsmDesk
 from nacrefs.mds.inode import Inode
@@ -61,7 +62,7 @@ ADDRESSED: Final[tuple[type[wire.Request[Any]], ...]] = (
     wire.Attach, wire.Keepalive, wire.Detach, wire.Reclaim, wire.Yield, wire.GetOsts, wire.Inspect,
     wire.SetPool, wire.Register, wire.Heartbeat, wire.SetLock, wire.GetLock, wire.CancelLock, wire.CopiesFailed,
     wire.ListCopies, wire.Resync, wire.JoinMirrors, wire.ReportDamage,
-    *APPEND_REQUESTS, *QUOTA_REQUESTS, *HSM_REQUESTS, *READS, *WRITES,
+    *APPEND_REQUESTS, *QUOTA_REQUESTS, *HSM_REQUESTS, *FSCK_REQUESTS, *READS, *WRITES,
 )  # fmt: skip
 """All requests that an MDS answers."""
 
@@ -97,6 +98,7 @@ class Mds:
         self._evictor = Evictor(mdt, self.journal, self.leases, self.sessions, self.targets, self.mirrors, clock)
         self.quotas = QuotaDesk(self)
         self._appends = AppendDesk(self, append)
+        self._fsck = FsckDesk(self)
         self.hsm = Coordinator(self)
         self._hsm_desk = HsmDesk(self)
         self._evictor.on_evicted = self._session_ended
@@ -133,6 +135,7 @@ class Mds:
     async def stop(self) -> None:
         """Commit what is queued and end."""
         self._stopping = True
+        await self._fsck.stop()
         await self.hsm.stop()
         await self.reaper.stop()
         await self.resyncer.stop()
@@ -177,6 +180,7 @@ class Mds:
                     self.evict(session, "did not reclaim in the grace term")
         self._evictor.tick()
         self.locking.tick()
+        self._fsck.tick()
         self.targets.drop_silent()
         self.targets.refresh()
         self.journal.check_owner()
@@ -226,6 +230,7 @@ class Mds:
             **self.locking.handlers(),
             **self.quotas.handlers(),
             **self._appends.handlers(),
+            **self._fsck.handlers(),
             wire.CopiesFailed: self._copies_failed,
             wire.ListCopies: self._list_copies,
             wire.Resync: self._resync,

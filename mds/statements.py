@@ -97,6 +97,12 @@ class Statements:
         self.xattrs = self._text(
             select(xattr.c.name, xattr.c.value).where(xattr.c.fid == key("fid")).order_by(xattr.c.name), "fid"
         )
+        # fid -> number of its names, of names in it, of subdirectories
+        self.count_names = self._text(select(func.count()).where(dentry.c.fid == key("fid")), "fid")
+        self.count_entries = self._text(select(func.count()).where(dentry.c.parent == key("fid")), "fid")
+        self.count_subdirectories = self._text(
+            select(func.count()).where(inode.c.parent == key("fid"), inode.c.fid != key("self")), "fid self"
+        )
         self.orphans = self._text(select(inode.c.fid).where(inode.c.nlink == literal_column("0")), "")
         self.opens = self._text(select(open_.c.session, open_.c.fid, open_.c.mode), "")
         # session, xid -> body
@@ -195,6 +201,13 @@ class Statements:
             ),
             "d_mode d_nlink d_uid d_gid d_size d_blocks d_atime d_mtime d_ctime d_change d_flags d_entries d_parent"
             " d_layout d_spec d_project d_version key",
+        )
+        # flags, layout, spec, fid: of an inode whose layouts cannot be read
+        self.set_layouts = self._text(
+            update(inode)
+            .where(inode.c.fid == key("key"))
+            .values(layout=key("d_layout"), spec=key("d_spec"), flags=key("d_flags")),
+            "d_flags d_layout d_spec key",
         )
         self.delete_inode = self._delete(inode, "fid")
 

@@ -325,6 +325,26 @@ class Tx:
             self.contents[fid] = data
         return inode
 
+    def restore_inode(self, inode: Inode) -> None:
+        """Make an inode with a fid that has none; its names come with `set_dentry`."""
+        self._wrote()
+        fid = inode.attr.fid
+        self.mdt.cache.drop_inode(fid)
+        self.inodes[fid] = inode
+        self.fresh.add(fid)
+        self.touched.add(fid)
+        if inode.data:
+            self.contents[fid] = inode.data
+
+    def give_out(self, counter: int, session: int) -> None:
+        """Fid counters and session numbers up to these have been given out."""
+        self._wrote()
+        mdt = self.mdt
+        mdt.next_counter = max(mdt.next_counter, counter + 1)
+        self.counter_limit = max(self.counter_limit, mdt.next_counter)
+        mdt.next_session = max(mdt.next_session, session + 1)
+        self.counters_moved = True
+
     def _next_fid(self) -> int:
         mdt = self.mdt
         counter = mdt.next_counter
@@ -422,6 +442,12 @@ class Tx:
             self.base_dentries[key] = self.dentry(parent, name) or ABSENT
         dentries[key] = fid
 
+    def forget_name(self, parent: int, name: bytes) -> None:
+        """Remove a name from SQL, also one that stands for nothing. Nothing else may have happened to it in this
+        batch."""
+        self.run("delete_dentry", (parent, name))
+        self.dentries[parent, name] = self.base_dentries[parent, name] = ABSENT
+
     # ----------------------------------------------------------------------------------------- opens, intents, replies
 
     def set_open(self, session: int, fid: int, mode: Mode) -> None:
@@ -468,6 +494,11 @@ class Tx:
         if writes != self.mirror_writers.get(key, key in self.mdt.mirror_writers):
             self._wrote()
             self.mirror_writers[key] = writes
+
+    def destroy_objects(self, fid: int, layout: Layout) -> None:
+        """The objects that this layout names, of a fid without an inode, go to the reaper."""
+        self._wrote()
+        self.new_destructions.append(Destruction(fid, layout))
 
     def finish_destructions(self, fids: list[int]) -> None:
         """All objects of these files have been destroyed."""

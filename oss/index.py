@@ -145,6 +145,20 @@ class Index:
                 more = cursor.next()
         return dirty, last
 
+    def keys(self, after: tuple[int, int], last: int, limit: int) -> list[tuple[int, int]]:
+        """The next `limit` objects `(fid, number)` behind `after`, up to fid `last`, sound or not."""
+        found: list[tuple[int, int]] = []
+        with self._env.begin(db=self._objects) as txn, txn.cursor() as cursor:
+            more = cursor.set_range(_KEY.pack(*after))
+            while more and len(found) < limit:
+                fid, number = _KEY.unpack(cursor.key())
+                if fid > last:
+                    break
+                if (fid, number) != after:
+                    found.append((fid, number))
+                more = cursor.next()
+        return found
+
     def dirty(self) -> Iterator[tuple[int, int]]:
         """All objects that are marked dirty, or whose records are damaged."""
         after: tuple[int, int] | None = (0, 0)

@@ -1,5 +1,6 @@
 """After an unclean stop: which objects are in doubt, and sums anew from their bytes."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -20,6 +21,8 @@ _log = logging.getLogger(__name__)
 _SHIFT: Final = 16
 _MASK: Final = BLOCK_BYTES - 1
 _SCAN_RECORDS: Final = 2000
+DIRECTORIES: Final = 256
+"""How many directories of directories of objects an OST may have."""
 
 
 async def objects_in_doubt(
@@ -94,6 +97,16 @@ def rehash(fd: int) -> tuple[int, dict[int, bytearray]]:
                 sums = sums[len(part) :]
                 offset = min(end, ((offset >> _SHIFT) + len(part) // SUM_BYTES) << _SHIFT)
     return size, pages
+
+
+def unknown_objects(index: Index, objects_root: str, outer: int) -> list[tuple[int, int]]:
+    """The objects of which the index knows nothing, in one of the `DIRECTORIES`."""
+    found: list[tuple[int, int]] = []
+    with contextlib.suppress(FileNotFoundError):
+        for inner in os.scandir(f"{objects_root}/{outer:02x}"):
+            if inner.is_dir():
+                found.extend(_unknown(index, inner.path))
+    return found
 
 
 def _unknown(index: Index, directory: str) -> list[tuple[int, int]]:

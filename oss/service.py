@@ -16,7 +16,9 @@ from nacrefs.common.wire import (
     Fence,
     Glimpse,
     Glimpsed,
+    ListObjects,
     ObjectStat,
+    ProbeObjects,
     Punch,
     RaiseFloors,
     Read,
@@ -33,6 +35,7 @@ from nacrefs.oss import blockio
 from nacrefs.oss.admission import check_size
 from nacrefs.oss.changes import Changes
 from nacrefs.oss.gate import Call, Gate
+from nacrefs.oss.inventory import Inventory
 from nacrefs.oss.reads import Reads
 from nacrefs.oss.resync import Resync
 from nacrefs.oss.target import Target
@@ -63,6 +66,7 @@ class Service:
         """Who moves files to and from archives."""
         self._reads = Reads(gate, threads, pool)
         self._changes = Changes(gate, threads)
+        self._inventory = Inventory(gate, threads)
         self._resync = Resync(gate, self._changes, threads, connect, resync_bytes_per_s)
 
     def for_clients(self) -> Handlers:
@@ -86,6 +90,8 @@ class Service:
             Fence: self.fence,
             RaiseFloors: self._resync.raise_floors,
             SyncObject: self._resync.sync_object,
+            ListObjects: self._inventory.list_objects,
+            ProbeObjects: self._inventory.probe_objects,
         }
 
     def stat(self, request: StatObject, call: Call) -> ObjectStat:

@@ -32,7 +32,7 @@ from nacrefs.oss.durability import Durability
 from nacrefs.oss.index import Change, Index
 from nacrefs.oss.label import Label, read_label, write_label
 from nacrefs.oss.object import CLEAN, CLEANING, DEAD, DIRTY, SUSPECT, StoredObject
-from nacrefs.oss.recovery import objects_in_doubt, rehash_object
+from nacrefs.oss.recovery import objects_in_doubt, rehash_object, unknown_objects
 from nacrefs.oss.space import Space
 
 _log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Target:
         """When the machine last started without having stopped this OST: what was not durable then is gone. Objects
         that were in doubt have higher versions."""
         if (doubt := self.applied.in_doubt) is not None:
-            self.applied.settle(StoredObject(self.index, doubt.fid, doubt.number, self._directory(doubt.fid)).path)
+            self.applied.settle(self.path_of(doubt.fid, doubt.number))
         self.durability = Durability(
             self.index,
             threads,
@@ -188,6 +188,18 @@ class Target:
                 await asyncio.shield(stored.turning)
         return None
 
+    def opened(self, fid: int, number: int) -> StoredObject | None:
+        """The object if it is open, as it is."""
+        return self._table.get((fid, number))
+
+    def path_of(self, fid: int, number: int) -> str:
+        """Where the object's file is."""
+        return f"{self._directory(fid)}/{fid:016x}.{number}"
+
+    def unknown(self, outer: int) -> list[tuple[int, int]]:
+        """The objects of which the index knows nothing, in one of `recovery.DIRECTORIES`; for threads."""
+        return unknown_objects(self.index, self._objects_root, outer)
+
     def open_objects(self) -> list[StoredObject]:
         """The objects that are in use or were lately."""
         return list(self._table.values())
@@ -202,7 +214,7 @@ class Target:
             return _ABSENT
         record = self.index.record(fid, number)
         try:
-            stat = os.stat(StoredObject(self.index, fid, number, self._directory(fid)).path)
+            stat = os.stat(self.path_of(fid, number))
         except FileNotFoundError:
             if record is not None:
                 raise self._lost(StoredObject(self.index, fid, number, self._directory(fid))) from None

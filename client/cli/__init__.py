@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "dev": ("dev", "A whole cluster on this machine, for development and trying out."),
     "fid2path": ("paths", "Show the path of a fid."),
     "find": ("find", "Find files by name, type, size, age, layout and OST."),
+    "fsck": ("fsck", "Check a filesystem while it is used, and mend it."),
     "getstripe": ("stripes", "Show the layout of files, and what directories give to new files."),
     "locks": ("locks", "Show who has and who waits for fcntl and flock locks."),
     "mpi-env": ("mpi", "Print what makes a program do its own I/O (MPI-IO)."),

@@ -22,7 +22,7 @@ from nacrefs.common.wire import (
 )
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace import acl
-from nacrefs.mds.namespace.bits import WANT_LEASE
+from nacrefs.mds.namespace.bits import WANT_LAYOUT, WANT_LEASE
 from nacrefs.mds.namespace.layouts import apply_spec, effective_spec
 from nacrefs.mds.namespace.nodes import node
 from nacrefs.mds.step import Step
@@ -92,7 +92,7 @@ def set_xattr(step: Step, request: SetXattr) -> Node:
     inode = tx.need(fid)
     if name == LAYOUT:
         apply_spec(step, fid, parse_spec(value))
-        return node(step, tx.need(fid), WANT_LEASE)
+        return node(step, tx.need(fid), WANT_LEASE | WANT_LAYOUT)  # whoever asks may be about to write
     if name in acl.NAMES:
         return _set_acl(step, inode, request)
     _check_stored(name)

@@ -10,6 +10,7 @@ import pytest
 from nacrefs.client.filesystem import Changes
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import is_later, settle
+from nacrefs.common.fid import ROOT
 from nacrefs.common.wire import RenameFlag, Set, XattrFlag
 from tests.client.world import (
     CRED,
@@ -358,3 +359,14 @@ async def test_what_was_written_before_the_last_close_is_read_by_who_has_the_unl
     await quiet(two)
     with pytest.raises(OSError, match="does not exist any more"):
         await settle(two.getattr(fid))
+
+
+async def test_a_layout_that_is_given_to_an_empty_file_is_its_writers_too(world: World) -> None:
+    """The client that asked for it has written under the old one before, where nobody else looks."""
+    one, other = await world.vfs(), await world.vfs()
+    fid = await write_file(one, ROOT, b"f", b"")
+    await settle(one.setxattr(fid, b"nacre.layout", b"stripe_count=1 stripe_size=1048576", XattrFlag(0)))
+    handle = await open_file(one, fid, os.O_WRONLY)
+    await settle(one.write(handle, 0, memoryview(bytes(range(256)) * 1000)))
+    await close(one, handle)
+    assert await read_file(other, ROOT, b"f") == bytes(range(256)) * 1000

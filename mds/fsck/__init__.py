@@ -1,0 +1,1 @@
+"""`nacre fsck`: checking a filesystem while it is used, and mending it (docs/fsck.md)."""
