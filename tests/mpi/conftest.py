@@ -10,6 +10,7 @@ import pytest
 
 from nacrefs.client import mount
 from tests.harness.process import ProcessCluster, process_cluster
+from tests.mpi.engines import ENGINES, Engine
 from tests.mpi.native import FLAGS, PROGRAMS, build_library, build_program
 
 LIBASAN_SETTINGS = "detect_leaks=0:handle_segv=0:abort_on_error=1"
@@ -65,3 +66,15 @@ def native(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator
     """The library, and a cluster of real processes that is mounted."""
     with process_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
         yield Native(cluster, library, tmp_path_factory.mktemp("native"))
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=() if name == "mpich" else pytest.mark.slow) for name in ENGINES],
+    scope="session",
+)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """One after the other, the I/O engines that are installed; in a short run MPICH's only."""
+    found = ENGINES[request.param]
+    if not found.is_here:
+        pytest.skip(f"{found.name} is not installed (make test-mpi)")
+    return found

@@ -11,22 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.mpi.conftest import Native
-from tests.mpi.engines import ENGINES, Engine, scratch_environment
+from tests.mpi.engines import Engine, scratch_environment
 from tests.mpi.native import PROGRAMS
 
 HINTS = ("striping_factor=3", "striping_unit=131072", "start_iodevice=1")
 UNIT = 131072
-
-
-@pytest.fixture(
-    params=[pytest.param(name, marks=() if name == "mpich" else pytest.mark.slow) for name in ENGINES],
-    scope="session",
-)
-def engine(request: pytest.FixtureRequest) -> Engine:
-    found = ENGINES[request.param]
-    if not found.is_here:
-        pytest.skip(f"{found.name} is not installed (make test-mpi)")
-    return found
 
 
 def compiled(native: Native, engine: Engine, source: str, *more: str, compiler: str = "mpicc") -> Path:

@@ -9,9 +9,7 @@ import pytest
 from tests.harness.process import succeed
 from tests.mpi.conftest import Native
 from tests.mpi.engines import Engine, scratch_environment
-from tests.mpi.test_mpi import compiled, engine
-
-__all__ = ["engine"]
+from tests.mpi.test_mpi import compiled
 
 
 @pytest.fixture(scope="session")
