@@ -172,6 +172,7 @@ class Mds:
 
     def tick(self) -> None:
         """Time has passed: evict sessions whose term is over, notice OSTs that have fallen silent, and a new owner."""
+        self.sessions.put_off(self._is_stuck)
         for session, reason in self.sessions.overdue():
             self.evict(session, reason)
         if self._grace is not None and self.clock.monotonic_s() >= self._grace_until_s:
@@ -186,6 +187,15 @@ class Mds:
         self.journal.check_owner()
         if self.mdt.mirror_writers and self._grace is None:
             self._spawn(self.mirrors.forget_writers())
+
+    def _is_stuck(self, fid: int) -> bool:
+        """Part of a file can be written by nobody at present: the OSTs of all its copies are away."""
+        inode = self._reading.inode(fid)
+        layout = inode.layout if inode is not None else None
+        return layout is not None and any(
+            all(self.targets.serving(layout.osts[number]) is None for number in layout.objects_of(stripe))
+            for stripe in range(layout.stripe_count)
+        )
 
     def _osts_up(self) -> None:
         self.reaper.ost_is_up()

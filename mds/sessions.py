@@ -204,6 +204,15 @@ class Sessions:
         else:
             self.evict(session, f"answered a recall with an error: {error}")
 
+    def put_off(self, is_stuck: Callable[[int], bool]) -> None:
+        """Who was asked to give back a fid that is stuck, because what is dirty cannot be written, has a term for it
+        from now on."""
+        now_s = self._clock.monotonic_s()
+        for session in self.by_id.values():
+            for number, recall in session.recalls.items():
+                if any(is_stuck(item.fid) for item in recall.request.items):
+                    session.recalls[number] = recall._replace(asked_s=now_s)
+
     def overdue(self) -> list[tuple[Session, str]]:
         """Sessions that have been silent, or have not answered a recall, for longer than their term, and which of
         it."""
@@ -212,7 +221,7 @@ class Sessions:
         for session in self.by_id.values():
             if session.last_heard_s < before:
                 found.append((session, f"was silent for {self.term_s:g} s"))
-            elif session.recalls and next(iter(session.recalls.values())).asked_s < before:
+            elif any(recall.asked_s < before for recall in session.recalls.values()):
                 found.append((session, f"did not answer a recall within {self.term_s:g} s"))
         return found
 

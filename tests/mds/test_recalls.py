@@ -19,7 +19,7 @@ from nacrefs.common.wire import (
     Unlink,
     Want,
 )
-from tests.mds.served import ROOT, Served, turns
+from tests.mds.served import ROOT, Oss, Served, turns
 
 BOTH = Mode.READ | Mode.WRITE
 CHMOD = Set.MODE
@@ -305,3 +305,45 @@ async def test_session_that_does_not_answer_a_recall_in_its_term_is_evicted(serv
     assert (await waiting).attr.fid == fid
     assert writer.evicted == ["did not answer a recall within 30 s"]
     assert [request.sessions for request in served.first.of(Fence)] == [(number,)]
+
+
+async def test_a_recall_may_take_as_long_as_an_ost_of_the_file_is_away(served: Served) -> None:
+    writer, reader = await served.client(), await served.client()
+    made = await writer.create(b"f")
+    assert made.node is not None
+    assert made.node.layout is not None
+    fid = made.node.attr.fid
+    writer.gate.shut()
+    await served.first.remote.aclose()
+    await served.settle()
+    waiting = reader.call(GetAttr(fid))
+    await writer.gate.arrived.wait()
+    await served.pass_s(300, writer, reader)
+    assert not writer.evicted
+    again = Oss(served, 0)
+    again.uuids, again.indices = served.first.uuids, served.first.indices
+    served.oss_list.append(again)
+    await again.start()
+    await served.pass_s(29, writer, reader)
+    assert not writer.evicted  # it has a term from when the OST came back
+    assert not waiting.done()
+    await served.pass_s(2, writer, reader)
+    await served.settle()
+    assert writer.evicted == ["did not answer a recall within 30 s"]
+    assert (await waiting).attr.fid == fid
+
+
+async def test_a_recall_of_another_file_is_not_put_off_by_an_ost_that_is_away(served: Served) -> None:
+    writer, reader = await served.client(), await served.client()
+    made = await writer.create(b"f")
+    assert made.node is not None
+    assert made.node.layout is not None
+    away = await served.oss(1)
+    assert away.indices[0] not in made.node.layout.osts
+    await away.remote.aclose()
+    writer.gate.shut()
+    waiting = reader.call(GetAttr(made.node.attr.fid))
+    await writer.gate.arrived.wait()
+    await served.pass_s(31, writer, reader)
+    assert writer.evicted == ["did not answer a recall within 30 s"]
+    await waiting

@@ -1,0 +1,33 @@
+"""An OSS that is away for longer than a client's term: everybody waits, and what was written is there afterwards."""
+
+import asyncio
+import os
+from pathlib import Path
+
+from nacrefs.common.answer import settle
+from tests.client.world import close, cluster, open_file, quiet, read_file, write_file
+
+TERM_S = 1.0
+OLD, NEW = b"o" * 300_000, b"n" * 300_000
+
+
+async def test_data_that_waits_for_an_oss_is_not_lost_when_somebody_else_wants_the_file(tmp_path: Path) -> None:
+    async with cluster(tmp_path, term_s=TERM_S) as world:
+        writer, reader = await world.vfs(), await world.vfs()
+        fid = await write_file(writer, writer.root, b"f", OLD)
+        await quiet(writer)
+        number = await open_file(writer, fid, os.O_RDWR)
+        servers, world.oss = world.oss, []
+        for server in servers:
+            await server.stop()
+        await settle(writer.write(number, 0, memoryview(NEW)))
+        session = writer.session.number
+        reading = asyncio.ensure_future(read_file(reader, reader.root, b"f"))
+        await asyncio.sleep(4 * TERM_S)
+        assert not reading.done()
+        for oss in range(len(servers)):
+            await world.start_oss(oss)
+        async with asyncio.timeout(20):
+            assert await reading == NEW
+        assert writer.session.number == session, "the writer was evicted"
+        await close(writer, number)
