@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from nacrefs.common import arena
+
 _SMALLEST: Final = 16 * 1024
 _LARGEST_KEPT: Final = 8 << 20
 
@@ -108,6 +110,9 @@ class Memory:
 
     def buffer(self, size: int) -> memoryview:
         """A buffer of `size` bytes with arbitrary contents, for memory that has been taken."""
+        registered = arena.buffer(size)
+        if registered is not None:
+            return registered
         capacity = max(_SMALLEST, 1 << (size - 1).bit_length()) if size else _SMALLEST
         kept = self._kept.get(capacity)
         if kept:
@@ -117,10 +122,10 @@ class Memory:
 
     def release(self, buffer: memoryview) -> None:
         """Give back a buffer, to be used again, and its bytes. No view of it may be used any more."""
-        memory = buffer.obj
-        assert isinstance(memory, bytearray)
-        capacity = len(memory)
-        if capacity <= _LARGEST_KEPT and self._kept_bytes + capacity <= self.limit_bytes // 8:
-            self._kept_bytes += capacity
-            self._kept.setdefault(capacity, []).append(memory)
+        memory: object = buffer.obj
+        if isinstance(memory, bytearray):  # otherwise it is the arena's, and goes back when nobody refers to it
+            capacity = len(memory)
+            if capacity <= _LARGEST_KEPT and self._kept_bytes + capacity <= self.limit_bytes // 8:
+                self._kept_bytes += capacity
+                self._kept.setdefault(capacity, []).append(memory)
         self.give(len(buffer))

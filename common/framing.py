@@ -44,6 +44,7 @@ class Kind(enum.IntEnum):
     RESENT = 6
     REPLY = 7
     FAILURE = 8
+    SWITCH = 9
 
 
 _KINDS: Final = {int(kind): kind for kind in Kind}

@@ -1,4 +1,5 @@
-"""The handshake from both sides: Hello → Challenge → Proof → Welcome, each in a frame of its kind (docs/protocol.md).
+"""The handshake from both sides: Hello → Challenge → Proof → Welcome (→ Switch), each in a frame of its kind
+(docs/protocol.md).
 
 Either side drops the link at the first thing that is wrong; the server says why in a Failure first, unless the other
 side did not even speak frames. Until it is over, little is read and nothing is kept of a stranger's words.
@@ -18,7 +19,18 @@ from nacrefs.common.auth import Credentials, Keyring
 from nacrefs.common.codec import decode_failure, encode
 from nacrefs.common.framing import Frame, FramingError, Kind
 from nacrefs.common.transport.link import Link
-from nacrefs.common.wire import PROTOCOL_VERSION, Challenge, Failure, Hello, Message, Proof, Role, Welcome
+from nacrefs.common.wire import (
+    PROTOCOL_VERSION,
+    Challenge,
+    Failure,
+    Hello,
+    Message,
+    Proof,
+    RdmaEnd,
+    Role,
+    Switch,
+    Welcome,
+)
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -78,8 +90,9 @@ class _Greeting:
 
 async def greet_server(
     link: Link, credentials: Credentials, client: str, handshake_s: float = HANDSHAKE_S
-) -> tuple[str, Role]:
-    """The connecting side: the server's name and the role that the key gives us. Refused, or ConnectionError."""
+) -> tuple[str, Role, Link]:
+    """The connecting side: the server's name, the role that the key gives us, and the link to go on with. Refused, or
+    ConnectionError."""
     greeting = _Greeting(link, handshake_s)
     nonce = secrets.token_bytes(auth.NONCE_BYTES)
     greeting.send(Kind.HELLO, Hello(PROTOCOL_VERSION, credentials.cluster, credentials.key, client, nonce))
@@ -90,16 +103,33 @@ async def greet_server(
             errno.EACCES,
             f"{link.peername} does not have our key {credentials.key!r}: is the keyring the one of its cluster?",
         )
-    greeting.send(Kind.PROOF, Proof(auth.proof(credentials.secret, b"client", *claims)))
-    welcome = await greeting.receive(Kind.WELCOME, Welcome)
-    return challenge.server, welcome.role
+    proof = auth.proof(credentials.secret, b"client", *claims)
+    upgrade = link.upgrade
+    if upgrade is None:
+        greeting.send(Kind.PROOF, Proof(proof))
+        welcome = await greeting.receive(Kind.WELCOME, Welcome)
+        return challenge.server, welcome.role, link
+    try:
+        offer = upgrade.offer()
+        greeting.send(Kind.PROOF, Proof(proof, offer))
+        welcome = await greeting.receive(Kind.WELCOME, Welcome)
+        if offer is not None:
+            reason = await upgrade.accepted(welcome.rdma, welcome.declined)
+            if welcome.rdma is not None:
+                greeting.send(Kind.SWITCH, Switch(reason))
+        final = upgrade.switched()
+        await upgrade.confirmed()
+        return challenge.server, welcome.role, final
+    except BaseException:
+        upgrade.drop()
+        raise
 
 
 async def greet_client(
     link: Link, keyring: Keyring, name: str, handshake_s: float = HANDSHAKE_S, *, tickets: bool = False
-) -> tuple[str, Role]:
-    """The accepting side: the client's id and role. With `tickets`, a ticket is as good as a client key.
-    ConnectionError after having told the client why."""
+) -> tuple[str, Role, Link]:
+    """The accepting side: the client's id and role, and the link to go on with. With `tickets`, a ticket is as good as
+    a client key. ConnectionError after having told the client why."""
     greeting = _Greeting(link, handshake_s)
     hello = await greeting.receive(Kind.HELLO, Hello)
 
@@ -134,5 +164,29 @@ async def greet_client(
         ) from None
     if known is None or not auth.same(shown.proof, auth.proof(secret, b"client", *claims)):
         raise refuse(errno.EACCES, f"key {hello.key[:64]!r} is unknown or wrong")
-    greeting.send(Kind.WELCOME, Welcome(role))
-    return hello.client, role
+    if shown.rdma is None:
+        greeting.send(Kind.WELCOME, Welcome(role))
+        return hello.client, role, link
+    return hello.client, role, await _upgraded(link, greeting, role, shown.rdma)
+
+
+async def _upgraded(link: Link, greeting: _Greeting, role: Role, offer: RdmaEnd) -> Link:
+    """Answer a client's offer to go on over RDMA; the link to go on with."""
+    upgrade = link.upgrade
+    if upgrade is None:
+        greeting.send(Kind.WELCOME, Welcome(role, None, "the server does not listen at an rdma:// address"))
+        return link
+    try:
+        answer = upgrade.answer(offer)
+    except OSError as error:
+        greeting.send(Kind.WELCOME, Welcome(role, None, f"the server declines: {error.strerror}"))
+        return link
+    try:
+        greeting.send(Kind.WELCOME, Welcome(role, answer))
+        switch = await greeting.receive(Kind.SWITCH, Switch)
+    except BaseException:
+        upgrade.drop()
+        raise
+    if switch.error:
+        upgrade.drop()
+    return upgrade.switched()

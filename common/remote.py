@@ -61,6 +61,9 @@ class Server:
 
     async def listen(self, address: str) -> str:
         """Accept peers at an address too; the address to connect to."""
+        for other in self._listeners:
+            if other.address.replace("rdma://", "tcp://", 1) == address:
+                return address  # an rdma:// listener serves TCP at its port, too
         listener = await transport.listen(address, self._accept)
         self._listeners.append(listener)
         return listener.address
@@ -88,7 +91,9 @@ class Server:
 
     async def _greet(self, link: Link) -> None:
         try:
-            client, role = await greet_client(link, self._keyring, self.name, self._handshake_s, tickets=self._tickets)
+            client, role, link = await greet_client(
+                link, self._keyring, self.name, self._handshake_s, tickets=self._tickets
+            )
         except OSError as error:
             self._refuse(link, (error.strerror or str(error)).removeprefix(f"{link.peername}: "))
             return
@@ -130,7 +135,7 @@ class Server:
             peer.close("server is shutting down")
         for peer in peers:
             await peer.drain()
-        await asyncio.sleep(0)  # links report that they are closed in the next turn
+        await transport.settle()
 
 
 class Remote(Peer):
@@ -187,7 +192,7 @@ class Remote(Peer):
     async def _connect(self) -> None:
         link = await transport.connect(self.address)
         try:
-            self.server, self.role = await greet_server(link, self._credentials, self._client, self._handshake_s)
+            self.server, self.role, link = await greet_server(link, self._credentials, self._client, self._handshake_s)
             self._carrier = self._greeting = link
             link.start(self)
             if self._overloaded:
@@ -270,5 +275,5 @@ class Remote(Peer):
             await asyncio.gather(self._connecting, return_exceptions=True)
         self.close("closed")
         await self.drain()
-        await asyncio.sleep(0)  # the link reports that it is closed in the next turn
+        await transport.settle()
         self._fail_pending(ConnectionAbortedError(errno.ECONNABORTED, f"{self.address}: closed"))

@@ -13,6 +13,7 @@ import errno
 import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -169,7 +170,7 @@ class Peer:
         self._sweeping = False
         # What follows is about the link that frames come from: `link`, or one that is still being greeted.
         self._carrier: Link | None = None
-        self._receiving: memoryview | None = None
+        self._receiving: deque[memoryview] = deque()
         self._short_of_buffers = False
         self._in_service = 0
         self._unfetched = False
@@ -295,7 +296,7 @@ class Peer:
                 self._short_of_buffers = True
                 self._pool.when_free(self._buffers_free)
             return None
-        self._receiving = buffer
+        self._receiving.append(buffer)
         return [buffer]
 
     def _buffers_free(self) -> None:
@@ -312,7 +313,8 @@ class Peer:
         elif link is None:
             return
         elif kind is _REQUEST or kind is _RESENT:
-            self._receiving = None
+            if frame.bulk and self._receiving:
+                self._receiving.popleft()
             self._serve(frame, link)
         else:
             log.warning("%s sent a %s frame out of place, connection closed", self.name, kind.name)
@@ -460,11 +462,11 @@ class Peer:
             self.on_closed(self, error)
 
     def _let_go(self) -> None:
-        """The carrier is gone: give back the buffer of a request whose bulk will not be complete any more."""
+        """The carrier is gone: give back the buffers of requests whose bulk will not be complete any more."""
         self._carrier = None
-        if self._receiving is not None and self._pool is not None:
-            self._pool.give(self._receiving)
-        self._receiving = None
+        while self._receiving:
+            assert self._pool is not None
+            self._pool.give(self._receiving.popleft())
 
     def _fail_pending(self, error: OSError) -> None:
         if self.closed_error is None:

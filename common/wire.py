@@ -191,16 +191,42 @@ class Challenge(Message, frozen=True, array_like=True, gc=False):
     proof: bytes
 
 
+class RdmaEnd(Message, frozen=True, array_like=True, gc=False):
+    """One end of a queue pair, as the other has to know it (docs/protocol.md, RDMA). `gid` is an IPv6 address, `mtu` an
+    `enum ibv_mtu`. `credits` receives of `slot_bytes` each are posted for ordinary messages."""
+
+    version: int
+    gid: str
+    lid: int
+    ethernet: bool
+    queue_pair: int
+    psn: int
+    mtu: int
+    slot_bytes: int
+    credits: int
+
+
 class Proof(Message, frozen=True, array_like=True, gc=False):
-    """The client's proof that it has the key."""
+    """The client's proof that it has the key. `rdma`: it would rather go on over RDMA."""
 
     proof: bytes
+    rdma: RdmaEnd | None = None
 
 
 class Welcome(Message, frozen=True, array_like=True, gc=False):
-    """The connection is open for requests; `role` is what the key lets this peer be."""
+    """The connection is open for requests; `role` is what the key lets this peer be. `rdma` answers an offer of it; if
+    there was one and no answer, `declined` says why."""
 
     role: Role
+    rdma: RdmaEnd | None = None
+    declined: str = ""
+
+
+class Switch(Message, frozen=True, array_like=True, gc=False):
+    """From the client, after a Welcome with `rdma`: everything that follows goes over RDMA, or, if that could not be
+    made to work (`error`), over TCP as before."""
+
+    error: str = ""
 
 
 # ------------------------------------------------------------------------------------ client → MDS: sessions and leases

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from nacrefs.common.framing import Frame, Kind
-from nacrefs.common.wire import BODY_BYTES_MAX
+from nacrefs.common.wire import BODY_BYTES_MAX, RdmaEnd
 
 Done = Callable[[], None]
 
@@ -32,11 +32,50 @@ class Receiver(Protocol):
         ...
 
 
+class Upgrade(Protocol):
+    """A better transport, on which the two ends of a link may agree in their handshake."""
+
+    optional: bool
+    """The link will do if they do not."""
+
+    def offer(self) -> RdmaEnd | None:
+        """The connecting side's offer; None if it has nothing to offer, OSError if that will not do."""
+        ...
+
+    async def accepted(self, far: RdmaEnd | None, declined: str) -> str:
+        """The accepting side has answered (or `declined`, with its reason): empty if the transport works now, the
+        reason if it does not; OSError if that will not do."""
+        ...
+
+    def answer(self, far: RdmaEnd) -> RdmaEnd:
+        """The accepting side's answer to an offer; OSError with the reason why it declines."""
+        ...
+
+    def switched(self) -> "Link":
+        """The link to go on with."""
+        ...
+
+    async def confirmed(self) -> None:
+        """The connecting side: wait until the other side has switched too; OSError if it does not."""
+        ...
+
+    def drop(self) -> None:
+        """Nothing comes of it."""
+        ...
+
+
 class Link(Protocol):
     """A connection that carries frames."""
 
     peername: str
     """Whom it leads to, for logs."""
+    transport: str
+    """The scheme of what carries it: tcp, rdma, mem."""
+
+    @property
+    def upgrade(self) -> Upgrade | None:
+        """What it may become in its handshake."""
+        ...
 
     def start(self, receiver: Receiver, body_bytes_max: int = BODY_BYTES_MAX) -> None:
         """Deliver to `receiver` from now on, and close the link at a longer body (again: hand the link over)."""
@@ -64,7 +103,12 @@ class Link(Protocol):
         ...
 
     def withdraw(self, xid: int) -> None:
-        """The buffers of request `xid` are wanted back: from now on nothing is put into them or taken from them."""
+        """The buffers of request `xid` are wanted back: from now on nothing is put into them or taken from them.
+
+        Except for memory of `common.arena`, on RDMA: until the answer is there, or the link has closed, the other side
+        may write into it. Giving it back to its pool is safe all the same (nobody else gets it before that), and so is
+        offering it again (which cuts the link if the answer is still out). Using it for something else is not.
+        """
         ...
 
     @property

@@ -19,6 +19,9 @@ _listeners: dict[str, "MemListener"] = {}
 class MemLink:
     """One end of a pair."""
 
+    transport = "mem"
+    upgrade = None
+
     def __init__(self, peername: str) -> None:
         self.peername = peername
         self._loop = asyncio.get_running_loop()

@@ -15,7 +15,7 @@ from typing import Final
 
 from nacrefs.common import faults
 from nacrefs.common.framing import Decoder, Frame, FramingError, Kind, encode_frame
-from nacrefs.common.transport.link import Accept, Done, Link, Listener, Receiver, scratch
+from nacrefs.common.transport.link import Accept, Done, Listener, Receiver, Upgrade, scratch
 from nacrefs.common.wire import BODY_BYTES_MAX
 
 log = logging.getLogger("nacre.rpc")
@@ -40,7 +40,10 @@ _WATCHED: Final = (
 class TcpLink:
     """A link over a connected socket, which it owns."""
 
+    transport = "tcp"
+
     def __init__(self, sock: socket.socket, peername: str) -> None:
+        self.upgrade: Upgrade | None = None
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -66,6 +69,12 @@ class TcpLink:
     @property
     def backlog_bytes(self) -> int:
         return self._queued_bytes - self._sent_bytes
+
+    @property
+    def own_address(self) -> str:
+        """This side's IP address."""
+        host: str = self._sock.getsockname()[0]
+        return host
 
     def start(self, receiver: Receiver, body_bytes_max: int = BODY_BYTES_MAX) -> None:
         self._receiver = receiver
@@ -274,16 +283,16 @@ class TcpListener:
             self._sock.close()
 
 
-def _split(place: str) -> tuple[str, int]:
+def _split(place: str, scheme: str) -> tuple[str, int]:
     host, _, port = place.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
-        raise OSError(errno.EINVAL, f"address tcp://{place} is not tcp://HOST:PORT")
+        raise OSError(errno.EINVAL, f"address {scheme}://{place} is not {scheme}://HOST:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-async def connect(place: str) -> Link:
-    """A link to `HOST:PORT`; OSError if nobody answers there."""
-    host, port = _split(place)
+async def connect(place: str, scheme: str = "tcp") -> TcpLink:
+    """A link to `HOST:PORT`; OSError, naming it as an address of `scheme`, if nobody answers there."""
+    host, port = _split(place, scheme)
     loop = asyncio.get_running_loop()
     try:
         infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -309,19 +318,19 @@ async def connect(place: str) -> Link:
             return TcpLink(sock, f"{host}:{port}")
     assert failure is not None
     raise OSError(
-        failure.errno or errno.ECONNREFUSED, f"cannot connect to tcp://{place}: {failure.strerror or failure}"
+        failure.errno or errno.ECONNREFUSED, f"cannot connect to {scheme}://{place}: {failure.strerror or failure}"
     )
 
 
-async def listen(place: str, accept: Accept) -> Listener:
+async def listen(place: str, accept: Accept, scheme: str = "tcp") -> Listener:
     """Accept links at `HOST:PORT` (port 0: any free one); OSError naming the address if it is taken."""
-    host, port = _split(place)
+    host, port = _split(place, scheme)
     loop = asyncio.get_running_loop()
     try:
         infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
         raise OSError(
-            errno.EADDRNOTAVAIL, f"cannot listen at tcp://{place}: host {host!r} is unknown ({error.strerror})"
+            errno.EADDRNOTAVAIL, f"cannot listen at {scheme}://{place}: host {host!r} is unknown ({error.strerror})"
         ) from None
     family, _, _, _, where = infos[0]
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
@@ -332,5 +341,7 @@ async def listen(place: str, accept: Accept) -> Listener:
     except OSError as error:
         sock.close()
         hint = "; is another server running there?" if error.errno == errno.EADDRINUSE else ""
-        raise OSError(error.errno or errno.EINVAL, f"cannot listen at tcp://{place}: {error.strerror}{hint}") from None
+        raise OSError(
+            error.errno or errno.EINVAL, f"cannot listen at {scheme}://{place}: {error.strerror}{hint}"
+        ) from None
     return TcpListener(sock, accept)

@@ -20,7 +20,7 @@ CRED = Cred(0, 0, 1)
 RW = os.O_RDWR | os.O_CREAT
 
 
-@pytest.fixture(params=["mem", "tcp"])
+@pytest.fixture(params=["mem", "tcp", "rdma"])
 async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Cluster]:
     async with Cluster(tmp_path, scheme=request.param, oss=1) as made:
         yield made

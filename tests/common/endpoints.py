@@ -1,6 +1,7 @@
 """A server and a client in one event loop, for tests of calls between them."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from nacrefs.common.wire import (
     Write,
     Written,
 )
+from tests.harness.fabric import MemoryFabric, memory_fabric
 
 ATTR = Attr(*range(12))
 NO_CAPABILITY = Capability(0, 0, b"")
@@ -75,10 +77,22 @@ class Ends:
         self.pool = pool
         self.remotes: list[Remote] = []
 
-    def remote(self, service: Handlers | None = None, keyring: Keyring = KEYRING, name: str = "client-1") -> Remote:
+    def remote(
+        self,
+        service: Handlers | None = None,
+        keyring: Keyring = KEYRING,
+        name: str = "client-1",
+        address: str = "",
+    ) -> Remote:
         """A client that is not connected yet."""
         remote = Remote(
-            self.url, keyring.credentials(Role.CLIENT), name, service or {}, Meter(), self.pool, handshake_s=5
+            address or self.url,
+            keyring.credentials(Role.CLIENT),
+            name,
+            service or {},
+            Meter(),
+            self.pool,
+            handshake_s=5,
         )
         self.remotes.append(remote)
         return remote
@@ -98,19 +112,26 @@ class Ends:
 
 @asynccontextmanager
 async def ends(
-    scheme: str, handlers: Handlers = HANDLERS, pool_bytes: int = 16 << 20, handshake_s: float = 5.0
+    scheme: str,
+    handlers: Handlers = HANDLERS,
+    pool_bytes: int = 16 << 20,
+    handshake_s: float = 5.0,
+    fabric: MemoryFabric | None = None,
 ) -> AsyncGenerator[Ends]:
-    """A server at an address of this scheme; when it ends, no buffer may be out."""
+    """A server at an address of this scheme; when it ends, no buffer may be out, and nothing of an RDMA device."""
     pool = BufferPool(pool_bytes)
     server = Server(handlers, KEYRING, "server-1", Meter(), pool, handshake_s)
-    url = await server.listen("tcp://127.0.0.1:0" if scheme == "tcp" else f"mem://rpc-{next(_names)}")
-    both = Ends(server, url, pool)
-    try:
-        yield both
-    finally:
-        for remote in both.remotes:
-            await remote.aclose()
-        await server.close()
+    with contextlib.ExitStack() as devices:
+        if scheme == "rdma" and fabric is None:
+            devices.enter_context(memory_fabric())
+        url = await server.listen(f"mem://rpc-{next(_names)}" if scheme == "mem" else f"{scheme}://127.0.0.1:0")
+        both = Ends(server, url, pool)
+        try:
+            yield both
+        finally:
+            for remote in both.remotes:
+                await remote.aclose()
+            await server.close()
     assert pool.used_bytes == 0
     assert not server.peers
 

@@ -39,7 +39,7 @@ from nacrefs.common.wire import (
 from tests.common.endpoints import HANDLERS, KEYRING, Ends, Handlers, ends, results, until, write
 
 
-@pytest.fixture(params=["mem", "tcp"])
+@pytest.fixture(params=["mem", "tcp", "rdma"])
 def scheme(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -1,9 +1,11 @@
-"""A real cluster in the running event loop: one MDS, some OSSes, any number of clients, over `mem://` or `tcp://`.
+"""A real cluster in the running event loop: one MDS, some OSSes, any number of clients, over `mem://`, `tcp://` or
+`rdma://` (devices in memory).
 
 async with Cluster(tmp_path) as cluster:
     vfs = await cluster.client()
 """
 
+import contextlib
 import itertools
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +25,7 @@ from nacrefs.mds.server import MdsServer
 from nacrefs.oss.config import OssConfig
 from nacrefs.oss.label import format_target
 from nacrefs.oss.server import OssServer
+from tests.harness.fabric import MemoryFabric, memory_fabric
 
 _numbers = itertools.count()
 
@@ -47,7 +50,8 @@ class Cluster:
         self.clock = clock
         self._scheme = scheme
         self._number = next(_numbers)
-        listen = f"mem://mds{self._number}" if scheme == "mem" else "tcp://127.0.0.1:0"
+        self._devices = contextlib.ExitStack()
+        listen = f"mem://mds{self._number}" if scheme == "mem" else f"{scheme}://127.0.0.1:0"
         self.mds_config = MdsConfig(
             database=database or f"sqlite:///{directory}/mdt.sqlite",
             listen=listen,
@@ -59,12 +63,15 @@ class Cluster:
         self._oss_count = oss
         self._osts = osts
         self.mds: MdsServer
+        self.fabric: MemoryFabric
         self.oss: list[OssServer] = []
         self.clients: list[Vfs] = []
 
     async def __aenter__(self) -> Self:
         format_mdt(self.mds_config.database, self.keyring.cluster, 0, 0)
         try:
+            if self._scheme == "rdma":
+                self.fabric = self._devices.enter_context(memory_fabric())
             await self.start_mds()
             for number in range(self._oss_count):
                 for ost in range(self._osts):
@@ -84,6 +91,7 @@ class Cluster:
         self.oss.clear()
         if hasattr(self, "mds"):
             await self.mds.stop()
+        self._devices.close()
 
     def ost_directory(self, oss: int, ost: int) -> Path:
         """Where an OST lives."""
@@ -97,7 +105,7 @@ class Cluster:
 
     async def start_oss(self, number: int) -> OssServer:
         """Start an OSS and wait until the MDS knows it."""
-        listen = f"mem://oss{self._number}.{number}" if self._scheme == "mem" else "tcp://127.0.0.1:0"
+        listen = f"mem://oss{self._number}.{number}" if self._scheme == "mem" else f"{self._scheme}://127.0.0.1:0"
         config = OssConfig(
             mds=self.mds.url,
             name=f"oss{number}",

@@ -5,8 +5,8 @@ import errno
 import json
 import shutil
 import urllib.request
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from nacrefs.common.wire import (
 from nacrefs.oss.config import LogConfig, OssConfig, OstConfig
 from nacrefs.oss.label import format_target, read_label
 from nacrefs.oss.server import OssServer
+from tests.harness.fabric import memory_fabric
 
 FID = 0x2A
 SESSION = 3
@@ -72,7 +73,9 @@ class Cluster:
     def __init__(self, root: Path, scheme: str) -> None:
         self.root = root
         self.keyring = new_keyring("c1")
-        self.place: Callable[[str], str] = lambda name: f"mem://{name}" if scheme == "mem" else "tcp://127.0.0.1:0"
+        self.place: Callable[[str], str] = lambda name: (
+            f"mem://{name}" if scheme == "mem" else f"{scheme}://127.0.0.1:0"
+        )
         self.osts = tuple(str(root / f"ost{number}") for number in range(2))
         for directory in self.osts:
             format_target(directory, "c1")
@@ -119,9 +122,10 @@ class Cluster:
             await remote.aclose()
 
 
-@pytest.fixture(params=["mem", "tcp"])
-def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Cluster:
-    return Cluster(tmp_path, request.param)
+@pytest.fixture(params=["mem", "tcp", "rdma"])
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Cluster]:
+    with memory_fabric() if request.param == "rdma" else nullcontext():
+        yield Cluster(tmp_path, request.param)
 
 
 def write(cluster: Cluster, data: bytes, offset: int = 0, sync: bool = False, ost: int = 4) -> Write:
