@@ -24,10 +24,10 @@ from nacrefs.mds.hsmqueue import Action
 from nacrefs.mds.hsmrestore import Restorer
 from nacrefs.mds.hsmrows import CANCELED, FAILED, RELEASED, STARTED, SUCCEED, WAITING, ActionRow, hsm_of
 from nacrefs.mds.hsmsteps import Gone, Return
-from nacrefs.mds.journal import Work
 from nacrefs.mds.movers import Movers
 from nacrefs.mds.step import Step
 from nacrefs.mds.tx import Tx
+from nacrefs.mds.work import Work
 
 if TYPE_CHECKING:
     from nacrefs.mds.service import Mds

@@ -17,11 +17,11 @@ from nacrefs.common.wire import ArchiveEntry, ArchiveSpec, HsmFlag, Imported, In
 from nacrefs.mds import hsmsteps
 from nacrefs.mds.hsmrows import ARCHIVED, RELEASED, HsmRow, hsm_of
 from nacrefs.mds.inode import DIRECTORY_BLOCKS, DIRECTORY_BYTES
-from nacrefs.mds.journal import Work
 from nacrefs.mds.namespace.layouts import new_layout
 from nacrefs.mds.namespace.names import check_name
 from nacrefs.mds.step import Step
 from nacrefs.mds.tx import Tx
+from nacrefs.mds.work import Work
 
 if TYPE_CHECKING:
     from nacrefs.mds.service import Mds

@@ -13,26 +13,24 @@ server's, ends all service: nobody gets an answer, so clients ask again where it
 import asyncio
 import errno
 import logging
-import queue
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 import msgspec
 
-from nacrefs.common import faults
 from nacrefs.common.rpc import Call
 from nacrefs.common.wire import Attr, Entry, Lease, Message, Mode, Node
 from nacrefs.mds import flush
+from nacrefs.mds.committer import Committer
 from nacrefs.mds.engine import NotTheOwner
 from nacrefs.mds.late import corrected, mode_of, open_again
 from nacrefs.mds.leases import Busy, Change, LeaseTable, LeaseView
 from nacrefs.mds.mdt import Mdt
-from nacrefs.mds.records import Intent
 from nacrefs.mds.sessions import Session
 from nacrefs.mds.step import Blocked, Step
 from nacrefs.mds.tx import NeedsBatch, Tx
+from nacrefs.mds.work import Work
 
 log = logging.getLogger("nacre.mds")
 
@@ -42,91 +40,7 @@ TRIM_EVERY: Final = 64
 """Stored replies of a session that have been received are deleted that many at a time."""
 
 _encode = msgspec.msgpack.Encoder().encode
-Operation = Callable[[Step, Any], Any]
 Undo = list[tuple[int, int, Lease]]
-
-
-class Work:
-    """One request on its way: what to do, for whom, and where the answer goes."""
-
-    __slots__ = (
-        "after", "again", "call", "changes", "claimed", "error", "intents", "operation", "outstanding", "reads",
-        "reply", "reported", "request", "seen", "session", "session_id", "settled",
-    )  # fmt: skip
-
-    def __init__(
-        self, operation: Operation, request: Any, session: Session | None, call: Call | None, reads: bool = False
-    ) -> None:
-        self.operation = operation
-        self.request = request
-        self.session = session
-        self.session_id = 0 if session is None else session.id
-        """The requester; 0 for the MDS itself."""
-        self.call = call
-        self.reads = reads
-        """It only reads, as far as is known: it need not wait for a batch."""
-        self.again = False
-        """It answers a request that has had its effect: the reply is stored already."""
-        self.changes: list[Change] | None = None
-        """What its step changed."""
-        self.intents: list[Intent] | None = None
-        """Truncations of objects that its step wants."""
-        self.after: Callable[[Work], bool] | None = None
-        """Looks at the reply before it goes out; True if it will call `finish` again itself, later."""
-        self.claimed = 0
-        """The fid whose leases this request has waited for, and may take now."""
-        self.outstanding = 0
-        """Recalls and truncations that must end before the reply."""
-        self.seen = 0
-        """How many recalls the requester had been sent when the step was executed."""
-        self.reply: Message | None = None
-        self.error: Exception | None = None
-        self.reported = 0
-        """The fid whose size has been learned from the OSTs for this request."""
-        self.settled: asyncio.Future[Any] | None = None
-        """For the MDS's own steps: where the result goes instead of a call."""
-
-
-def _refuse_gone(work: Work) -> None:
-    """OSError (ESTALE) if the requester's session has ended meanwhile."""
-    if work.session is not None and work.session.gone:
-        raise OSError(errno.ESTALE, "the session was evicted")
-
-
-class Committer:
-    """The thread that waits for the disk."""
-
-    def __init__(self, mdt: Mdt, done: Callable[[OSError | None], None]) -> None:
-        self._mdt = mdt
-        self._done = done
-        self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="mdt-commit")
-        self._thread.start()
-
-    def commit(self) -> None:
-        """Commit what has been flushed, and report on the event loop."""
-        self._jobs.put(True)
-
-    def stop(self) -> None:
-        """End the thread after the commit in flight."""
-        self._jobs.put(False)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while self._jobs.get():
-            error: OSError | None = None
-            try:
-                if faults.on:
-                    faults.hit("mds.commit.before")
-                self._mdt.store.commit()
-                if faults.on:
-                    faults.hit("mds.commit.after")
-            except OSError as failure:
-                error = failure
-            except Exception as failure:  # a driver's bug must not end the thread
-                error = OSError(errno.EIO, f"{type(failure).__name__}: {failure}")
-            self._loop.call_soon_threadsafe(self._done, error)
 
 
 class Journal:
@@ -180,7 +94,7 @@ class Journal:
         try:
             if session is not None:
                 if session.gone:
-                    _refuse_gone(work)
+                    work.refuse_gone()
                 work.seen = session.recalls_sent
             work.reply = work.operation(self._make_step(self._reading, view, work.session_id), work.request)
         except NeedsBatch:
@@ -342,7 +256,7 @@ class Journal:
             try:
                 if session is not None:
                     if session.gone:
-                        _refuse_gone(work)
+                        work.refuse_gone()
                     work.seen = session.recalls_sent
                 reply = work.reply = work.operation(self._make_step(tx, view, work.session_id), work.request)
                 if tx.writes != before:

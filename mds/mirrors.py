@@ -25,13 +25,14 @@ from nacrefs.common.wire import (
     RaiseFloors,
     TruncateObjects,
 )
-from nacrefs.mds.journal import Journal, Work
+from nacrefs.mds.journal import Journal
 from nacrefs.mds.leases import LeaseTable
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.namespace.copies import doubt_copies, fail_copies, mirrored
 from nacrefs.mds.step import Step
 from nacrefs.mds.targets import Targets
 from nacrefs.mds.tx import Tx
+from nacrefs.mds.work import Work
 
 log = logging.getLogger("nacre.mds")
 

@@ -7,12 +7,13 @@ from functools import partial
 from typing import Final
 
 from nacrefs.common.wire import Holding, Lease, Mode, RecallItem
-from nacrefs.mds.journal import Journal, Work
+from nacrefs.mds.journal import Journal
 from nacrefs.mds.leases import LeaseTable
 from nacrefs.mds.namespace.files import settle_orphan
 from nacrefs.mds.sessions import Session, Sessions
 from nacrefs.mds.step import Blocked, Step
 from nacrefs.mds.tx import Tx
+from nacrefs.mds.work import Work
 
 log = logging.getLogger("nacre.mds")
 

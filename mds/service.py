@@ -26,7 +26,7 @@ from nacrefs.mds.fsck.desk import FSCK_REQUESTS, FsckDesk
 from nacrefs.mds.hsm import Coordinator
 from nacrefs.mds.hsmdesk import HSM_REQUESTS, HsmDesk
 from nacrefs.mds.inode import Inode
-from nacrefs.mds.journal import Journal, Work
+from nacrefs.mds.journal import Journal
 from nacrefs.mds.late import mode_of, open_again, unremembered
 from nacrefs.mds.leases import LeaseTable, LeaseView
 from nacrefs.mds.locking import Locking, locks_report
@@ -48,6 +48,7 @@ from nacrefs.mds.sizes import Sizes, keep_size, with_objects
 from nacrefs.mds.step import Blocked, Released, Restoring, Step, Unreported
 from nacrefs.mds.targets import Targets
 from nacrefs.mds.tx import Tx
+from nacrefs.mds.work import Work
 
 log = logging.getLogger("nacre.mds")
 

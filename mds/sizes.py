@@ -6,12 +6,13 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from nacrefs.common.wire import Attr, Mode
-from nacrefs.mds.journal import Journal, Work
+from nacrefs.mds.journal import Journal
 from nacrefs.mds.leases import LeaseTable
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.step import Step
 from nacrefs.mds.targets import Targets
 from nacrefs.mds.tx import Tx
+from nacrefs.mds.work import Work
 
 log = logging.getLogger("nacre.mds")
 
