@@ -107,6 +107,8 @@ class FileIO:
         if tail is not None:
             parts.append(tail)
             asyncio.get_running_loop().call_soon(memory.release, tail)
+        if not inode.lease and inode.attr is not None and file.size_now < end:  # it has become shorter meanwhile
+            return _first(parts, max(0, file.size_now - start))
         return parts
 
     async def _fetch(self, file: File, start: int, end: int) -> memoryview:
@@ -318,3 +320,12 @@ def _own(data: memoryview) -> memoryview:
     memory = data.obj
     held = len(memory) if isinstance(memory, bytes | bytearray) else data.nbytes
     return memoryview(bytes(data)) if held > 2 * len(data) + 4096 else data
+
+
+def _first(parts: list[memoryview], size: int) -> list[memoryview]:
+    """The first `size` bytes."""
+    kept: list[memoryview] = []
+    for part in parts:
+        kept.append(part[:size])
+        size -= len(kept[-1])
+    return kept

@@ -1352,6 +1352,64 @@ class SetHsm(Request[Queued], frozen=True, array_like=True, tag=120):
     archive: int = 0
 
 
+# ----------------------------------------------------------------------------- lifecycle tier: links to buckets
+
+
+class LinkSpec(Message, frozen=True, array_like=True, gc=False):
+    """A directory that is bound to a bucket prefix. `id`: the number of the archive that is the prefix. `imports`:
+    `metadata` (names appear at once) or `none` (with the first refresh). `auto_import`: which of `new`, `changed` and
+    `deleted` keys a refresh follows. `conflict`: what becomes of files that differ on both sides (`fail`, `skip`,
+    `overwrite-if-dirty`, `overwrite`). Refreshed every `every_s` seconds, or as `cron` says, or (neither) when asked.
+    `details`: ask each new object for mode, owner and times."""
+
+    id: int
+    fid: int
+    imports: str = "metadata"
+    auto_import: tuple[str, ...] = ("new", "changed", "deleted")
+    conflict: str = "fail"
+    every_s: float = 0.0
+    cron: str = ""
+    details: bool = False
+
+
+class SetLink(Request[Inspection], frozen=True, array_like=True, tag=148):
+    """Make a link (`spec.id` 0), or change one. `archive`: where its objects are; its number and name are the link's
+    and need not be given. The answer is as `GetLinks` gives it, for this link."""
+
+    spec: LinkSpec
+    archive: ArchiveSpec
+
+
+class RemoveLink(Request[Inspection], frozen=True, array_like=True, tag=149):
+    """Unbind a directory. ENOTEMPTY if files are in the bucket only, unless `purge`: their names go."""
+
+    id: int
+    purge: bool = False
+
+
+class GetLinks(Request[Inspection], frozen=True, array_like=True, tag=150):
+    """All links with their states, as JSON; with `totals`, how many files and bytes each has, which is looked up."""
+
+    totals: bool = True
+
+
+class OrderLink(Request[Done], frozen=True, array_like=True, tag=151):
+    """Have a link do something now: `refresh`, `pause` or `resume`."""
+
+    id: int
+    verb: str
+
+
+class GetLinkLog(Request[Inspection], frozen=True, array_like=True, tag=152):
+    """What happened with a link (`what` = `log`, newest last), or the keys that are no files, with the reason
+    (`problems`, in key order from behind `after`), as JSON."""
+
+    id: int
+    what: str = "log"
+    after: bytes = b""
+    limit: int = LISTING_MAX
+
+
 # ------------------------------------------------------------------------------------------ lifecycle tier: MDS → OSS
 
 

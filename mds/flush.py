@@ -7,8 +7,10 @@
 or `discard(tx)` at any point before the commit has succeeded.
 """
 
+import itertools
 import sqlite3
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import psycopg
@@ -211,8 +213,8 @@ def _flush_rest(tx: Tx, cursor: Cursor, statements: Statements) -> None:
     mdt = tx.mdt
     if tx.counters_moved:
         cursor.execute(statements.set_counters, (tx.counter_limit, mdt.next_session))
-    for name, row in tx.side:
-        cursor.execute(getattr(statements, name), row)
+    for name, several in itertools.groupby(tx.side, itemgetter(0)):
+        _run(cursor, getattr(statements, name), [row for _, row in several])
     ended = tx.ended_sessions
     if tx.sessions:
         _run(cursor, statements.insert_session, tx.sessions)

@@ -159,8 +159,13 @@ class Coordinator:
         row = hsm_of(step.tx, inode)
         flags = row.flags_now(inode)
         released = inode.attr.flags & RELEASED
+        linked = step.tx.mdt.linked
+        if row.archive in linked and kind in (HsmAction.ARCHIVE, HsmAction.REMOVE):
+            raise OSError(errno.EPERM, "it belongs to a link: its copy is the object in the link's bucket")
         if kind == HsmAction.ARCHIVE:
             archive = self.archive_of(archive).id
+            if archive in linked:
+                raise OSError(errno.EPERM, f"archive {archive} is the bucket of a link")
             if flags & HsmFlag.NOARCHIVE:
                 raise OSError(errno.EPERM, "it is marked noarchive")
             clean = flags & HsmFlag.ARCHIVED and not flags & (HsmFlag.DIRTY | HsmFlag.LOST) and row.archive == archive
@@ -190,8 +195,8 @@ class Coordinator:
 
     def archive_of(self, number: int) -> ArchiveSpec:
         """An archive by its number; 0: the first. OSError (ENODEV) if there is none."""
-        if not number and self.archives:
-            number = min(self.archives)
+        if not number:
+            number = min(self.archives.keys() - self._mds.mdt.linked, default=0)
         spec = self.archives.get(number)
         if spec is None:
             text = f"there is no archive {number}" if number else "there is no archive: `nacre archive add` makes one"
@@ -436,6 +441,11 @@ class Coordinator:
             await self._restorer.run(action, back, self.archive_of(back.row.archive))
         except BaseException as error:
             await self._archiver.quiesce(fid)
+            row = back.row
+            if isinstance(error, OSError) and error.errno == errno.ESTALE and row.archive in self._mds.mdt.linked:
+                readable = bool(action.ready)
+                what = await self._mds.links.follow(row, readable)
+                raise OSError(errno.EIO if readable else errno.EAGAIN, what) from None
             if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ESTALE) and "object" in str(error):
                 await self._durably(lambda step: _unless_gone(hsmsteps.lose, step, fid))
                 raise OSError(errno.EIO, error.strerror) from None

@@ -117,7 +117,8 @@ class HsmDesk:
     # --------------------------------------------------------------------------------------------------------- archives
 
     def _archives(self, request: wire.GetArchives, call: Call) -> wire.Archives:
-        specs = tuple(spec for _, spec in sorted(self._mds.hsm.archives.items()))
+        linked = self._mds.mdt.linked
+        specs = tuple(spec for number, spec in sorted(self._mds.hsm.archives.items()) if number not in linked)
         store = self._mds.mdt.store
         files: dict[int, int] = {}
         size: dict[int, int] = {}
@@ -138,6 +139,8 @@ class HsmDesk:
         self._mds.sessions.heard(call.peer)
         hsm, spec = self._mds.hsm, request.spec
         known = next((one for one in hsm.archives.values() if one.name == spec.name), None)
+        if known is not None and known.id in self._mds.mdt.linked:
+            raise OSError(errno.EBUSY, f"archive {known.name} is the bucket of a link: see `nacre link`")
         if request.remove:
             if known is None:
                 raise OSError(errno.ENOENT, f"there is no archive {spec.name!r}")
@@ -153,7 +156,7 @@ class HsmDesk:
         check_spec(spec)
         if known is not None and spec.id not in (0, known.id):
             raise OSError(errno.EEXIST, f"archive {spec.name} is there already")
-        number = known.id if known is not None else self._free_number()
+        number = known.id if known is not None else self.free_number()
         spec = replace(spec, id=number)
         probed = await hsm.ask_everybody(wire.MoveProbe(spec))
         await self._mds.journal.submit_own(
@@ -163,7 +166,8 @@ class HsmDesk:
         hsm.archives_changed()
         return Inspection(msgspec.json.encode({"id": number, "can": _common(probed)}))
 
-    def _free_number(self) -> int:
+    def free_number(self) -> int:
+        """A number that no archive ever had."""
         store = self._mds.mdt.store
         return 1 + max((row[0] for row in store.fetchall(store.statements.archives)), default=0)
 

@@ -36,6 +36,8 @@ class Mdt:
         self.cluster = ""
         self.keeping: set[int] = set()
         """Archives whose objects stay when their files are removed."""
+        self.linked: set[int] = set()
+        """Archives that are the prefixes of links: what is in them is never deleted because a file here changes."""
         self.restoring: set[int] = set()
         """Released files that are being brought back."""
         self.number = 0

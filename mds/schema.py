@@ -10,7 +10,7 @@ from typing import Final
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, case, text
 
-SCHEMA_VERSION: Final = "0004"
+SCHEMA_VERSION: Final = "0005"
 """Alembic revision of the tables below: the newest file in `migrations/versions`."""
 
 Int64: Final = BigInteger().with_variant(Integer(), "sqlite")
@@ -328,6 +328,58 @@ hsm_gone: Final = Table(
     # was never heard. No copy is ever made under a key that has a row here.
     Column("archive", Int64, primary_key=True, autoincrement=False),
     Column("key", Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+link: Final = Table(
+    "link",
+    metadata,
+    # A directory that is bound to a bucket prefix, by the number of the archive that is that prefix.
+    Column("id", Int64, primary_key=True, autoincrement=False),
+    # The directory. It may have been removed.
+    Column("fid", Int64, nullable=False),
+    # msgpack of `wire.LinkSpec`.
+    Column("spec", LargeBinary, nullable=False),
+    # `active`, `paused`, or `removing`: files are being unbound, which goes on after a restart.
+    Column("state", Text, nullable=False),
+    # When the last refresh that was complete began; 0: there was none.
+    Column("refreshed_ns", Int64, nullable=False),
+    # What it found, as JSON (`mds/linkrows.py`, Counts).
+    Column("counts", Text, nullable=False),
+    # Why the refresh after that one failed; empty: none did.
+    Column("reason", Text, nullable=False),
+)
+
+link_object: Final = Table(
+    "link_object",
+    metadata,
+    # A key of a link's bucket of which something is known, without the prefix, in UTF-8. It sorts bytewise on every
+    # engine, which `hsm.key` does not.
+    Column("link", Int64, primary_key=True, autoincrement=False),
+    Column("key", LargeBinary, primary_key=True),
+    # The file whose `hsm` row has this archive and key; 0: the key is no file here.
+    Column("fid", Int64, nullable=False),
+    # Then: why not.
+    Column("reason", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+# Keys that are no files.
+Index(
+    "link_object_problem",
+    link_object.c.link,
+    link_object.c.key,
+    sqlite_where=text("fid = 0"),
+    postgresql_where=text("fid = 0"),
+)
+
+link_log: Final = Table(
+    "link_log",
+    metadata,
+    # What happened with a link; the last `linkrows.LOG_MAX` lines are kept.
+    Column("link", Int64, primary_key=True, autoincrement=False),
+    Column("number", Int64, primary_key=True, autoincrement=False),
+    Column("time_ns", Int64, nullable=False),
+    Column("text", Text, nullable=False),
     sqlite_with_rowid=False,
 )
 

@@ -29,6 +29,8 @@ from nacrefs.mds.inode import Inode
 from nacrefs.mds.journal import Journal
 from nacrefs.mds.late import mode_of, open_again, unremembered
 from nacrefs.mds.leases import LeaseTable, LeaseView
+from nacrefs.mds.linkdesk import LINK_REQUESTS, LinkDesk
+from nacrefs.mds.links import Links
 from nacrefs.mds.locking import Locking, locks_report
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.mirrors import Mirrors
@@ -63,7 +65,7 @@ ADDRESSED: Final[tuple[type[wire.Request[Any]], ...]] = (
     wire.Attach, wire.Keepalive, wire.Detach, wire.Reclaim, wire.Yield, wire.GetOsts, wire.Inspect,
     wire.SetPool, wire.Register, wire.Heartbeat, wire.SetLock, wire.GetLock, wire.CancelLock, wire.CopiesFailed,
     wire.ListCopies, wire.Resync, wire.JoinMirrors, wire.ReportDamage,
-    *APPEND_REQUESTS, *QUOTA_REQUESTS, *HSM_REQUESTS, *FSCK_REQUESTS, *READS, *WRITES,
+    *APPEND_REQUESTS, *QUOTA_REQUESTS, *HSM_REQUESTS, *LINK_REQUESTS, *FSCK_REQUESTS, *READS, *WRITES,
 )  # fmt: skip
 """All requests that an MDS answers."""
 
@@ -102,6 +104,8 @@ class Mds:
         self._fsck = FsckDesk(self)
         self.hsm = Coordinator(self)
         self._hsm_desk = HsmDesk(self)
+        self.links = Links(self)
+        self._link_desk = LinkDesk(self, self._hsm_desk)
         self._evictor.on_evicted = self._session_ended
         self._reading = Tx(mdt, writable=False)
         self._registering = asyncio.Lock()
@@ -130,6 +134,7 @@ class Mds:
             self._spawn(self._carry_out(intent, None))
         self.reaper.start()
         self.hsm.start()
+        self.links.start()
         self.resyncer.start()
         self._spawn(self._watch())
 
@@ -137,6 +142,7 @@ class Mds:
         """Commit what is queued and end."""
         self._stopping = True
         await self._fsck.stop()
+        await self.links.stop()
         await self.hsm.stop()
         await self.reaper.stop()
         await self.resyncer.stop()
@@ -256,6 +262,7 @@ class Mds:
             else:
                 table[kind] = partial(self._mutate, operation, False, kind in GLIMPSED)
         table.update(self._hsm_desk.handlers())
+        table.update(self._link_desk.handlers())
         check_service(table, ADDRESSED)
         return table
 

@@ -26,6 +26,9 @@ from nacrefs.mds.schema import (
     inline,
     inode,
     intent,
+    link,
+    link_log,
+    link_object,
     mdt,
     mirror,
     mirror_writer,
@@ -270,6 +273,13 @@ class Statements:
             select(hsm.c.archive, hsm.c.flags, func.count(), func.sum(hsm.c.size)).group_by(hsm.c.archive, hsm.c.flags),
             "",
         )
+        # archive -> flags, number of files, bytes
+        self.archive_counts = self._text(
+            select(hsm.c.flags, func.count(), func.sum(hsm.c.size))
+            .where(hsm.c.archive == key("archive"))
+            .group_by(hsm.c.flags),
+            "archive",
+        )
         self.archives = self._text(select(archive).order_by(archive.c.id), "")
         self.put_archive = self._put(archive, "id", "name spec gone")
         columns = [column.name for column in hsm_action.columns]
@@ -312,6 +322,79 @@ class Statements:
             self._upsert(hsm_gone).on_conflict_do_nothing(index_elements=["archive", "key"]), "archive key"
         )
         self.delete_gone = self._delete(hsm_gone, "archive key")
+
+        # --- links
+        self.links = self._text(select(link).order_by(link.c.id), "")
+        self.put_link = self._put(link, "id", "fid spec state refreshed_ns counts reason")
+        self.delete_link = self._delete(link, "id")
+        self.put_link_object = self._put(link_object, "link key", "fid reason")
+        self.delete_link_object = self._delete(link_object, "link key fid")
+        known = select(
+            link_object.c.key, link_object.c.fid, link_object.c.reason, hsm.c.etag, hsm.c.size, hsm.c.archived_ns
+        ).select_from(link_object.outerjoin(hsm, hsm.c.fid == link_object.c.fid))
+        # link, key -> key, fid, reason, etag, size, archived_ns (the last three NULL for a key that is no file)
+        self.link_object = self._text(
+            known.where(link_object.c.link == key("link"), link_object.c.key == key("key")), "link key"
+        )
+        # link, from, to, limit -> the same for keys from..to, in key order
+        self.link_objects = self._text(
+            known.where(
+                link_object.c.link == key("link"), link_object.c.key >= key("first"), link_object.c.key <= key("last")
+            )
+            .order_by(link_object.c.key)
+            .limit(key("limit"))
+            .offset(literal_column("0")),
+            "link first last limit",
+        )
+        # link, after, limit -> key, fid, reason; in key order
+        self.link_keys = self._text(
+            select(link_object.c.key, link_object.c.fid, link_object.c.reason)
+            .where(link_object.c.link == key("link"), link_object.c.key > key("after"))
+            .order_by(link_object.c.key)
+            .limit(key("limit"))
+            .offset(literal_column("0")),
+            "link after limit",
+        )
+        # link, after, limit -> key, reason of keys that are no files; in key order
+        self.link_problems = self._text(
+            select(link_object.c.key, link_object.c.reason)
+            .where(
+                link_object.c.link == key("link"),
+                link_object.c.key > key("after"),
+                link_object.c.fid == literal_column("0"),
+            )
+            .order_by(link_object.c.key)
+            .limit(key("limit"))
+            .offset(literal_column("0")),
+            "link after limit",
+        )
+        self.link_problem_count = self._text(
+            select(func.count()).where(link_object.c.link == key("link"), link_object.c.fid == literal_column("0")),
+            "link",
+        )
+        self.put_link_log = self._put(link_log, "link number", "time_ns text")
+        # link -> number, time_ns, text; oldest first
+        self.link_log = self._text(
+            select(link_log.c.number, link_log.c.time_ns, link_log.c.text)
+            .where(link_log.c.link == key("link"))
+            .order_by(link_log.c.number),
+            "link",
+        )
+        self.link_log_newest = self._text(
+            select(func.max(link_log.c.number)).where(link_log.c.link == key("link")), "link"
+        )
+        # link, number: lines below it are forgotten
+        self.trim_link_log = self._text(
+            delete(link_log).where(link_log.c.link == key("link"), link_log.c.number < key("number")), "link number"
+        )
+        # parent, from, to, limit -> name, fid
+        self.names_between = self._text(
+            select(dentry.c.name, dentry.c.fid)
+            .where(dentry.c.parent == key("parent"), dentry.c.name >= key("first"), dentry.c.name <= key("last"))
+            .limit(key("limit"))
+            .offset(literal_column("0")),
+            "parent first last limit",
+        )
 
         # --- targets
         self.put_ost = self._put(ost, "index", "uuid address total_bytes free_bytes objects")

@@ -412,9 +412,10 @@ class Tx:
         self.side.append((statement, row))
 
     def drop_object(self, archive: int, key: str) -> None:
-        """No file needs this object any more."""
-        self._wrote()
-        self.side.append(("put_gone", (archive, key)))
+        """No file needs this object any more. (The objects of links are not ours to delete.)"""
+        if archive not in self.mdt.linked:
+            self._wrote()
+            self.side.append(("put_gone", (archive, key)))
 
     def _drop_hsm(self, fid: int) -> None:
         """The file is gone: so is its copy, unless its archive keeps what it has."""
@@ -422,7 +423,9 @@ class Tx:
         if row is None:
             row = self.mdt.store.fetchone(self.mdt.store.statements.hsm, (fid,))
         if row is not None:
-            if row[3] and row[2] not in self.mdt.keeping:
+            if row[3] and row[2] in self.mdt.linked:
+                self.run("delete_link_object", (row[2], row[3].encode(), fid))
+            elif row[3] and row[2] not in self.mdt.keeping:
                 self.drop_object(row[2], row[3])
             self.set_hsm(fid, None)
 
@@ -447,6 +450,12 @@ class Tx:
         batch."""
         self.run("delete_dentry", (parent, name))
         self.dentries[parent, name] = self.base_dentries[parent, name] = ABSENT
+
+    def add_dentry(self, parent: int, name: bytes, fid: int) -> None:
+        """Let a name that is known to stand for nothing, also in this batch, stand for an inode: no look at it."""
+        self._wrote()
+        self.base_dentries[parent, name] = ABSENT
+        self.dentries[parent, name] = fid
 
     # ----------------------------------------------------------------------------------------- opens, intents, replies
 

@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "locks": ("locks", "Show who has and who waits for fcntl and flock locks."),
     "mpi-env": ("mpi", "Print what makes a program do its own I/O (MPI-IO)."),
     "hsm": ("hsm", "Move files to an archive and back, and see where they are."),
+    "link": ("link", "Links: directories whose files are the objects of a bucket."),
     "mount": ("mounts", "Mount a filesystem."),
     "path2fid": ("paths", "Show the fid of paths."),
     "pool": ("pools", "Named sets of OSTs on which files can be placed."),

@@ -91,16 +91,18 @@ class DirectoryStore:
 
     def _publish(self, key: str, path: Path, temporary: Path, meta: dict[str, str], etag: str) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._describe(key, meta, etag)
+        self._describe(key, meta, etag, os.stat(temporary).st_mtime_ns)
         os.replace(temporary, path)
         _sync(path.parent)
         return etag
 
-    def _describe(self, key: str, meta: dict[str, str], etag: str) -> str:
+    def _describe(self, key: str, meta: dict[str, str], etag: str, mtime_ns: int = 0) -> str:
         place = self._meta(key)
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._temporary()
-        temporary.write_text(json.dumps({"etag": etag, "meta": meta, "class": self.spec.storage_class}))
+        temporary.write_text(
+            json.dumps({"etag": etag, "meta": meta, "class": self.spec.storage_class, "mtime_ns": mtime_ns})
+        )
         os.replace(temporary, place)
         return etag
 
@@ -117,7 +119,7 @@ class DirectoryStore:
                 actual = os.fstat(file.fileno()).st_size
                 if size >= 0 and actual != size:
                     raise OSError(errno.ESTALE, f"it has {actual} bytes, not {size}: it was replaced")
-                if etag and (now := self._described(key)["etag"]) and now != etag:
+                if etag and (now := _tag(os.fstat(file.fileno()), self._described(key))) != etag:
                     raise OSError(errno.ESTALE, f"its ETag is {now}, not {etag}: it was replaced")
                 data = os.pread(file.fileno(), end - start, start)
             if len(data) != end - start:
@@ -134,8 +136,9 @@ class DirectoryStore:
         stat = path.stat()
         described = self._described(key)
         meta = tuple(sorted(described["meta"].items())) if details else ()
-        size = 0 if key.endswith("/") else stat.st_size
-        return ArchiveEntry(key, size, described["etag"], stat.st_mtime_ns, described["class"], meta)
+        if key.endswith("/"):
+            return ArchiveEntry(key, 0, described["etag"], stat.st_mtime_ns, described["class"], meta)
+        return ArchiveEntry(key, stat.st_size, _tag(stat, described), stat.st_mtime_ns, described["class"], meta)
 
     async def delete(self, keys: Sequence[str]) -> None:
         def work() -> None:
@@ -278,6 +281,13 @@ class DirectoryStore:
 
     async def close(self) -> None:
         await asyncio.to_thread(self._threads.shutdown)
+
+
+def _tag(stat: os.stat_result, described: dict[str, Any]) -> str:
+    """An object's ETag: the one it was given, unless somebody else has written the file (since)."""
+    if described["etag"] and described.get("mtime_ns", stat.st_mtime_ns) == stat.st_mtime_ns:
+        return str(described["etag"])
+    return f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
 
 
 def _sync(directory: Path) -> None:

@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "oss": ("format", "serve"),
     "pool": ("list", "set", "rm"),
     "archive": ("add", "list", "show", "test", "rm", "import"),
+    "link": ("create", "list", "show", "refresh", "pause", "resume", "log", "rm"),
     "hsm": (
         "state",
         "action",

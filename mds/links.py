@@ -1,0 +1,320 @@
+"""Directories that are bound to bucket prefixes: which there are, and their refreshes.
+
+A link's number is that of an archive, which is the prefix: what lies there comes as from any archive (`mds/hsm.py`).
+Each link has a keeper, a task that refreshes it when it is due or asked for, and again after a failure.
+"""
+
+import asyncio
+import errno
+import logging
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from croniter import croniter
+from msgspec.structs import replace
+
+from nacrefs.common import wire
+from nacrefs.common.wire import ArchiveSpec, LinkSpec
+from nacrefs.mds import linksteps
+from nacrefs.mds.hsmrows import HsmRow, hsm_of
+from nacrefs.mds.linkrefresh import Refresh
+from nacrefs.mds.linkrows import ACTIVE, LOG_MAX, PAUSED, REMOVING, LinkRow, link_of
+from nacrefs.mds.step import Step
+
+if TYPE_CHECKING:
+    from nacrefs.mds.service import Mds
+
+log = logging.getLogger("nacre.mds")
+RETRY_S: Final = 2.0
+RETRY_MOST_S: Final = 300.0
+UNBIND: Final = 500
+"""Files that are unbound at a time when a link is removed."""
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Link:
+    """A link in service."""
+
+    def __init__(self, row: LinkRow) -> None:
+        self.row = row
+        self.lock = asyncio.Lock()
+        """Held by who changes the row."""
+        self.refresh: Refresh | None = None
+        """Under way."""
+        self.asked = asyncio.Event()
+        """Somebody wants a refresh now, or the schedule is another one."""
+        self.wanted = 0
+        """How many refreshes were asked for."""
+        self.ended = 0
+        """Which of them have ended."""
+        self.failures = 0
+        """Refreshes that have failed since the last that did not."""
+        self.refresh_failed_ns = 0
+        self.lines = 0
+        """The number of the log's last line."""
+        self.keeper: asyncio.Task[None] | None = None
+
+
+class Links:
+    """All links of an MDT."""
+
+    def __init__(self, mds: "Mds") -> None:
+        self._mds = mds
+        self.by_id: dict[int, Link] = {}
+
+    # ------------------------------------------------------------------------------------------------------ life cycle
+
+    def start(self) -> None:
+        """Take up what an earlier run has left. To be called after the archives are known."""
+        store = self._mds.mdt.store
+        for stored in store.fetchall(store.statements.links):
+            self._serve(Link(link_of(stored)))
+
+    def _serve(self, link: Link) -> None:
+        store = self._mds.mdt.store
+        newest = store.fetchone(store.statements.link_log_newest, (link.row.id,))
+        link.lines = (newest[0] or 0) if newest is not None else 0
+        self.by_id[link.row.id] = link
+        self._mds.mdt.linked = set(self.by_id)
+        link.keeper = asyncio.get_running_loop().create_task(self._keep(link))
+        link.keeper.add_done_callback(_report)
+
+    async def stop(self) -> None:
+        """End; a refresh under way begins anew next time."""
+        keepers = [link.keeper for link in self.by_id.values() if link.keeper is not None]
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
+
+    def need(self, number: int) -> Link:
+        """The link; OSError (ENOENT) if there is none."""
+        link = self.by_id.get(number)
+        if link is None:
+            raise OSError(errno.ENOENT, f"there is no link {number}")
+        return link
+
+    # ----------------------------------------------------------------------------------------------------------- rows
+
+    async def _put(self, link: Link, *lines: str, **changes: Any) -> None:
+        """Change a link's row, durably, with lines for its log."""
+        async with link.lock:
+            row = link.row._replace(**changes)
+            await self._mds.journal.submit_own(partial(self._put_step, link, row, lines))
+            link.row = row
+
+    def _put_step(self, link: Link, row: LinkRow, lines: tuple[str, ...], step: Step) -> None:
+        step.tx.run("put_link", row.columns())
+        self._log_step(link, lines, step)
+
+    def _log_step(self, link: Link, lines: tuple[str, ...], step: Step) -> None:
+        for text in lines:
+            link.lines += 1
+            step.tx.run("put_link_log", (link.row.id, link.lines, step.now_ns, text))
+        if lines:
+            step.tx.run("trim_link_log", (link.row.id, link.lines - LOG_MAX + 1))
+
+    def note(self, link: Link, text: str) -> None:
+        """Add a line to a link's log, soon."""
+        self._mds.journal.submit_own(partial(self._log_step, link, (text,))).add_done_callback(_report)
+
+    async def create(self, spec: LinkSpec, archive: ArchiveSpec) -> Link:
+        """Bind a directory to an archive that has been tried out."""
+        row = LinkRow(spec.id, spec.fid, spec)
+        link = Link(row)
+
+        def make(step: Step) -> None:
+            if not step.tx.need(spec.fid).is_directory:
+                raise OSError(errno.ENOTDIR, "only a directory can be linked")
+            step.tx.run("put_archive", (archive.id, archive.name, _encode(archive), 0))
+            self._put_step(link, row, (f"made for {archive.url}",), step)
+
+        await self._mds.journal.submit_own(make)
+        link.lines = 0  # read again
+        self._mds.hsm.archives[archive.id] = archive
+        self._mds.hsm.archives_changed()
+        self._serve(link)
+        if spec.imports != "none":
+            self.ask(link)
+        return link
+
+    async def change(self, link: Link, spec: LinkSpec) -> None:
+        """Give a link other settings."""
+        await self._put(link, "its settings were changed", spec=spec)
+        link.asked.set()
+
+    async def pause(self, link: Link, paused: bool) -> None:
+        """Stop what a link does by itself, or go on."""
+        wanted = PAUSED if paused else ACTIVE
+        if link.row.state not in (ACTIVE, PAUSED):
+            raise OSError(errno.EBUSY, "the link is being removed")
+        if link.row.state != wanted:
+            await self._put(link, "paused" if paused else "resumed", state=wanted)
+        link.asked.set()
+
+    def ask(self, link: Link) -> int:
+        """Have a link refreshed now; the number of the refresh, for `Link.ended`."""
+        if link.row.state != ACTIVE:
+            raise OSError(errno.EBUSY, f"the link is {link.row.state}" + (
+                ": `nacre link resume` first" if link.row.state == PAUSED else ""))  # fmt: skip
+        link.wanted += 1
+        link.asked.set()
+        return link.wanted
+
+    # ---------------------------------------------------------------------------------------------------------- keeping
+
+    async def _keep(self, link: Link) -> None:
+        while link.row.id in self.by_id:
+            try:
+                await self._keep_once(link)
+            except OSError as error:
+                if self._mds.journal.closed:
+                    return
+                log.warning("link %d: %s", link.row.id, error.strerror)
+                await asyncio.sleep(RETRY_S)
+
+    async def _keep_once(self, link: Link) -> None:
+        if link.row.state == REMOVING:
+            await self._unbind(link)
+        elif link.row.state == ACTIVE and (link.wanted > link.ended or self._wait_s(link) == 0):
+            await self._refresh(link)
+        else:
+            link.asked.clear()
+            try:
+                await asyncio.wait_for(link.asked.wait(), self._wait_s(link))
+            except TimeoutError:
+                pass
+
+    def _wait_s(self, link: Link) -> float | None:
+        """For how long nothing is to be done; None: until somebody asks."""
+        row, now_ns = link.row, self._mds.clock.now_ns()
+        if row.state != ACTIVE:
+            return None
+        if link.failures:
+            last_ns = link.refresh_failed_ns
+            return _left_s(last_ns + round(min(RETRY_MOST_S, RETRY_S * 2 ** min(link.failures - 1, 20)) * 1e9), now_ns)
+        due_ns = due(row.spec, row.refreshed_ns)
+        return None if due_ns is None else _left_s(due_ns, now_ns)
+
+    async def _refresh(self, link: Link) -> None:
+        number, row = link.wanted, link.row
+        lines: list[str] = []
+        refresh = link.refresh = Refresh(self._mds, row, lines.append)
+        try:
+            if self._mds.journal.reading.inode(row.fid) is None:
+                raise OSError(errno.ENOENT, "the directory has been removed: `nacre link rm` ends the link")
+            await refresh.run()
+        except Exception as error:
+            if self._mds.journal.closed:
+                raise asyncio.CancelledError from error
+            reason = error.strerror or str(error) if isinstance(error, OSError) else f"internal error: {error!r}"
+            if not isinstance(error, OSError):
+                log.exception("refresh of link %d", row.id)
+            link.failures += 1
+            link.refresh_failed_ns = self._mds.clock.now_ns()
+            log.warning("link %d: refresh failed: %s", row.id, reason)
+            if reason != row.reason:
+                lines.append(f"refresh failed: {reason}")
+            await self._put(link, *lines, reason=reason)
+        else:
+            link.failures = 0
+            counts = refresh.counts
+            if counts.did or row.reason or not row.refreshed_ns:
+                lines.append(
+                    f"refreshed: {counts.keys:,} keys, {counts.new:,} new, {counts.changed:,} changed, "
+                    f"{counts.deleted:,} deleted, {counts.conflicts:,} in conflict, {counts.deferred:,} deferred, "
+                    f"{counts.problems:,} no files, {counts.seconds:.1f} s"
+                )
+            await self._put(link, *lines, refreshed_ns=refresh.began_ns, counts=counts, reason="")
+        finally:
+            link.refresh = None
+            link.ended = max(link.ended, number)
+
+    # --------------------------------------------------------------------------------------------------------- removing
+
+    async def remove(self, link: Link, purge: bool) -> None:
+        """Unbind a directory's files and forget the link. OSError (ENOTEMPTY) if contents are in the bucket only,
+        unless `purge`: then those files go."""
+        if not purge and (count := self.released(link)):
+            raise OSError(
+                errno.ENOTEMPTY,
+                f"{count:,} files are in the bucket only: `nacre hsm restore` brings them, --purge removes them",
+            )
+        await self._put(link, state=REMOVING)
+        if link.keeper is not None:
+            link.keeper.cancel()
+            await asyncio.gather(link.keeper, return_exceptions=True)
+        await self._unbind(link)
+
+    def released(self, link: Link) -> int:
+        """How many files of a link are in the bucket only."""
+        store = self._mds.mdt.store
+        rows = store.fetchall(store.statements.archive_counts, (link.row.id,))
+        return sum(count for flags, count, _ in rows if flags & wire.HsmFlag.RELEASED)
+
+    async def _unbind(self, link: Link) -> None:
+        store, number = self._mds.mdt.store, link.row.id
+        after = b""
+        while rows := store.fetchall(store.statements.link_keys, (number, after, UNBIND)):
+            after = rows[-1][0]
+            await asyncio.gather(*(self._unbind_file(number, key, fid) for key, fid, _ in rows))
+        archive = self._mds.hsm.archives[number]
+
+        def forget(step: Step) -> None:
+            step.tx.run("delete_link", (number,))
+            step.tx.run("put_archive", (number, f"{archive.name}\n{number}", _encode(archive), 1))
+            step.tx.run("trim_link_log", (number, link.lines + 1))
+
+        await self._mds.journal.submit_own(forget)
+        del self.by_id[number]
+        self._mds.mdt.linked = set(self.by_id)
+        self._mds.hsm.archives.pop(number, None)
+        self._mds.hsm.archives_changed()
+
+    async def _unbind_file(self, number: int, key: bytes, fid: int) -> None:
+        hsm, journal = self._mds.hsm, self._mds.journal
+        if fid:
+            await hsm.cancel(fid)
+        try:
+            await journal.submit_own(partial(linksteps.detach, fid=fid, link=number, key=key))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            await journal.submit_own(partial(linksteps.remove_file, fid=fid, link=number, force=True))
+
+    # ----------------------------------------------------------------------------------------------- when a file comes
+
+    async def follow(self, row: HsmRow, readable: bool) -> str:
+        """A file that is being brought in turns out to have another object by now: give it that one's size and time.
+        What happened, for who waits. `readable`: bytes of the old one may have been read already."""
+        link = self.need(row.archive)
+        spec = self._mds.hsm.archive_of(row.archive)
+        entry: wire.ArchiveEntry = await self._mds.hsm.ask_one(wire.MoveHead(spec, row.key))
+
+        def step_of(step: Step) -> bool:
+            inode = step.tx.need(row.fid)
+            if hsm_of(step.tx, inode).etag != row.etag:
+                return True
+            return linksteps.replace_contents(step, row.fid, row.archive, replace(entry, meta=()), False, True)
+
+        await self._mds.journal.submit_own(step_of)
+        self.note(link, f"{row.key!r}: the object was replaced while it was brought in")
+        return "the object was replaced" + (" while it was read: read the file again" if readable else "")
+
+
+def due(spec: LinkSpec, refreshed_ns: int) -> int | None:
+    """When a link is to be refreshed next, in ns; None: when somebody asks. Cron expressions are in local time."""
+    if spec.cron:
+        last = datetime.fromtimestamp(refreshed_ns / 1e9).astimezone()
+        return round(croniter(spec.cron, last).get_next(float) * 1e9)
+    return refreshed_ns + round(spec.every_s * 1e9) if spec.every_s else None
+
+
+def _left_s(until_ns: int, now_ns: int) -> float:
+    return max(0, until_ns - now_ns) / 1e9
+
+
+def _report(done: "asyncio.Future[Any]") -> None:
+    if not done.cancelled() and (error := done.exception()) is not None and not isinstance(error, OSError):
+        log.error("a link's keeper failed", exc_info=error)
