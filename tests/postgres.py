@@ -5,9 +5,12 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 
 OPTIONS = {
@@ -82,3 +85,23 @@ def postgres_url() -> Generator[str]:
             _run(user, log, *control, "-m", "immediate", "stop")
     finally:
         shutil.rmtree(home)
+
+
+@contextmanager
+def empty_schema(server: str) -> Generator[str]:
+    """The URL of an empty schema in a database of that server, for as long as this lasts."""
+    schema = f"mdt_{uuid.uuid4().hex}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}".encode())
+    try:
+        yield f"{server}{'&' if '?' in server else '?'}options=-csearch_path%3D{schema}"
+    finally:
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(f"DROP SCHEMA {schema} CASCADE".encode())
+
+
+@pytest.fixture
+def postgres_schema(postgres_url: str) -> Generator[str]:
+    """The URL of an empty schema."""
+    with empty_schema(postgres_url) as url:
+        yield url

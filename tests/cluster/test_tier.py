@@ -6,19 +6,16 @@ import json
 import os
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import settle
 from nacrefs.common.wire import (
     ArchiveSpec,
     HsmAction,
     HsmFlag,
     HsmRequest,
-    HsmState,
     ImportArchive,
     RenameFlag,
     Set,
@@ -27,75 +24,21 @@ from nacrefs.common.wire import (
     XattrFlag,
 )
 from nacrefs.mds.check import check
-from tests.client.world import CRED, World, close, cluster, open_file, read, read_file, write_file
+from tests.client.world import CRED, close, cluster, open_file, read, read_file, write_file
+from tests.cluster.tier import ROOT, Tier, add_archive, attr, tier_on
 
-ROOT = 1
 SIZE = 20 * (1 << 20) + 12345
 
 
-class Tier(World):
-    """A cluster with one archive."""
-
-    spec: ArchiveSpec
-
-    async def state(self, fid: int) -> HsmState:
-        return self.mds.mds.hsm.state(fid)
-
-    async def act(self, kind: HsmAction, fid: int) -> HsmState:
-        """Ask for an action and wait until it is over."""
-        await self.mds.mds.hsm.request(kind, fid, 0, 0)
-        return await self.over(fid)
-
-    async def over(self, fid: int) -> HsmState:
-        async with asyncio.timeout(50):
-            while fid in self.mds.mds.hsm.active:
-                await asyncio.sleep(0.01)
-        return await self.state(fid)
-
-    async def archived(self, fid: int, release: bool = True) -> None:
-        state = await self.act(HsmAction.ARCHIVE, fid)
-        assert state.flags & HsmFlag.ARCHIVED, state
-        if release:
-            state = await self.act(HsmAction.RELEASE, fid)
-            assert state.flags & HsmFlag.RELEASED, state
-
-    def objects(self) -> list[str]:
-        """All object files of all OSTs."""
-        return [
-            name
-            for _, _, names in os.walk(self.directory)
-            for name in names
-            if "." in name and len(name) > 16 and name[:16].isalnum() and name.rpartition(".")[2].isdigit()
-        ]
-
-    async def store(self) -> Any:
-        return self.oss[0].mover.archives.of(self.spec)
-
-    async def keys(self) -> list[str]:
-        return [entry.key for entry in (await (await self.store()).page("", "", 1000)).entries]
-
-
-@pytest.fixture(params=["dir", "s3"])
-async def tier(request: pytest.FixtureRequest, tmp_path: Path, s3_archive: ArchiveSpec) -> AsyncGenerator[Tier]:
+@pytest.fixture(params=["dir", "s3", "postgresql"])
+async def tier(
+    request: pytest.FixtureRequest, tmp_path: Path, s3_archive: ArchiveSpec, postgres_schema: str
+) -> AsyncGenerator[Tier]:
     (tmp_path / "archive").mkdir()
-    spec = (
-        ArchiveSpec(0, "cold", "dir", f"file://{tmp_path}/archive")
-        if request.param == "dir"
-        else replace(s3_archive, id=0)
-    )
-    base = cluster(tmp_path / "c", stripe_count=4, stripe_size=1 << 20)
-    base.__class__ = Tier
-    (tmp_path / "c").mkdir()
-    made: Tier = base  # type: ignore[assignment]
-    async with made:
-        vfs = await made.vfs()
-        await vfs.session.mds.call(SetArchive(spec))
-        made.spec = replace(spec, id=1)
+    spec = s3_archive if request.param == "s3" else ArchiveSpec(0, "cold", "dir", f"file://{tmp_path}/archive")
+    async with tier_on(tmp_path / "c", postgres_schema if request.param == "postgresql" else None) as made:
+        await add_archive(made, spec)
         yield made
-
-
-async def attr(vfs: Vfs, fid: int) -> Any:
-    return (await settle(vfs.getattr(fid))).attr
 
 
 @pytest.mark.parametrize("size", [0, 1, 5000, 100_000, 8 << 20, SIZE])

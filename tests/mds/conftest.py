@@ -1,14 +1,13 @@
 """Every test of the MDT runs on SQLite and on PostgreSQL."""
 
-import uuid
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from tests.mds.served import Served
 from tests.mds.world import World
+from tests.postgres import empty_schema
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -17,15 +16,8 @@ def mdt_url(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/mdt.db"
         return
-    server: str = request.getfixturevalue("postgres_url")
-    schema = f"mdt_{uuid.uuid4().hex}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE SCHEMA {schema}".encode())
-    try:
-        yield f"{server}{'&' if '?' in server else '?'}options=-csearch_path%3D{schema}"
-    finally:
-        with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(f"DROP SCHEMA {schema} CASCADE".encode())
+    with empty_schema(request.getfixturevalue("postgres_url")) as url:
+        yield url
 
 
 @pytest.fixture
