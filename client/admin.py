@@ -22,7 +22,6 @@ from nacrefs.common.wire import (
     Inspect,
     Keepalive,
     Request,
-    Role,
     SetPool,
     Statfs,
 )
@@ -40,7 +39,7 @@ def ask(url: str, keyring: str | None, work: Callable[[Remote], Awaitable[T]]) -
     """
     address, _ = parse_source(url)
     path = find_keyring(keyring)
-    credentials = load_keyring(path).credentials(Role.CLIENT)
+    credentials = load_keyring(path).best_credentials()
 
     async def connected() -> T:
         mds = Remote(address, credentials, f"admin-{uuid.uuid4().hex}", {}, Meter())

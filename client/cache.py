@@ -501,7 +501,7 @@ class Cache:
 
     def _xattrs(self, request: GetXattrs, reply: Xattrs) -> None:
         inode = self.inodes.get(request.fid)
-        if inode is not None and inode.lease >= READ:
+        if inode is not None and inode.lease >= READ and not reply.partial:
             inode.xattrs = dict(reply.items)
 
 

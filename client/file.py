@@ -256,8 +256,7 @@ class File:
         self._store.unreported -= size
 
     def reported(self, end: int) -> None:
-        """Bytes up to `end` were written through; that something was is reported at the next commit, what the OSTs
-        know."""
+        """Bytes up to `end` were written through; size and mtime are reported at the next commit."""
         self.own(through=True)
         self.size = max(self.size, end)
         self.inode.epoch += 1
@@ -368,7 +367,7 @@ class File:
                 await store.session.wait_live()
             if flight.dropped:
                 return  # the session ended meanwhile: somebody else may have written there since
-            written = await store.objects.write(self.inode, list(flight.extents), mtime_ns=self.mtime_ns)
+            written = await store.objects.write(self.inode, list(flight.extents))
             landed = True
             self.wrote(written)
             if self.error is not None and not self.inode.gone:

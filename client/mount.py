@@ -20,11 +20,13 @@ from nacrefs.client.control import PART_BYTES, Control
 from nacrefs.client.daemon import Ready
 from nacrefs.client.fuse import mounting
 from nacrefs.client.fuse.session import Session as FuseSession
+from nacrefs.client.identity import ALL_ARE_SQUASHED, Caller, asking
 from nacrefs.client.mountspec import MountSpec
 from nacrefs.client.programs import Programs
 from nacrefs.client.vfs import Vfs
-from nacrefs.common.auth import Credentials, load_keyring
+from nacrefs.common.auth import CredentialSource
 from nacrefs.common.handshake import Refused
+from nacrefs.common.keyfile import KeyFile
 from nacrefs.common.observe import start_logging
 from nacrefs.common.wire import Role
 
@@ -55,21 +57,24 @@ def run(spec: MountSpec, ready: Ready) -> None:
     """
     import uvloop
 
-    credentials = load_keyring(Path(spec.config.keyring)).credentials(Role.CLIENT)
+    credentials = KeyFile(Path(spec.config.keyring)).credentials_of(Role.CLIENT)
+    credentials()  # says at once if there are none
     start_logging(spec.log_level, spec.log_file or None)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(spec, credentials, ready))
 
 
-async def _serve(spec: MountSpec, credentials: Credentials, ready: Ready) -> None:
+async def _serve(spec: MountSpec, credentials: CredentialSource, ready: Ready) -> None:
     told_to_stop = _stop_signal()
     mounting.clear_stale(spec.directory)
     vfs = await _attach(spec, credentials)
     programs: Programs | None = None
     try:
+        squash = vfs.session.squash
         fuse = FuseSession(
-            vfs, spec.source, spec.directory, options=spec.kernel_options, root=vfs.root, locks=spec.locks
-        )
+            vfs, spec.source, spec.directory, options=spec.kernel_options, root=vfs.root, locks=spec.locks,
+            identified=_asks if squash >= 0 else None, permissions=squash < ALL_ARE_SQUASHED,
+        )  # fmt: skip
         programs = Programs(vfs, credentials)
         control = vfs.xattrs.control = Control(vfs, fuse, spec, programs)
         async with fuse:
@@ -90,6 +95,11 @@ async def _serve(spec: MountSpec, credentials: Credentials, ready: Ready) -> Non
     log.info("%s is unmounted", spec.directory)
 
 
+def _asks(uid: int, gid: int, pid: int) -> None:
+    """What follows is done for this process."""
+    asking.set(Caller(uid, gid, pid))
+
+
 def _stop_signal() -> "asyncio.Future[None]":
     """Done when SIGTERM or SIGINT has come; the next one ends the process."""
     loop = asyncio.get_running_loop()
@@ -107,7 +117,7 @@ def _stop_signal() -> "asyncio.Future[None]":
     return told
 
 
-async def _attach(spec: MountSpec, credentials: Credentials) -> Vfs:
+async def _attach(spec: MountSpec, credentials: CredentialSource) -> Vfs:
     """A filesystem that is attached, the MDS being waited for as long as the mount option `retry` says."""
     deadline_s = time.monotonic() + spec.retry_s
     while True:

@@ -231,16 +231,14 @@ class Objects:
 
     # ------------------------------------------------------------------------------------------------------- writing
 
-    async def write(
-        self, inode: Inode, extents: Sequence[Extent], sync: bool = False, mtime_ns: int = 0
-    ) -> dict[int, Written]:
+    async def write(self, inode: Inode, extents: Sequence[Extent], sync: bool = False) -> dict[int, Written]:
         """Write extents to all their objects; the last answer of each object by its number. With `sync` it is
-        durable. `mtime_ns`: when it was written, if that was under a WRITE lease. EIO if the session ends before all
-        has been sent: it must not go out under the next one, for somebody else may have written there since."""
+        durable. EIO if the session ends before all has been sent: it must not go out under the next one, for somebody
+        else may have written there since."""
         written: dict[int, Written] = {}
         known = inode.layout
         if known.mirrors > 1 if known is not None else await self._has_copies(inode):
-            return await self._copies.change(inode, partial(self._mirrored_writes, inode.fid, extents, sync, mtime_ns))
+            return await self._copies.change(inode, partial(self._mirrored_writes, inode.fid, extents, sync))
         session = self.session.number
 
         async def work(layout: Layout, capability: Capability) -> None:
@@ -249,9 +247,7 @@ class Objects:
             for number, batch in self._batches(layout, extents):
                 sums = batch.sums[0] if len(batch.sums) == 1 else b"".join(batch.sums)
                 ost = layout.osts[number]
-                request = Write(
-                    ost, inode.fid, number, layout.generation, capability, tuple(batch.extents), sums, sync, mtime_ns
-                )
+                request = Write(ost, inode.fid, number, layout.generation, capability, tuple(batch.extents), sums, sync)
                 server = await self.session.server_of(ost)
                 if self.session.number != session:
                     raise OSError(errno.EIO, "the session ended before the data was sent")
@@ -276,7 +272,7 @@ class Objects:
         return inode.layout.mirrors > 1
 
     def _mirrored_writes(
-        self, fid: int, extents: Sequence[Extent], sync: bool, mtime_ns: int, layout: Layout, capability: Capability
+        self, fid: int, extents: Sequence[Extent], sync: bool, layout: Layout, capability: Capability
     ) -> list[Part]:
         parts: list[Part] = []
         for stripe, batch in self._batches(layout, extents):
@@ -284,9 +280,7 @@ class Objects:
 
             def request(number: int, batch: _Batch = batch, sums: bytes = sums) -> Request[Written]:
                 ost = layout.osts[number]
-                return Write(
-                    ost, fid, number, layout.generation, capability, tuple(batch.extents), sums, sync, mtime_ns
-                )
+                return Write(ost, fid, number, layout.generation, capability, tuple(batch.extents), sums, sync)
 
             parts.append(Part(stripe, request, batch.data))
         return parts
@@ -329,8 +323,8 @@ class Objects:
             )
         return await self._each(inode, tuple(versions), request)
 
-    async def punch(self, inode: Inode, start: int, end: int, mtime_ns: int = 0) -> dict[int, Written]:
-        """Make `[start, end)` a hole. `mtime_ns` is as in `write`."""
+    async def punch(self, inode: Inode, start: int, end: int) -> dict[int, Written]:
+        """Make `[start, end)` a hole."""
         mirrored = await self._has_copies(inode)
         assert inode.layout is not None
         stripes = inode.layout.stripe_count
@@ -341,7 +335,7 @@ class Objects:
 
         def request(layout: Layout, capability: Capability, number: int) -> Request[Written]:
             extents = ranges[number % stripes]
-            return Punch(layout.osts[number], inode.fid, number, layout.generation, capability, extents, mtime_ns)
+            return Punch(layout.osts[number], inode.fid, number, layout.generation, capability, extents)
 
         if mirrored:
             return await self._copies.change(

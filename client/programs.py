@@ -23,7 +23,7 @@ from nacrefs.client.handle import OpenFile
 from nacrefs.client.session import Session
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import Answer
-from nacrefs.common.auth import Credentials, make_ticket
+from nacrefs.common.auth import CredentialSource, current, make_ticket
 from nacrefs.common.codec import encode
 from nacrefs.common.wire import (
     Commit,
@@ -79,7 +79,7 @@ class _File:
 class Programs:
     """Serves the ioctls of one mount: it takes the places of `vfs.ioctl` and `vfs.release`."""
 
-    def __init__(self, vfs: Vfs, credentials: Credentials) -> None:
+    def __init__(self, vfs: Vfs, credentials: CredentialSource) -> None:
         self._vfs = vfs
         self._credentials = credentials
         self._release = vfs.release
@@ -170,9 +170,10 @@ class Programs:
         if number not in self._vfs.handles.table:  # its process was killed meanwhile
             await self._give_back(number)
             raise OSError(errno.EBADF, "the file has been closed")
-        ticket = make_ticket(self._credentials, session.number, int(time.time()) + TICKET_S)
+        credentials = current(self._credentials)
+        ticket = make_ticket(credentials, session.number, int(time.time()) + TICKET_S)
         sync = sync or self._vfs.config.write.sync
-        return IoGrant(self._credentials.cluster, fid, layout, capability, tuple(osts), ticket, sync)
+        return IoGrant(credentials.cluster, fid, layout, capability, tuple(osts), ticket, sync)
 
     @staticmethod
     async def _ost(session: Session, index: int) -> OstInfo:

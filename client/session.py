@@ -15,8 +15,9 @@ from typing import Any, Final, Protocol
 
 from nacrefs.client.cache import Cache, Inode
 from nacrefs.client.config import ClientConfig
+from nacrefs.client.identity import in_the_name_of
 from nacrefs.common.answer import Answer
-from nacrefs.common.auth import Credentials
+from nacrefs.common.auth import CredentialSource
 from nacrefs.common.clock import Clock, SystemClock
 from nacrefs.common.impatient import ImpatientRemote, remote_with
 from nacrefs.common.observe import Meter
@@ -83,7 +84,7 @@ class Session:
     def __init__(
         self,
         config: ClientConfig,
-        credentials: Credentials,
+        credentials: CredentialSource,
         cache: Cache,
         meter: Meter | None = None,
         clock: Clock | None = None,
@@ -102,6 +103,9 @@ class Session:
         self.root = 0
         self.inline_bytes = 0
         self.tight = False
+        self.squash = -1
+        """whom the MDS takes for the anonymous user (`wire.Session`)"""
+        self.read_only = False
         self.on_limits: Callable[[], None] = lambda: None
         """told when quotas have changed"""
         self._limits = 1
@@ -183,6 +187,8 @@ class Session:
         self.term_s = reply.term_s
         self.root = reply.root
         self.inline_bytes = reply.inline_bytes
+        self.squash, self.read_only = reply.squash, reply.read_only
+        self.mds.wrap = in_the_name_of if self.squash >= 0 else None
         self._set_osts(reply.osts)
         self._heard(sent_s)
 

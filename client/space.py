@@ -48,6 +48,8 @@ class Space:
             await self._zero(file, start, min(end, file.size_now))
         if not mode & KEEP_SIZE and end > file.size_now:
             file.size = end
+        elif not mode & (PUNCH_HOLE | ZERO_RANGE):
+            return
         file.inode.epoch += 1
         file.touch()
 
@@ -67,8 +69,7 @@ class Space:
                 file.punch_dirty(start, end)
                 await file.land()
                 file.punch_dirty(start, end)
-                now_ns = self._session.clock.now_ns()
-                file.wrote(await self._store.objects.punch(file.inode, start, end, now_ns))
+                file.wrote(await self._store.objects.punch(file.inode, start, end))
         finally:
             file.thaw()
 
@@ -81,9 +82,6 @@ class Space:
             file.reported(0)
         if not mode & KEEP_SIZE and end > size:
             await self._session.mds.call(SetAttr(inode.fid, Set.SIZE, size=end))
-        elif not (mode & (PUNCH_HOLE | ZERO_RANGE) and start < size):
-            now_ns = self._session.clock.now_ns()
-            await self._session.mds.call(SetAttr(inode.fid, Set.MTIME, mtime_ns=now_ns))
 
     def lseek(self, number: int, offset: int, whence: int) -> Answer[int]:
         """The next data or hole; only what is certain counts as a hole: what was written or lengthened over here

@@ -15,6 +15,7 @@ from nacrefs.client.file import Store
 from nacrefs.client.fileio import FileIO
 from nacrefs.client.filesystem import Kernel
 from nacrefs.client.handle import Handles, OpenFile
+from nacrefs.client.identity import NOBODY_IS_SQUASHED
 from nacrefs.client.listing import Listings
 from nacrefs.client.locks import Locks
 from nacrefs.client.memory import Memory
@@ -24,11 +25,13 @@ from nacrefs.client.opening import Opening
 from nacrefs.client.recall import Recaller
 from nacrefs.client.session import Session
 from nacrefs.client.space import Space
+from nacrefs.client.squash import Squash
 from nacrefs.client.xattrs import ExtendedAttributes
 from nacrefs.common.answer import Answer
-from nacrefs.common.auth import Credentials, load_keyring
+from nacrefs.common.auth import CredentialSource
 from nacrefs.common.clock import Clock
 from nacrefs.common.config import ConfigError
+from nacrefs.common.keyfile import KeyFile
 from nacrefs.common.observe import Meter
 from nacrefs.common.wire import Role, Statfs, StatfsReply
 
@@ -37,7 +40,11 @@ class Vfs:
     """A filesystem that is attached. Use `Vfs.open` to make one, `close` to end it."""
 
     def __init__(
-        self, config: ClientConfig, credentials: Credentials, meter: Meter | None = None, clock: Clock | None = None
+        self,
+        config: ClientConfig,
+        credentials: CredentialSource,
+        meter: Meter | None = None,
+        clock: Clock | None = None,
     ) -> None:
         config.check()
         self.config = config
@@ -52,7 +59,7 @@ class Vfs:
         opening = Opening(self.store, self.handles)
         namespace = self._namespace = Namespace(self.store, opening)
         locks = self.session.locks = Locks(self.session, self.handles, opening)
-        io = self._io = FileIO(self.store, self.handles)
+        io = FileIO(self.store, self.handles)
         space = Space(self.store, io)
         listings = Listings(self.store)
         xattrs = self.xattrs = ExtendedAttributes(self.store)
@@ -104,7 +111,7 @@ class Vfs:
 
     @kernel.setter
     def kernel(self, kernel: Kernel | None) -> None:
-        self.recaller.kernel = self._namespace.kernel = self._io.kernel = kernel
+        self.recaller.kernel = self._namespace.kernel = kernel
 
     async def attach(self) -> "Vfs":
         """Connect to the MDS and begin a session; OSError if that does not work."""
@@ -113,6 +120,8 @@ class Vfs:
         except BaseException:
             await self.session.close()
             raise
+        if self.session.squash > NOBODY_IS_SQUASHED:
+            Squash(self).install(self)
         return self
 
     async def close(self) -> None:
@@ -153,9 +162,11 @@ def no_ioctl(number: int, command: int, data: bytes, room: int) -> Answer[bytes]
     raise OSError(errno.ENOTTY, "no such ioctl")
 
 
-def client_credentials(keyring: str) -> Credentials:
-    """The client key of a keyring file; OSError that says what is wrong with it."""
+def client_credentials(keyring: str) -> CredentialSource:
+    """The client key of a keyring file, which may change; OSError that says what is wrong with it."""
     try:
-        return load_keyring(Path(keyring)).credentials(Role.CLIENT)
+        source = KeyFile(Path(keyring)).credentials_of(Role.CLIENT)
     except ConfigError as error:
         raise OSError(errno.EACCES, str(error)) from None
+    source()  # say at once if it has none
+    return source

@@ -10,12 +10,12 @@ import errno
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
 from nacrefs.common import auth
-from nacrefs.common.auth import Credentials, Keyring
+from nacrefs.common.auth import Credentials, Key, Keyring
 from nacrefs.common.codec import decode_failure, encode
 from nacrefs.common.framing import Frame, FramingError, Kind
 from nacrefs.common.transport.link import Link
@@ -43,6 +43,17 @@ _CLIENT_CHARACTERS_MAX: Final = 128
 
 class Refused(OSError):
     """The server does not want this peer: wrong key, cluster or version. Trying again will not help."""
+
+
+class Greeted(NamedTuple):
+    """Who has shown that he has a key, or (a client) a ticket made from one: the client's id, what he may be, the key's
+    name, the key, and the link to go on with."""
+
+    client: str
+    role: Role
+    key_name: str
+    key: Key
+    link: Link
 
 
 class _Greeting:
@@ -88,6 +99,12 @@ class _Greeting:
         raise FramingError(errno.EPROTO, f"{self._link.peername}: no proper {kind.name} in its handshake")
 
 
+def _validity(key: Key) -> str:
+    """When a key is good, in words."""
+    parts = (("from", key.not_before), ("until", key.not_after))
+    return " ".join(f"{word} {when.isoformat()}" for word, when in parts if when is not None)
+
+
 async def greet_server(
     link: Link, credentials: Credentials, client: str, handshake_s: float = HANDSHAKE_S
 ) -> tuple[str, Role, Link]:
@@ -127,9 +144,9 @@ async def greet_server(
 
 async def greet_client(
     link: Link, keyring: Keyring, name: str, handshake_s: float = HANDSHAKE_S, *, tickets: bool = False
-) -> tuple[str, Role, Link]:
-    """The accepting side: the client's id and role, and the link to go on with. With `tickets`, a ticket is as good as
-    a client key. ConnectionError after having told the client why."""
+) -> Greeted:
+    """The accepting side: who the client is, and the link to go on with. With `tickets`, a ticket is as good as a
+    client's key. ConnectionError after having told the client why."""
     greeting = _Greeting(link, handshake_s)
     hello = await greeting.receive(Kind.HELLO, Hello)
 
@@ -145,11 +162,13 @@ async def greet_client(
     proper = 0 < len(hello.client) <= _CLIENT_CHARACTERS_MAX and hello.client.isprintable() and hello.key.isprintable()
     if not proper or len(hello.nonce) != auth.NONCE_BYTES:
         raise refuse(errno.EPROTO, "malformed Hello")
-    role, known = Role.CLIENT, None
-    if (key := keyring.keys.get(hello.key)) is not None:
-        role, known = Role[key.role.upper()], key.secret_bytes
-    elif tickets:
-        known = auth.ticket_secret(keyring, hello.key, hello.client, time.time())
+    key_name, known = auth.base_key(hello.key), None
+    key = keyring.keys.get(key_name)
+    if key_name != hello.key:
+        if tickets:
+            known = auth.ticket_secret(keyring, hello.key, hello.client, time.time())
+    elif key is not None:
+        known = key.secret_bytes
     # An unknown key gets a challenge too, so that key names cannot be found out.
     secret = known if known is not None else secrets.token_bytes(auth.SECRET_BYTES)
     nonce = secrets.token_bytes(auth.NONCE_BYTES)
@@ -162,12 +181,16 @@ async def greet_client(
             errno.EACCES,
             f"it left when it saw our proof: its key {hello.key[:64]!r} is unknown or wrong",
         ) from None
-    if known is None or not auth.same(shown.proof, auth.proof(secret, b"client", *claims)):
+    if key is None or known is None or not auth.same(shown.proof, auth.proof(secret, b"client", *claims)):
         raise refuse(errno.EACCES, f"key {hello.key[:64]!r} is unknown or wrong")
+    if not key.is_valid(time.time()):  # said only to who has it
+        raise refuse(errno.EKEYEXPIRED, f"key {key_name!r} is not good now: {_validity(key)}")
+    role = key.wire_role if key_name == hello.key else Role.CLIENT
     if shown.rdma is None:
         greeting.send(Kind.WELCOME, Welcome(role))
-        return hello.client, role, link
-    return hello.client, role, await _upgraded(link, greeting, role, shown.rdma)
+    else:
+        link = await _upgraded(link, greeting, role, shown.rdma)
+    return Greeted(hello.client, role, key_name, key, link)
 
 
 async def _upgraded(link: Link, greeting: _Greeting, role: Role, offer: RdmaEnd) -> Link:

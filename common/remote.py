@@ -7,15 +7,16 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from nacrefs.common.auth import Credentials, Keyring
+from nacrefs.common.auth import CredentialSource, Keyring, current, is_revoked, revoked
+from nacrefs.common.authority import allowed
 from nacrefs.common.buffers import BufferPool
 from nacrefs.common.framing import FramingError, Kind
-from nacrefs.common.handshake import HANDSHAKE_S, Refused, greet_client, greet_server
+from nacrefs.common.handshake import HANDSHAKE_S, Greeted, Refused, greet_client, greet_server
 from nacrefs.common.observe import Meter
 from nacrefs.common.rpc import IN_SERVICE_MAX, Peer, Service, again
 from nacrefs.common.transport import address as transport
 from nacrefs.common.transport.link import Link, Listener
-from nacrefs.common.wire import Request
+from nacrefs.common.wire import Request, Role
 
 log = logging.getLogger("nacre.rpc")
 ReplyT = TypeVar("ReplyT")
@@ -51,7 +52,10 @@ class Server:
         self.on_peer: Callable[[Peer], None] | None = None
         self.on_gone: Callable[[Peer], None] | None = None
         self.refused = 0
-        self._keyring = keyring
+        self.keyring = keyring
+        self.service_of: Callable[[Greeted], Service] = self._allowed
+        """The requests that a peer may ask; the rest is refused."""
+        self._services: dict[Role, Service] = {}
         self._pool = pool
         self._handshake_s = handshake_s
         self._in_service_max = in_service_max
@@ -91,21 +95,40 @@ class Server:
 
     async def _greet(self, link: Link) -> None:
         try:
-            client, role, link = await greet_client(
-                link, self._keyring, self.name, self._handshake_s, tickets=self._tickets
-            )
+            who = await greet_client(link, self.keyring, self.name, self._handshake_s, tickets=self._tickets)
         except OSError as error:
             self._refuse(link, (error.strerror or str(error)).removeprefix(f"{link.peername}: "))
             return
-        peer = Peer(self.service, self.meter, self._pool)
+        link = who.link
+        if is_revoked(who.key, self.keyring.keys.get(who.key_name)):
+            self._refuse(link, f"its key {who.key_name!r} was revoked meanwhile")
+            return
+        peer = Peer(self.service_of(who), self.meter, self._pool)
         peer.in_service_max = self._in_service_max
-        peer.name, peer.role = client, role
+        peer.name, peer.role, peer.key = who.client, who.role, who.key_name
+        peer.principal, peer.export = who.key.principal or who.key_name, who.key.export
         peer.on_closed = self._gone
         peer.attach(link)
         self.peers.add(peer)
         if self.on_peer is not None:
             self.on_peer(peer)
         link.start(peer)
+
+    def _allowed(self, who: Greeted) -> Service:
+        service = self._services.get(who.role)
+        if service is None:
+            service = self._services[who.role] = allowed(self.service, who.role)
+        return service
+
+    def change_keyring(self, keyring: Keyring) -> set[str]:
+        """Go by another keyring from now on. The names of keys that are gone, or are not what they were: peers that
+        have one are dropped."""
+        before, self.keyring = self.keyring, keyring
+        gone = revoked(before, keyring)
+        for peer in [peer for peer in self.peers if peer.key in gone]:
+            log.warning("dropping %s: its key %r was revoked or changed", peer.name, peer.key)
+            peer.close("its key was revoked or changed")
+        return gone
 
     def _gone(self, peer: Peer, error: OSError) -> None:
         self.peers.discard(peer)
@@ -149,7 +172,7 @@ class Remote(Peer):
     def __init__(
         self,
         address: str,
-        credentials: Credentials,
+        credentials: CredentialSource,
         client: str,
         service: Service,
         meter: Meter,
@@ -192,7 +215,9 @@ class Remote(Peer):
     async def _connect(self) -> None:
         link = await transport.connect(self.address)
         try:
-            self.server, self.role, link = await greet_server(link, self._credentials, self._client, self._handshake_s)
+            self.server, self.role, link = await greet_server(
+                link, current(self._credentials), self._client, self._handshake_s
+            )
             self._carrier = self._greeting = link
             link.start(self)
             if self._overloaded:

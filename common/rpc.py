@@ -22,6 +22,7 @@ from nacrefs.common import faults
 from nacrefs.common.answer import is_later
 from nacrefs.common.buffers import BufferPool
 from nacrefs.common.codec import decode_failure, decode_reply, decode_request, encode
+from nacrefs.common.export import Export
 from nacrefs.common.framing import Frame, Kind
 from nacrefs.common.observe import Meter
 from nacrefs.common.transport.link import Done, Link, scratch
@@ -145,17 +146,21 @@ class _Pending:
 class Peer:
     """One side of an authenticated link.
 
-    `session` and `state` are free for the application; `role` and `name` are what the handshake proved. `link` is None
-    while no requests can go out. `absorb`, if set, sees every (request, reply) at the moment when the reply arrives,
-    before any later frame is handled.
+    `session` and `state` are free for the application; `role`, `name`, `key` (its name), `principal` (whose it is) and
+    `export` (what it may see) are what the handshake proved. `link` is None while no requests can go out. `absorb`, if
+    set, sees every (request, reply) at the moment when the reply arrives, before any later frame is handled. `wrap`, if
+    set, makes what is sent of a request and its encoding.
     """
 
     def __init__(self, service: Service, meter: Meter, pool: BufferPool | None = None) -> None:
         self.name = ""
         self.role = Role.CLIENT
+        self.key = self.principal = ""
+        self.export = Export()
         self.session = 0
         self.state: Any = None
         self.absorb: Absorb | None = None
+        self.wrap: Callable[[Request[Any], bytes], bytes] | None = None
         self.service = service
         self.meter = meter
         self.link: Link | None = None
@@ -213,6 +218,8 @@ class Peer:
             self._sweep_in(deadline_s)
             deadline_s += time.monotonic()
         pending = _Pending(future, request, data, into, deadline_s)
+        if self.wrap is not None:
+            pending.body = self.wrap(request, pending.body)
         self._pending[xid] = pending
         if into is not None or data:
             future.add_done_callback(partial(self._ended, xid))

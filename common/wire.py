@@ -79,10 +79,11 @@ class Right(enum.IntFlag):
 
 
 class Role(enum.IntEnum):
-    """What a peer is, as its key says."""
+    """What a peer is, as its key says. `common.authority` says what each may ask."""
 
     CLIENT = 0
     SERVER = 1
+    ADMIN = 2
 
 
 class Attr(Message, frozen=True, array_like=True, gc=False):
@@ -259,6 +260,10 @@ class Session(Message, frozen=True, array_like=True, gc=False):
     resumed: bool
     grace: bool
     cluster: str
+    squash: int = -1
+    """Not -1: the MDS checks permissions, so requests about files must say who asks (`As`), and it takes nobody (0),
+    root (1) or everybody (2) for the anonymous user."""
+    read_only: bool = False
 
 
 class Attach(Request[Session], frozen=True, array_like=True, tag=1):
@@ -350,6 +355,23 @@ class Yield(Request[Done], frozen=True, array_like=True, tag=5):
     """Leases given back (or downgraded) unasked, in bulk; each item says what remains."""
 
     holdings: tuple[Holding, ...]
+
+
+class As(Request[Done], frozen=True, array_like=True, tag=7):
+    """Carry out a request for somebody: ids and supplementary groups of the process that asks. `request` is its whole
+    encoding; the reply is that of the request in it."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    request: bytes
+
+
+class Access(Request[Done], frozen=True, array_like=True, tag=8):
+    """Whether this may be used so: `mask` is access(2)'s (4 read, 2 write, 1 execute or search); EACCES if not."""
+
+    fid: int
+    mask: int
 
 
 class OstTable(Message, frozen=True, array_like=True, gc=False):
@@ -547,8 +569,7 @@ class Commit(Request[Node], frozen=True, array_like=True, tag=28):
     `lease` is what it keeps (never more than it has) and `mode` how it still has the file open (CLOSED ends a
     registered open). With `dirty`, `size`, `mtime_ns`, `ctime_ns` (0: now) and `blocks` are the file's new ones, and
     `data` is the whole new contents if the file stays inline; without `data` its contents are on OSTs from now on (if
-    `size` is not 0). Without the WRITE lease size and times do not count: the OSTs know. The reply is durable when it
-    comes.
+    `size` is not 0). The reply is durable when it comes.
     """
 
     fid: int
@@ -623,9 +644,11 @@ class GetParent(Request[Node], frozen=True, array_like=True, tag=30):
 
 
 class Xattrs(Message, frozen=True, array_like=True, gc=False):
-    """All extended attributes of an inode, in name order. May be cached under its lease."""
+    """All extended attributes of an inode, in name order. May be cached under its lease, unless it is `partial`: others
+    on the same mount may see more than who asked."""
 
     items: tuple[tuple[bytes, bytes], ...]
+    partial: bool = False
 
 
 class GetXattrs(Request[Xattrs], frozen=True, array_like=True, tag=31):
@@ -1724,12 +1747,10 @@ class Write(Request[Written], frozen=True, array_like=True, tag=97):
     extents: tuple[tuple[int, int], ...]
     sums: bytes
     sync: bool = False
-    mtime_ns: int = 0
-    """When it was written, if that was under a WRITE lease, whose holder reports it to the MDS; 0: now"""
 
 
 class Punch(Request[Written], frozen=True, array_like=True, tag=98):
-    """Make extents `(offset, length)` holes: they read as zeros; the size stays. `mtime_ns` is as in `Write`."""
+    """Make extents `(offset, length)` holes: they read as zeros; the size stays."""
 
     ost: int
     fid: int
@@ -1737,7 +1758,6 @@ class Punch(Request[Written], frozen=True, array_like=True, tag=98):
     generation: int
     capability: Capability
     extents: tuple[tuple[int, int], ...]
-    mtime_ns: int = 0
 
 
 class Truncate(Request[Written], frozen=True, array_like=True, tag=99):

@@ -121,6 +121,7 @@ async def _serve(settings: MdsConfig) -> None:
     try:
         server = MdsServer(settings)
         await server.start()
+        loop.add_signal_handler(signal.SIGHUP, server.read_keys_again)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     gc.collect()
@@ -156,7 +157,8 @@ def _make_keyring(path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     save_keyring(path, new_keyring(uuid.uuid4().hex))
-    click.echo(f"{path}: keyring of a new cluster; copy it to every server and client, mode 0600", err=True)
+    whose = "copy it to every OSS, and give clients what `nacre key extract` writes"
+    click.echo(f"{path}: keyring of a new cluster, mode 0600; {whose}", err=True)
 
 
 def _without_password(url: str) -> str:

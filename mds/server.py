@@ -5,8 +5,9 @@ import logging
 from pathlib import Path
 from typing import Any, Final
 
-from nacrefs.common.auth import Keyring, load_keyring
+from nacrefs.common.auth import Keyring, revoked
 from nacrefs.common.clock import Clock, SystemClock
+from nacrefs.common.keyfile import KeyFile, watch
 from nacrefs.common.observe import Meter, Observatory
 from nacrefs.common.remote import Server
 from nacrefs.mds.cache import Cache
@@ -29,7 +30,11 @@ class MdsServer:
     def __init__(self, config: MdsConfig, keyring: Keyring | None = None, clock: Clock | None = None) -> None:
         config.check()
         self.config = config
-        self.keyring = keyring or load_keyring(Path(config.keyring))
+        self._keyfile: KeyFile | None = None
+        if keyring is None:
+            self._keyfile = KeyFile(Path(config.keyring))
+            keyring = self._keyfile.keyring
+        self.keyring = keyring
         self.meter = Meter()
         self.url = ""
         """Where clients connect: the first address, with the real port."""
@@ -38,6 +43,7 @@ class MdsServer:
         self._mdt: Mdt | None = None
         self._server: Server | None = None
         self._observatory: Observatory | None = None
+        self._key_watch: asyncio.Task[None] | None = None
         self.mds: Mds
         self.failure: OSError | None = None
         """Why it cannot serve any more; it has dropped its clients without an answer, and is to be stopped."""
@@ -71,6 +77,7 @@ class MdsServer:
                 self.mds.service(), self.keyring, config.name, self.meter, in_service_max=IN_SERVICE_MAX
             )
             self._server.on_gone = self.mds.gone
+            self._server.service_of = self.mds.service_of
             self.mds.on_lost = self._fail
             addresses = [await self._server.listen(address) for address in config.addresses]
             self.url = addresses[0]
@@ -78,9 +85,25 @@ class MdsServer:
             if config.metrics_at is not None:
                 self.metrics_url = await self._observatory.start(*config.metrics_at)
             self.mds.start()
+            self._key_watch = watch(self._keyfile, self.change_keyring)
         except BaseException:
             await self.stop()
             raise
+
+    def change_keyring(self, keyring: Keyring) -> None:
+        """Go by another keyring from now on: sessions under keys that are gone, or are not what they were, are
+        evicted, and capabilities are signed under the newest server's key."""
+        self.mds.change_key(keyring.capability_key())
+        gone = revoked(self.keyring, keyring)
+        self.keyring = keyring
+        if self._server is not None:
+            self.mds.revoke(gone)
+            self._server.change_keyring(keyring)
+
+    def read_keys_again(self) -> None:
+        """Look at the keyring's file now (SIGHUP)."""
+        if self._keyfile is not None:
+            self.change_keyring(self._keyfile.refresh(force=True))
 
     def _fail(self, error: OSError) -> None:
         """The MDT is lost to this server. What clients have asked stays unanswered: they connect to whoever serves it
@@ -93,6 +116,10 @@ class MdsServer:
 
     async def stop(self) -> None:
         """Serve nobody any more, commit what is queued, close the database."""
+        if self._key_watch is not None:
+            self._key_watch.cancel()
+            await asyncio.gather(self._key_watch, return_exceptions=True)
+            self._key_watch = None
         if self._server is not None:
             await self._server.close()
             self._server = None

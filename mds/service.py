@@ -15,13 +15,17 @@ import msgspec
 
 from nacrefs.common import wire
 from nacrefs.common.auth import sign_capability
+from nacrefs.common.authority import allowed
 from nacrefs.common.clock import Clock
+from nacrefs.common.export import Export
 from nacrefs.common.fid import ROOT
+from nacrefs.common.handshake import Greeted
 from nacrefs.common.observe import Meter
 from nacrefs.common.rpc import LATER, Call, Handler, Peer, Service, check_service
 from nacrefs.common.wire import Capability, Entry, Lease, Mode, Node, Right, Role
 from nacrefs.mds.appends import APPEND_REQUESTS, AppendDesk
 from nacrefs.mds.eviction import Evictor, end_session
+from nacrefs.mds.exports import Limits
 from nacrefs.mds.fsck.desk import FSCK_REQUESTS, FsckDesk
 from nacrefs.mds.hsm import Coordinator
 from nacrefs.mds.hsmdesk import HSM_REQUESTS, HsmDesk
@@ -29,6 +33,7 @@ from nacrefs.mds.inode import Inode
 from nacrefs.mds.journal import Journal
 from nacrefs.mds.late import mode_of, open_again, unremembered
 from nacrefs.mds.leases import LeaseTable, LeaseView
+from nacrefs.mds.limited import LimitedService, served_plainly
 from nacrefs.mds.linkdesk import LINK_REQUESTS, LinkDesk
 from nacrefs.mds.links import Links
 from nacrefs.mds.locking import Locking, locks_report
@@ -46,7 +51,7 @@ from nacrefs.mds.report import queue_report, status_report
 from nacrefs.mds.resync import Resyncer
 from nacrefs.mds.sessions import Session, Sessions
 from nacrefs.mds.settings import Settings
-from nacrefs.mds.sizes import Sizes, Told, counted_until, keep_size, with_objects
+from nacrefs.mds.sizes import Sizes, keep_size, with_objects
 from nacrefs.mds.step import Blocked, Released, Restoring, Step, Unreported
 from nacrefs.mds.targets import Targets
 from nacrefs.mds.tx import Tx
@@ -61,8 +66,10 @@ GLIMPSED: Final = frozenset({wire.GetAttr, wire.Lookup, wire.Open, wire.SetAttr,
 RETRY_S: Final = 0.5
 FENCED_MAX: Final = 4096
 """Sessions of earlier runs that OSTs are told to refuse."""
+SQUASHED: Final = ("none", "root", "all")
+"""`Export.squash` in the order of `wire.Session.squash`."""
 ADDRESSED: Final[tuple[type[wire.Request[Any]], ...]] = (
-    wire.Attach, wire.Keepalive, wire.Detach, wire.Reclaim, wire.Yield, wire.GetOsts, wire.Inspect,
+    wire.Attach, wire.Keepalive, wire.Detach, wire.Reclaim, wire.Yield, wire.GetOsts, wire.Inspect, wire.As,
     wire.SetPool, wire.Register, wire.Heartbeat, wire.SetLock, wire.GetLock, wire.CancelLock, wire.CopiesFailed,
     wire.ListCopies, wire.Resync, wire.JoinMirrors, wire.ReportDamage,
     *APPEND_REQUESTS, *QUOTA_REQUESTS, *HSM_REQUESTS, *LINK_REQUESTS, *FSCK_REQUESTS, *READS, *WRITES,
@@ -83,7 +90,7 @@ class Mds:
         self.sessions = Sessions(clock, settings.term_s)
         self.sessions.evict = self.evict
         self.locking = Locking(self.sessions, clock, lambda: self._grace is not None)
-        self.sessions.removed = self.locking.session_ended
+        self.sessions.removed = self._session_removed
         self.targets = Targets(clock, settings.heartbeat_s, settings.reserve_bytes)
         self.targets.load(mdt.osts(), mdt.pools())
         self.recalls = Recalls(self.leases, self.sessions)
@@ -103,6 +110,8 @@ class Mds:
         self._appends = AppendDesk(self, append)
         self._fsck = FsckDesk(self)
         self.hsm = Coordinator(self)
+        self.limits: dict[int, Limits] = {}
+        """What limited sessions may do, by session."""
         self._hsm_desk = HsmDesk(self)
         self.links = Links(self)
         self._link_desk = LinkDesk(self, self._hsm_desk)
@@ -113,6 +122,8 @@ class Mds:
         self._grace: list[Work] | None = None
         self._grace_until_s = 0.0
         self._stopping = False
+        self._services: dict[Role, Service] = {}
+        self._limited: Service = {}
 
     # ------------------------------------------------------------------------------------------------------- life cycle
 
@@ -215,7 +226,24 @@ class Mds:
     def _step(self, tx: Tx, view: LeaseView, session: int) -> Step:
         settings = self.settings
         now_ns = self.clock.now_ns()
-        return Step(tx, view, self.targets, self._capability, session, now_ns, settings.layout)
+        step = Step(tx, view, self.targets, self._capability, session, now_ns, settings.layout)
+        if self.limits and session in self.limits:
+            self.limits[session].attach(step)
+        return step
+
+    @staticmethod
+    def is_glimpsed(kind: type[wire.Request[Any]]) -> bool:
+        """Whether the OSTs must be asked before such a request is answered about a shared file."""
+        return kind in GLIMPSED
+
+    @staticmethod
+    def is_read_first(kind: type[wire.Request[Any]]) -> bool:
+        """Whether such a request, which may write, is tried as one that does not."""
+        return kind in READ_FIRST
+
+    def glance(self, session: Session) -> Step:
+        """What a request sees that is looked at before it is served: committed state, and the requester's leases."""
+        return self._step(self.journal.reading, LeaseView(self.leases, session.id, self.mdt.opens), session.id)
 
     def capability(self, fid: int, generation: int, session: int, rights: Right) -> Capability:
         """The right to do I/O on a file."""
@@ -244,6 +272,7 @@ class Mds:
             wire.SetPool: self._set_pool,
             wire.Register: self._register,
             wire.Heartbeat: self._heartbeat,
+            wire.As: served_plainly,
             **self.locking.handlers(),
             **self.quotas.handlers(),
             **self._appends.handlers(),
@@ -255,18 +284,24 @@ class Mds:
             wire.ReportDamage: self._report_damage,
         }
         for kind, operation in READS.items():
-            table[kind] = partial(self._read, operation, kind in GLIMPSED)
+            table[kind] = partial(self.read, operation, kind in GLIMPSED)
         for kind, operation in WRITES.items():
-            if kind in READ_FIRST:
-                table[kind] = partial(self._mutate, operation, True, kind in GLIMPSED)
-            else:
-                table[kind] = partial(self._mutate, operation, False, kind in GLIMPSED)
+            table[kind] = partial(self.mutate, operation, kind in READ_FIRST, kind in GLIMPSED)
         table.update(self._hsm_desk.handlers())
         table.update(self._link_desk.handlers())
         check_service(table, ADDRESSED)
         return table
 
-    def _read(self, operation: Callable[[Step, Any], Any], glimpsed: bool, request: Any, call: Call) -> Any:
+    def service_of(self, who: Greeted) -> Service:
+        """The table as a peer has it that has shown this key."""
+        if not self._services:
+            plain = self.service()
+            self._services = {role: allowed(plain, role) for role in Role}
+            self._limited = LimitedService(self, self._services[Role.CLIENT]).table()
+        return self._limited if who.key.export.limits else self._services[who.role]
+
+    def read(self, operation: Callable[[Step, Any], Any], glimpsed: bool, request: Any, call: Call) -> Any:
+        """Serve a request that only reads."""
         session = self.sessions.heard(call.peer)
         session.oldest = call.oldest
         work = Work(operation, request, session, call, True)
@@ -278,9 +313,10 @@ class Mds:
             self.journal.read(work)
         return LATER
 
-    def _mutate(
+    def mutate(
         self, operation: Callable[[Step, Any], Any], read_first: bool, glimpsed: bool, request: Any, call: Call
     ) -> Any:
+        """Serve a request that must happen once."""
         session = self.sessions.heard(call.peer)
         session.oldest = call.oldest
         if call.resent and self._answer_again(session, request, call):
@@ -365,14 +401,14 @@ class Mds:
     async def _complete(self, work: Work, node: Node, inode: Inode) -> None:
         assert inode.layout is not None
         try:
-            told = Told(*await self.targets.glimpse(node.attr.fid, inode.layout), inode.data_version)
+            size, allocated, mtime_ns = await self.targets.glimpse(node.attr.fid, inode.layout)
         except OSError as error:
             work.error = error
         else:
-            attr = with_objects(node.attr, told, counted_until(self.leases, node.attr))
+            attr = with_objects(node.attr, size, allocated, mtime_ns)
             node = msgspec.structs.replace(node, attr=attr)
             if node.quota >= 0:  # what was written through counts, from now on
-                keep = partial(keep_size, self.leases, node.attr.fid, told)
+                keep = partial(keep_size, node.attr.fid, size, allocated, mtime_ns)
                 quota = await self.journal.submit_own(partial(measured, keep, node.attr.fid, work.session_id))
                 node = msgspec.structs.replace(node, quota=quota)
             work.reply = msgspec.structs.replace(work.reply, node=node) if isinstance(work.reply, Entry) else node
@@ -429,21 +465,27 @@ class Mds:
     # -------------------------------------------------------------------------------------------------------- sessions
 
     async def _attach(self, request: wire.Attach, call: Call) -> wire.Session:
-        root = self._root(request.subtree)
+        peer, export = call.peer, call.peer.export
+        top = self._root(export.path.encode()) if export.limits else ROOT
+        root = self._mounted(request.subtree, export, top)
         session = self.sessions.by_id.get(request.session)
-        resumed = session is not None and not session.gone and session.client == request.client
+        resumed = session is not None and not session.gone and session.is_of(request.client, peer.principal)
         if session is None or not resumed:
-            for old in [old for old in self.sessions.by_id.values() if old.client == request.client]:
+            for old in [old for old in self.sessions.by_id.values() if old.is_of(request.client, peer.principal)]:
                 self.evict(old, "began another session", knows=True)
             now_ns = self.clock.now_ns()
-            record = await self.journal.submit_own(
-                lambda step: step.tx.add_session(request.client, request.host, root, now_ns)
-            )
+            owner = f"{request.client}@{peer.principal}"
+            record = await self.journal.submit_own(lambda step: step.tx.add_session(owner, request.host, root, now_ns))
             session = self.sessions.add(record)
             session.first_xid = call.xid
-        if call.peer.link is None:
+        if peer.link is None:
             raise ConnectionResetError(errno.ECONNRESET, "the client has gone while it attached")
-        self.sessions.connect(session, call.peer)
+        self.sessions.connect(session, peer)
+        session.key, session.limits = peer.key, Limits(export, top) if export.limits else None
+        if session.limits is None:
+            self.limits.pop(session.id, None)
+        else:
+            self.limits[session.id] = session.limits
         asyncio.get_running_loop().call_soon(self.sessions.resend_recalls, session)
         return wire.Session(
             session.id,
@@ -454,14 +496,25 @@ class Mds:
             resumed,
             resumed and not session.reclaimed,
             self.mdt.cluster,
+            SQUASHED.index(export.squash) if export.identifies else -1,
+            export.read_only,
         )
+
+    def _mounted(self, subtree: bytes, export: Export, top: int) -> int:
+        """The fid of what a client mounts: what its key is for, or what it names there."""
+        if not export.subtree:
+            return self._root(subtree)
+        asked, allowed_path = _parts(subtree), _parts(export.path.encode())
+        if not asked:
+            return top
+        if asked[: len(allowed_path)] != allowed_path:
+            raise OSError(errno.EACCES, f"this key may mount {export.path} and what is below it, nothing else")
+        return self._root(subtree)
 
     def _root(self, subtree: bytes) -> int:
         """The fid of the directory that a client mounts; OSError naming the part of the path that is wrong."""
         fid = ROOT
-        for name in subtree.split(b"/"):
-            if name in (b"", b"."):
-                continue
+        for name in _parts(subtree):
             found = self._reading.dentry(fid, name)
             if found is None or not self._reading.need(found).is_directory:
                 raise OSError(errno.ENOENT, f"the filesystem has no directory {subtree.decode(errors='replace')!r}")
@@ -483,6 +536,20 @@ class Mds:
         self.sessions.remove(session)
         self._session_ended()
         return wire.Done()
+
+    def _session_removed(self, session: Session) -> None:
+        self.limits.pop(session.id, None)
+        self.locking.session_ended(session)
+
+    def change_key(self, key: bytes) -> None:
+        """Sign capabilities with this key from now on."""
+        self._key = key
+
+    def revoke(self, keys: set[str]) -> None:
+        """These keys are not good any more: whoever has shown one must go."""
+        for session in list(self.sessions.by_id.values()):
+            if session.key in keys:
+                self.evict(session, f"has a key, {session.key!r}, that was revoked or changed")
 
     def _session_ended(self) -> None:
         self.recalls.session_ended()
@@ -507,6 +574,8 @@ class Mds:
             raise OSError(errno.ESTALE, "the session was evicted")
         session = owner.id
         agreed: list[wire.Holding] = []
+        if owner.limits is not None:
+            holdings = [owner.limits.reclaimable(step, holding) for holding in holdings]
         for fid, lease, mode in ((holding.fid, holding.lease, holding.mode) for holding in holdings):
             inode = step.tx.inode(fid)
             writer = self.leases.writer(fid)
@@ -643,6 +712,10 @@ class Mds:
         if peer.role is Role.SERVER:
             self.targets.lost(peer)
         self.sessions.disconnect(peer)
+
+
+def _parts(path: bytes) -> list[bytes]:
+    return [name for name in path.split(b"/") if name not in (b"", b".")]
 
 
 def _servers_only(call: Call) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from nacrefs.common.clock import Clock
 from nacrefs.common.rpc import Peer
 from nacrefs.common.wire import Create, Holding, Mode, Open, Recall, Recalled, RecallItem, Request
+from nacrefs.mds.exports import Limits
 from nacrefs.mds.records import SessionRecord
 
 log = logging.getLogger("nacre.mds")
@@ -37,13 +38,18 @@ class Session:
     """One client. `peer` is None while it is not connected; recalls then wait for it."""
 
     __slots__ = (
-        "client", "deferred", "first_xid", "gone", "host", "id", "in_flight", "last_heard_s", "oldest", "overtaking",
-        "peer", "recalls", "recalls_sent", "reclaimed", "root", "stored_replies", "trimmed",
+        "client", "deferred", "first_xid", "gone", "host", "id", "in_flight", "key", "last_heard_s", "limits", "oldest",
+        "overtaking", "peer", "principal", "recalls", "recalls_sent", "reclaimed", "root", "stored_replies", "trimmed",
     )  # fmt: skip
 
     def __init__(self, record: SessionRecord, now_s: float, reclaimed: bool) -> None:
         self.id = record.id
-        self.client = record.client
+        self.client, _, self.principal = record.client.rpartition("@")
+        """The client's own id, and whose key it has shown: nobody else may take the session up."""
+        self.key = ""
+        """The name of that key."""
+        self.limits: Limits | None = None
+        """What that key may not do; None if there is nothing."""
         self.host = record.host
         self.root = record.root
         self.gone = False
@@ -68,6 +74,10 @@ class Session:
         """Grows whenever something is taken from the session."""
         self.overtaking: list[tuple[int, int, tuple[bytes, ...]]] = []
         """What was taken while requests were in service: `recalls_sent` after it, fid, names (none: all of it)."""
+
+    def is_of(self, client: str, principal: str) -> bool:
+        """Whether it is this client's, who has shown a key of this principal."""
+        return self.client == client and self.principal == principal
 
     def overtake(self, fid: int, names: tuple[bytes, ...] = ()) -> None:
         """Something of a fid is taken from the session: answers that were worked out before must not bring it back."""

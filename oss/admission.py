@@ -53,8 +53,8 @@ def _fenced(session: int) -> OSError:
 class Admission:
     """Capabilities and fences. Sound capabilities are remembered, so that the next I/O under one costs no hash."""
 
-    def __init__(self, key: bytes, now_s: Callable[[], float]) -> None:
-        self._key = key
+    def __init__(self, keys: Sequence[bytes], now_s: Callable[[], float]) -> None:
+        self._keys = tuple(keys)
         self._now_s = now_s
         self._seen: dict[bytes, tuple[int, int, int, int, int]] = {}
         self._in_service: dict[int, int] = {}
@@ -71,11 +71,17 @@ class Admission:
         if self._seen.get(capability.mac) == facts and capability.rights & right and now_s <= capability.expires_s:
             return
         check_capability(
-            self._key, capability, fid=fid, generation=generation, session=session, right=Right(right), now_s=now_s
+            self._keys, capability, fid=fid, generation=generation, session=session, right=Right(right), now_s=now_s
         )
         if len(self._seen) >= _SEEN_MAX:
             self._seen.clear()
         self._seen[capability.mac] = facts
+
+    def change_keys(self, keys: Sequence[bytes]) -> None:
+        """Go by other keys from now on: what was signed under one that is not among them is refused."""
+        if self._keys != tuple(keys):
+            self._keys = tuple(keys)
+            self._seen.clear()
 
     def enter(self, session: int) -> None:
         """I/O of a session begins that takes more than one step of the event loop; ESHUTDOWN if it is fenced."""

@@ -110,6 +110,7 @@ async def _serve(settings: OssConfig) -> None:
         loop.add_signal_handler(number, stop.set)
     server = OssServer(settings)
     await server.start()
+    loop.add_signal_handler(signal.SIGHUP, server.read_keys_again)
     gc.collect()
     gc.freeze()  # what is there now stays: spare the collector from looking at it
     click.echo(f"serving {len(server.targets)} OSTs at {','.join(server.addresses)}")

@@ -15,7 +15,7 @@ import xxhash
 from msgspec.structs import replace
 
 from nacrefs.common import faults
-from nacrefs.common.auth import Credentials
+from nacrefs.common.auth import CredentialSource
 from nacrefs.common.buffers import BufferPool
 from nacrefs.common.checksum import block_sums
 from nacrefs.common.wire import (
@@ -54,7 +54,9 @@ from nacrefs.oss.striped import Handlers, StripedFiles
 class Mover:
     """All moves of one OSS."""
 
-    def __init__(self, gate: Gate, handlers: Handlers, credentials: Credentials, name: str, bytes_max: int) -> None:
+    def __init__(
+        self, gate: Gate, handlers: Handlers, credentials: CredentialSource, name: str, bytes_max: int
+    ) -> None:
         self._gate = gate
         self._files = StripedFiles(gate, handlers, credentials, name)
         self._pool = BufferPool(bytes_max, min(bytes_max, 32 << 20))

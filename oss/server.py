@@ -9,8 +9,9 @@ import uuid
 from pathlib import Path
 from typing import Final
 
-from nacrefs.common.auth import Keyring, load_keyring
+from nacrefs.common.auth import CredentialSource, Keyring
 from nacrefs.common.buffers import BufferPool
+from nacrefs.common.keyfile import KeyFile, watch
 from nacrefs.common.observe import Meter, Observatory
 from nacrefs.common.remote import Remote, Server
 from nacrefs.common.rpc import Peer
@@ -44,16 +45,20 @@ class OssServer:
     def __init__(self, config: OssConfig, keyring: Keyring | None = None) -> None:
         config.check()
         self.config = config
-        self.keyring = keyring or load_keyring(Path(config.keyring))
+        self._keyfile: KeyFile | None = None
+        if keyring is None:
+            self._keyfile = KeyFile(Path(config.keyring))
+            keyring = self._keyfile.keyring
+        self.keyring = keyring
         self.meter = Meter()
         self.targets: list[Target] = []
         self.addresses: tuple[str, ...] = ()
         self.registered = asyncio.Event()
         self.metrics_url = ""
-        self._credentials = self.keyring.credentials(Role.SERVER)
+        self._credentials: CredentialSource = lambda: self.keyring.credentials(Role.SERVER)
         self._pool = BufferPool(config.buffer_bytes)
         self._threads = IoThreads(config.threads)
-        self._gate = Gate(Admission(self.keyring.capability_key(), time.time))
+        self._gate = Gate(Admission(self.keyring.capability_keys(), time.time))
         self._others: dict[str, Remote] = {}
         self._service = Service(
             self._gate, self._threads, self._pool, self._connect, int(config.mirror.resync_bytes_per_s)
@@ -76,6 +81,7 @@ class OssServer:
         self._observatory = Observatory(self.meter, self.problems, self._gauges)
         self._mds: Remote | None = None
         self._heartbeats: asyncio.Task[None] | None = None
+        self._key_watch: asyncio.Task[None] | None = None
         self._heartbeat_s = self._silence_s = 1.0
 
     async def start(self) -> None:
@@ -98,6 +104,7 @@ class OssServer:
             self._mds.on_lost = self._mds_lost
             self._mds.open_later()
             self._heartbeats = asyncio.get_running_loop().create_task(self._send_heartbeats(), name="oss-heartbeats")
+            self._key_watch = watch(self._keyfile, self.change_keyring)
         except BaseException:
             await self.stop()
             raise
@@ -106,9 +113,10 @@ class OssServer:
         """Serve nobody any more, make everything durable, and mark the OSTs as stopped cleanly."""
         await self._server.close()
         await self._observatory.stop()
-        if self._heartbeats is not None:
-            self._heartbeats.cancel()
-            await asyncio.gather(self._heartbeats, return_exceptions=True)
+        tasks = [task for task in (self._heartbeats, self._key_watch) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._mds is not None:
             await self._mds.aclose()
         for other in self._others.values():
@@ -119,6 +127,18 @@ class OssServer:
         await asyncio.gather(*(target.close() for target in self.targets))
         self.targets.clear()
         self._threads.close()
+
+    def change_keyring(self, keyring: Keyring) -> None:
+        """Go by another keyring from now on: whose key was revoked is dropped, and what was signed under a server's key
+        that is not good any more counts no more."""
+        self.keyring = keyring
+        self._gate.admission.change_keys(keyring.capability_keys())
+        self._server.change_keyring(keyring)
+
+    def read_keys_again(self) -> None:
+        """Look at the keyring's file now (SIGHUP)."""
+        if self._keyfile is not None:
+            self.change_keyring(self._keyfile.refresh(force=True))
 
     def clients(self) -> list[Peer]:
         """Who is connected."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from nacrefs.common.answer import settle
-from nacrefs.common.auth import Credentials
+from nacrefs.common.auth import CredentialSource
 from nacrefs.common.checksum import SUM_BYTES, block_sums, first_mismatch
 from nacrefs.common.layout import BLOCK_BYTES, block_count, blocks, by_stripe
 from nacrefs.common.observe import Meter
@@ -62,7 +62,7 @@ class _OwnCall:
 class StripedFiles:
     """Files on OSTs. `handlers` are this server's own, for clients."""
 
-    def __init__(self, gate: Gate, handlers: Handlers, credentials: Credentials, name: str) -> None:
+    def __init__(self, gate: Gate, handlers: Handlers, credentials: CredentialSource, name: str) -> None:
         self._gate = gate
         self._handlers = handlers
         self._credentials = credentials

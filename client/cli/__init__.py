@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "getstripe": ("stripes", "Show the layout of files, and what directories give to new files."),
     "locks": ("locks", "Show who has and who waits for fcntl and flock locks."),
     "mpi-env": ("mpi", "Print what makes a program do its own I/O (MPI-IO)."),
+    "key": ("keys", "Keys: who may talk to a cluster, as whom, and about what."),
     "hsm": ("hsm", "Move files to an archive and back, and see where they are."),
     "link": ("link", "Links: directories whose files are the objects of a bucket."),
     "mount": ("mounts", "Mount a filesystem."),

@@ -64,11 +64,12 @@ def _unescape(text: str) -> str:
     return text
 
 
-def mount(source: str, directory: str, options: Sequence[str], max_read_bytes: int) -> int:
+def mount(source: str, directory: str, options: Sequence[str], max_read_bytes: int, permissions: bool = True) -> int:
     """Mount and return the `/dev/fuse` descriptor that serves it, not blocking. A dead mount there is replaced.
 
     `options` are those of mount(8) (`ro`, `nosuid`, `noatime`, …) and `noallow_other`. Root's mounts are for
-    everybody (`allow_other`) unless that is given; others get what /etc/fuse.conf allows them.
+    everybody (`allow_other`) unless that is given; others get what /etc/fuse.conf allows them. The kernel checks
+    permissions unless `permissions` says that somebody else does.
 
     Raises OSError: ENOTDIR or ENOENT for the directory, EBUSY if this is mounted there already, ENODEV or EPERM
     without a usable /dev/fuse, EINVAL for an option that does not exist.
@@ -79,8 +80,8 @@ def mount(source: str, directory: str, options: Sequence[str], max_read_bytes: i
         missing = errno.ENOTDIR if os.path.lexists(directory) else errno.ENOENT
         raise OSError(missing, "the mount point must be an existing directory (mkdir it first)", directory)
     if os.geteuid() == 0:
-        return _mount_as_root(source, directory, options, max_read_bytes)
-    return _mount_with_fusermount(source, directory, options, max_read_bytes)
+        return _mount_as_root(source, directory, options, max_read_bytes, permissions)
+    return _mount_with_fusermount(source, directory, options, max_read_bytes, permissions)
 
 
 def clear_stale(directory: str) -> None:
@@ -102,7 +103,7 @@ def _is_alive(directory: str) -> bool:
     return True
 
 
-def _mount_as_root(source: str, directory: str, options: Sequence[str], max_read_bytes: int) -> int:
+def _mount_as_root(source: str, directory: str, options: Sequence[str], max_read_bytes: int, permissions: bool) -> int:
     flags, words = _split_options(options)
     allow = "" if "noallow_other" in words else ",allow_other"
     _check_words(words, ("allow_other", "noallow_other", "default_permissions"))
@@ -115,7 +116,7 @@ def _mount_as_root(source: str, directory: str, options: Sequence[str], max_read
         ) from error  # fmt: skip
     mode = os.stat(directory).st_mode
     data = f"fd={fd},rootmode={mode & 0o170000:o},user_id={os.getuid()},group_id={os.getgid()}"
-    data += f",default_permissions{allow},max_read={max_read_bytes}"
+    data += f"{',default_permissions' if permissions else ''}{allow},max_read={max_read_bytes}"
     if _libc.mount(source.encode(), os.fsencode(directory), FSTYPE.encode(), flags, data.encode()):
         number = ctypes.get_errno()
         os.close(fd)
@@ -123,13 +124,15 @@ def _mount_as_root(source: str, directory: str, options: Sequence[str], max_read
     return fd
 
 
-def _mount_with_fusermount(source: str, directory: str, options: Sequence[str], max_read_bytes: int) -> int:
+def _mount_with_fusermount(
+    source: str, directory: str, options: Sequence[str], max_read_bytes: int, permissions: bool
+) -> int:
     _, words = _split_options(options)
     _check_words(words, ("allow_other", "noallow_other", "default_permissions"))
     passed = [name for name in options if name in _FLAGS and name not in ("suid", "dev", "atime")]
     if "allow_other" in words:
         passed.append("allow_other")
-    passed += [f"max_read={max_read_bytes}", "default_permissions", f"subtype={SUBTYPE}"]
+    passed += [f"max_read={max_read_bytes}", *(["default_permissions"] if permissions else []), f"subtype={SUBTYPE}"]
     passed.append("fsname=" + source.replace("\\", "\\\\").replace(",", "\\,"))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:

@@ -8,7 +8,7 @@ with a blocking system call: it would wait for itself.
 import asyncio
 import errno
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from types import CoroutineType, TracebackType
 from typing import Any, Final, cast
 
@@ -63,7 +63,8 @@ class Session:
     """One mount of `filesystem` at `directory`, `source` being its name in /proc/mounts.
 
     `root` is the fid of the directory that is mounted. `max_write_bytes` bounds reads and writes; above 1 MiB root has
-    to raise /proc/sys/fs/fuse/max_pages_limit. `options` are mount(8)'s (`mounting.mount`).
+    to raise /proc/sys/fs/fuse/max_pages_limit. `options` are mount(8)'s (`mounting.mount`). `identified` hears of each
+    request whose it is. Without `permissions` the kernel checks none: the filesystem does.
     """
 
     def __init__(
@@ -77,6 +78,8 @@ class Session:
         max_write_bytes: int = MAX_WRITE_BYTES,
         read_ahead_kib: int = 4096,
         locks: bool = False,
+        identified: Callable[[int, int, int], None] | None = None,
+        permissions: bool = True,
     ) -> None:
         self._filesystem = filesystem
         self._source = source
@@ -89,6 +92,10 @@ class Session:
         self._wanted = LOCKS if locks else Init(0)
         for flag, _ in WANTED:
             self._wanted |= flag
+        self._identified = identified
+        self._permissions = permissions
+        if not permissions:
+            self._wanted &= ~Init.POSIX_ACL  # with it the kernel would check
         self.requests = [0] * abi.OPCODES
         """how many requests came, by opcode (`abi.Op`)"""
         self.granted = Init(0)
@@ -105,7 +112,9 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._gone = asyncio.Event()
-        fd = await asyncio.to_thread(mounting.mount, self._source, self.directory, self._options, self._max_write_bytes)
+        fd = await asyncio.to_thread(
+            mounting.mount, self._source, self.directory, self._options, self._max_write_bytes, self._permissions
+        )
         self._channel = Channel(fd, self._max_write_bytes, self._serve, self._gone.set)
         self._operations = Operations(self._filesystem, self._root, self._channel, self._locks)
         self._handlers: list[Handler | None] = self._operations.table()
@@ -167,6 +176,8 @@ class Session:
         unique = request.unique
         if request.nodeid == abi.ROOT_NODE != self._root:
             request = request._replace(nodeid=self._root)
+        if self._identified is not None:
+            self._identified(request.uid, request.gid, request.pid)
         try:
             handler = self._handlers[opcode]
             self.requests[opcode] += 1

@@ -10,6 +10,7 @@ from nacrefs.mds.step import Step
 READS: Final[dict[type[Any], Callable[[Step, Any], Any]]] = {
     wire.Lookup: lookup.lookup,
     wire.GetAttr: lookup.get_attr,
+    wire.Access: lookup.access,
     wire.GetParent: lookup.get_parent,
     wire.Readdir: listing.readdir,
     wire.GetXattrs: xattrs.get_xattrs,

@@ -35,6 +35,7 @@ SUBCOMMANDS = {
         "clear",
         "queue",
     ),
+    "key": ("list", "new", "limit", "rotate", "revoke", "prune", "extract"),
     "quota": ("set", "get", "list", "rm", "check", "project"),
 }
 EVERY: list[tuple[str, ...]] = [

@@ -11,7 +11,6 @@ from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import settle
 from nacrefs.common.clock import Clock
 from nacrefs.common.config import Size
-from nacrefs.common.wire import Role
 from nacrefs.mds.config import LayoutConfig
 from tests.harness.cluster import Cluster
 
@@ -42,7 +41,7 @@ class World(Cluster):
             write=write or WriteConfig(retry_s=0.05),
             read=read or ReadConfig(),
         )
-        vfs = Vfs(config, self.keyring.credentials(Role.CLIENT), clock=clock)
+        vfs = Vfs(config, self.keyring.best_credentials(), clock=clock)
         await vfs.attach()
         self.clients.append(vfs)
         return vfs

@@ -23,7 +23,6 @@ from nacrefs.common.wire import (
     Node,
     Read,
     Request,
-    Role,
     Write,
     Written,
 )
@@ -87,7 +86,7 @@ class Ends:
         """A client that is not connected yet."""
         remote = Remote(
             address or self.url,
-            keyring.credentials(Role.CLIENT),
+            keyring.best_credentials(),
             name,
             service or {},
             Meter(),

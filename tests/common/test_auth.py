@@ -34,7 +34,7 @@ def check(
     right: Right = Right.READ,
     now_s: float = 1000,
 ) -> None:
-    check_capability(key, capability, fid=fid, generation=generation, session=session, right=right, now_s=now_s)
+    check_capability([key], capability, fid=fid, generation=generation, session=session, right=right, now_s=now_s)
 
 
 # -------------------------------------------------------------------------------------------------------------- keyring
@@ -52,7 +52,7 @@ def test_a_keyring_is_saved_for_its_owner_only_and_read_again(tmp_path: Path) ->
 
 def test_fresh_keys_differ() -> None:
     secrets = {key.secret for _ in range(3) for key in new_keyring("c").keys.values()}
-    assert len(secrets) == 6
+    assert len(secrets) == 9
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o601, 0o610])

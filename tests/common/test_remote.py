@@ -74,19 +74,19 @@ def pools(number: int) -> list[SetPool]:
 async def test_both_sides_learn_who_the_other_is(scheme: str) -> None:
     async with ends(scheme) as both:
         remote = await both.connected()
-        assert (remote.server, remote.role, remote.connected) == ("server-1", Role.CLIENT, True)
-        assert (both.peer.name, both.peer.role) == ("client-1", Role.CLIENT)
+        assert (remote.server, remote.role, remote.connected) == ("server-1", Role.ADMIN, True)
+        assert (both.peer.name, both.peer.role) == ("client-1", Role.ADMIN)
         server = Remote(both.url, KEYRING.credentials(Role.SERVER), "oss-1", {}, Meter())
         await server.open()
         assert server.role is Role.SERVER
-        assert {peer.role for peer in both.server.peers} == {Role.CLIENT, Role.SERVER}
+        assert {peer.role for peer in both.server.peers} == {Role.ADMIN, Role.SERVER}
         await server.aclose()
 
 
 @pytest.mark.parametrize(
     ("keyring", "text", "logged"),
     [
-        (new_keyring("test-cluster"), "does not have our key 'client'", "key 'client' is unknown or wrong"),
+        (new_keyring("test-cluster"), "does not have our key 'admin'", "key 'admin' is unknown or wrong"),
         (new_keyring("elsewhere"), "belongs to cluster test-cluster, not to 'elsewhere'", "belongs to cluster"),
         (
             Keyring("test-cluster", {"nobody": Key("client", "ab" * 32)}),

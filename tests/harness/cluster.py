@@ -120,12 +120,12 @@ class Cluster:
 
     async def client(self, **config: Any) -> Vfs:
         """A new client, attached."""
-        vfs = Vfs(ClientConfig(mds=self.mds.url, **config), self.keyring.credentials(Role.CLIENT))
+        vfs = Vfs(ClientConfig(mds=self.mds.url, **config), self.keyring.best_credentials())
         await vfs.attach()
         self.clients.append(vfs)
         return vfs
 
-    async def remote(self, role: Role = Role.CLIENT, name: str = "") -> Remote:
+    async def remote(self, role: Role = Role.ADMIN, name: str = "") -> Remote:
         """A bare connection to the MDS, for tests that speak the protocol themselves; the caller closes it."""
         remote = Remote(
             self.mds.url, self.keyring.credentials(role), name or f"bare{next(_numbers)}", {}, self.mds.meter

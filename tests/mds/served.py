@@ -154,7 +154,7 @@ class Client:
         """What it says in a grace term; None: it does not reclaim."""
         self.remote = Remote(
             served.address,
-            served.keyring.credentials(Role.CLIENT),
+            served.keyring.best_credentials(),
             self.name,
             {Recall: self._recall, Evicted: self._evicted},
             Meter(),

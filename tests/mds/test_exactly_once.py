@@ -103,6 +103,7 @@ REQUESTS: dict[str, Ask] = {
 
 HARMLESS_TWICE: dict[str, str] = {
     "Attach": "a session that was begun in vain ends when its client begins another, or with its term",
+    "As": "is the request in it, with the xid that both have",
     "Keepalive": "changes nothing",
     "Detach": "the session is over: a second one finds none, and its sender does not wait for it",
     "Reclaim": "sets what it says; asked on the connection that it is for, never sent again",
@@ -129,6 +130,8 @@ HARMLESS_TWICE: dict[str, str] = {
     "HsmRequest": "one action of a file at a time: the second joins the first, or finds nothing to do",
     "HsmCancel": "what is over cannot be canceled",
     "SetHsm": "sets what it says",
+    "Fsck": "a check is known by its name: the second request is told of the first one's",
+    "WatchFsck": "changes nothing",
     "SetPool": "sets what it says (test_requests_outside_the_namespace_may_be_repeated)",
     "Register": "sets what it says; asked on the connection that it is for, never sent again",
     "Heartbeat": "sets what it says",

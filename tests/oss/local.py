@@ -78,7 +78,7 @@ class LocalOss:
         self.target = target
         self.threads = threads
         self.pool = BufferPool(64 << 20)
-        self.gate = Gate(Admission(KEY, time.time))
+        self.gate = Gate(Admission((KEY,), time.time))
         self.gate.targets[0] = target
         self.gate.admitted.set()
         self.gate.trust.until_s = math.inf
