@@ -41,7 +41,10 @@ def load_cached(fd: int, loads: Sequence[Load]) -> list[Load]:
         offset, view = load
         try:
             got = os.preadv(fd, (view,), offset, os.RWF_NOWAIT)
-        except BlockingIOError:
+        except OSError as error:
+            # EOPNOTSUPP: a file system that cannot tell (tmpfs, NFS). A thread reads there.
+            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+                raise
             missing.append(load)
             continue
         if got < len(view):

@@ -1,7 +1,9 @@
 """Reads and writes of one object: every byte and every sum, whatever the extents look like."""
 
 import errno
+import os
 import random
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -167,3 +169,15 @@ async def test_a_resent_write_is_not_carried_out_twice(oss: LocalOss) -> None:
     again = await oss.ask(request, LocalCall(oss.peer, bulk, xid=5, resent=True))
     assert again == reply
     assert await oss.read((0, 5)) == [b"other"]
+
+
+async def test_an_ost_may_lie_in_memory() -> None:
+    """tmpfs cannot say whether a read would wait."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        probe = Path(directory) / "probe"
+        probe.write_bytes(b"x")
+        with probe.open("rb") as file, pytest.raises(OSError, match="not supported"):
+            os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
+        changes = [("write", [(0, 100_000), (300_000, 5000)]), ("sync", None), ("punch", [(10, 70_000)])]
+        async with local_oss(Path(directory) / "ost") as oss:
+            await run_steps(oss, [*changes, ("truncate", 301_000)], 1, 1)
