@@ -104,7 +104,9 @@ class DevCluster:
         if wish.s3:
             config = replace(config, s3=True)
         if wish.mount is not None:
-            mount = os.path.realpath(wish.mount)
+            # (Not `realpath` of what is mounted already: that would ask the mount, whose servers may be dead.)
+            same = os.path.abspath(wish.mount) == config.mount
+            mount = config.mount if same else os.path.realpath(wish.mount)
             if config.mount and mount != config.mount and self.mount.pid:
                 raise OSError(
                     errno.EBUSY, f"it is mounted on {config.mount}: `nacre umount` that first", str(self.directory)

@@ -18,6 +18,7 @@ from nacrefs.client.file import File, Store
 from nacrefs.client.handle import O_SYNC_ANY, Handles, OpenFile
 from nacrefs.client.opening import is_inline
 from nacrefs.client.quota import has_room, room_for
+from nacrefs.common import faults
 from nacrefs.common.answer import Answer, settle
 from nacrefs.common.wire import GetAttr, Mode, Node, Open, Want
 
@@ -287,6 +288,8 @@ class FileIO:
         file = self.handles.get(number).file
         if file.lost:
             file.check()
+        if faults.on and faults.hit("client.sync") is faults.SKIP:
+            return None
         return self._fsync(file)
 
     @staticmethod

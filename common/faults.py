@@ -8,7 +8,8 @@ started, by `NACRE_FAULTS` in its environment (whoever can set that can also kil
 
 Actions: `drop` (the message is lost, and with it the connection: no transport of ours loses one frame alone), `cut`
 (the connection ends in the middle of the frame), `kill` (SIGKILL to the process itself), `fail` (EIO), `delay` (`s=`
-seconds, in which the process does nothing). `match` is the subject (usually the request's name); for `after` passes
+seconds, in which the process does nothing), `skip` (what is about to be done is left out, and said to be done: for tests
+of tests, at the points that end in `sync`). `match` is the subject (usually the request's name); for `after` passes
 nothing happens, then `times` times (1 unless said) the action.
 """
 
@@ -46,7 +47,8 @@ POINTS: Final[dict[str, str]] = {
     "oss.change.after": "an object file has been written, cut or punched, and nothing else has been done about it",
     "oss.index.before": "a transaction of an OST's index is about to begin",
     "oss.index.after": "a transaction of an OST's index is durable and nobody knows",
-    "oss.sync.before": "an object file is about to be made durable",
+    "oss.sync": "an object file is about to be made durable; can be skipped",
+    "client.sync": "a program's fsync is about to be served; can be skipped",
     "client.commit.before": "a client is about to report what it has written",
     "client.commit.after": "the MDS has taken a client's report and the client has not noticed",
     "client.recall.begin": "a client has been asked to give a lease back",
@@ -61,11 +63,13 @@ class Outcome(enum.IntEnum):
     PASS = 0
     DROP = 1
     CUT = 2
+    SKIP = 3
 
 
 PASS: Final = Outcome.PASS
 DROP: Final = Outcome.DROP
 CUT: Final = Outcome.CUT
+SKIP: Final = Outcome.SKIP
 Action = Callable[[], Outcome | None]
 
 on: bool = False
@@ -168,6 +172,11 @@ def cut() -> Outcome:
     return CUT
 
 
+def skip() -> Outcome:
+    """What was about to be done is left out."""
+    return SKIP
+
+
 def kill() -> Outcome:
     """The process is killed."""
     os.kill(os.getpid(), signal.SIGKILL)
@@ -200,7 +209,7 @@ def arm_from(text: str) -> list[Fault]:
         for option in options:
             name, _, value = option.partition("=")
             values[name] = value
-        actions: dict[str, Action] = {"drop": drop, "cut": cut, "kill": kill, "fail": fail}
+        actions: dict[str, Action] = {"drop": drop, "cut": cut, "kill": kill, "fail": fail, "skip": skip}
         if what == "delay":
             actions["delay"] = delay(float(values.pop("s", "1")))
         if what not in actions or not values.keys() <= {"match", "after", "times"}:

@@ -321,17 +321,29 @@ class Targets:
             await asyncio.sleep(RETRY_S)
 
     async def fence(self, session: int) -> None:
-        """No OST does I/O for this session any more when this returns; one that is away, or does not answer in the time
-        after which it counts as down, learns of it when it comes back."""
+        """No OST does I/O for this session any more when this returns: it has said so, or has not been heard for so long
+        that by itself it does no I/O for anybody; then it learns of it when it comes back."""
         self._fenced[session] = self._clock.monotonic_s()
-        peers = [peer for peer in {ost.peer for ost in self.osts.values()} if peer is not None]
-        deadline_s = MISSED_HEARTBEATS * self._heartbeat_s
-        answers = await asyncio.gather(
-            *(peer.call(Fence((session,)), deadline_s=deadline_s) for peer in peers), return_exceptions=True
-        )
-        for peer, answer in zip(peers, answers, strict=True):
-            if isinstance(answer, BaseException):
-                self._cut(peer, f"it did not fence session {session}: {answer}")
+        peers = {ost.peer for ost in self.osts.values()}
+        await asyncio.gather(*(self._fence_at(peer, session) for peer in peers))
+
+    async def _fence_at(self, peer: Peer | None, session: int) -> None:
+        """Fence a session at the OSTs of one peer, or at those that are away."""
+        osts = [ost for ost in self.osts.values() if ost.peer is peer]
+        if peer is not None:
+            try:
+                await peer.call(Fence((session,)), deadline_s=self.silence_s)
+                return
+            except OSError as error:
+                if any(ost.peer is peer for ost in osts):
+                    self._cut(peer, f"it did not fence session {session}: {error.strerror}")
+        while osts := [ost for ost in osts if self._clock.monotonic_s() < ost.heard_s + self.silence_s]:
+            back = {ost.peer for ost in osts if ost.peer is not None}
+            if back:  # it may be served still under what it knew before
+                await asyncio.gather(*(self._fence_at(one, session) for one in back))
+                osts = [ost for ost in osts if ost.peer not in back]
+            else:
+                await asyncio.sleep(_TRUST_POLL_S)
 
     def fence_ended(self, sessions: Iterable[int]) -> None:
         """Sessions that ended before this run, whose capabilities may still live."""

@@ -87,7 +87,16 @@ class Admission:
         """I/O of a session begins that takes more than one step of the event loop; ESHUTDOWN if it is fenced."""
         if session in self.fenced:
             raise _fenced(session)
+        self.back(session)
+
+    def back(self, session: int) -> None:
+        """I/O of a session that was interrupted is in service again."""
         self._in_service[session] = self._in_service.get(session, 0) + 1
+
+    def check_fence(self, session: int) -> None:
+        """ESHUTDOWN if a session is fenced."""
+        if session in self.fenced:
+            raise _fenced(session)
 
     def leave(self, session: int) -> None:
         """Such I/O has ended."""

@@ -87,6 +87,8 @@ class Changes:
         """Store bytes whose sums are right."""
         total = check_extents(request.extents)
         target = self._gate.admit(request, call, _WRITE)
+        if not self._gate.is_open():
+            return self._gate.when_open(self.write, request, call)
         replies, known = self._once(request, call, target)
         if known is not None:
             return known
@@ -94,13 +96,7 @@ class Changes:
         if len(bulk) != total:
             raise invalid(f"extents: {total} bytes together, but {len(bulk)} bytes came")
         batches = segments(request, bulk, target.where)
-        if (
-            len(batches) == 1
-            and not request.sync
-            and self._gate.admitted.is_set()
-            and not target.durability.overfull()
-            and target.space.has_room(total)
-        ):
+        if len(batches) == 1 and not request.sync and not target.durability.overfull() and target.space.has_room(total):
             stored = target.find(request.fid, request.number, create=True)
             if stored is not None and stored.state is DIRTY:
                 check_generation(target, stored, request.generation)
@@ -118,7 +114,6 @@ class Changes:
     async def _write_later(
         self, request: Write, call: Call, target: Target, batches: list[list[Segment]], total: int
     ) -> Written:
-        await self._gate.admitted.wait()
         await target.durability.relief()
         stored = await target.usable(request.fid, request.number)
         if not target.space.has_room(total) and not (stored is not None and stored.is_allocated(request.extents)):
@@ -133,7 +128,7 @@ class Changes:
             step = partial(_store, batch, target.scratch, grown)
             if batch is batches[-1]:
                 step = partial(note.around, step)
-            stored = await self.change(target, key, step, generation=request.generation, create=True)
+            stored = await self.change(target, key, step, call, generation=request.generation, create=True)
             if stored is not None:
                 target.durability.changed(stored, sum(len(segment.data) for segment in batch))
         if stored is None:
@@ -146,27 +141,30 @@ class Changes:
         """Make holes."""
         check_extents(request.extents, total_max=1 << 75)
         target = self._gate.admit(request, call, _WRITE)
+        if not self._gate.is_open():
+            return self._gate.when_open(self.punch, request, call)
         replies, known = self._once(request, call, target)
         if known is not None:
             return known
         note = Note(target.applied, call, applied.PUNCH, request.fid, request.number, request.extents)
         step = partial(note.around, partial(_punch, request.extents, target.scratch))
-        return self._gate.counted(call, replies.serve, call.xid, self._alter, request, target, step)
+        return self._gate.counted(call, replies.serve, call.xid, self._alter, request, call, target, step)
 
     def truncate(self, request: Truncate, call: Call) -> Answer[Written]:
         """Cut an object."""
         check_size(request.size)
         target = self._gate.admit(request, call, _WRITE)
+        if not self._gate.is_open():
+            return self._gate.when_open(self.truncate, request, call)
         replies, known = self._once(request, call, target)
         if known is not None:
             return known
         note = Note(target.applied, call, applied.TRUNCATE, request.fid, request.number, size=request.size)
         step = partial(note.around, partial(_truncate, request.size, target.scratch))
-        return self._gate.counted(call, replies.serve, call.xid, self._alter, request, target, step)
+        return self._gate.counted(call, replies.serve, call.xid, self._alter, request, call, target, step)
 
-    async def _alter(self, request: Punch | Truncate, target: Target, step: Step) -> Written:
-        await self._gate.admitted.wait()
-        stored = await self.change(target, (request.fid, request.number), step, generation=request.generation)
+    async def _alter(self, request: Punch | Truncate, call: Call, target: Target, step: Step) -> Written:
+        stored = await self.change(target, (request.fid, request.number), step, call, generation=request.generation)
         if stored is None:
             return _NOTHING
         target.durability.changed(stored, 0)
@@ -175,10 +173,11 @@ class Changes:
     def sync(self, request: Sync, call: Call) -> Answer[Written]:
         """Make an object durable."""
         target = self._gate.admit(request, call, _ANY)
+        if not self._gate.is_open():
+            return self._gate.when_open(self.sync, request, call)
         return self._gate.counted(call, self._sync, target, request)
 
     async def _sync(self, target: Target, request: Sync) -> Written:
-        await self._gate.admitted.wait()
         stored = await target.usable(request.fid, request.number)
         # Objects that were in doubt when the machine came back have versions that are higher than that moment, and so
         # have those that were made after it; all others are as they were.
@@ -206,14 +205,17 @@ class Changes:
         target: Target,
         key: tuple[int, int],
         step: Step,
+        call: Call | None = None,
         *,
         generation: int | None = None,
         create: bool = False,
     ) -> StoredObject | None:
-        """Carry out one change of an object, waiting for whatever it needs; None if there is none to be changed. The
-        caller reports the change to `Durability` in the same step."""
+        """Carry out one change of an object, for a client's `call` or the MDS, waiting for whatever it needs; None if
+        there is none to be changed. The caller reports the change to `Durability` in the same step."""
         attempt = 0
         while True:
+            if call is not None:
+                await self._gate.stay(call)
             stored = await target.usable(*key, create=create)
             if stored is None:
                 return None
@@ -222,8 +224,8 @@ class Changes:
             stored.pins += 1
             try:
                 await target.durability.prepare(stored)
-                if stored.state is not DIRTY:
-                    continue  # it is to be re-hashed
+                if stored.state is not DIRTY or (call is not None and not self._gate.is_open()):
+                    continue  # it is to be re-hashed, or the session may have lost its right meanwhile
                 if generation is not None and target.copies.floors:
                     target.copies.check(*key, generation, target.where)  # a resync may have begun meanwhile
                 cold = step(stored, attempt >= _TRIES)
@@ -252,7 +254,6 @@ class Changes:
 
     async def _was_made(self, request: Write | Punch | Truncate, target: Target) -> Written:
         """The answer to a change that was made before the OSS was restarted."""
-        await self._gate.admitted.wait()
         stored = await target.usable(request.fid, request.number)
         if stored is None:
             return _NOTHING

@@ -75,12 +75,23 @@ class Copies:
 
 
 class Trust:
-    """Until when this OSS may serve mirrored files: an MDS that does not hear of it for that long tells others that its
-    copies are not good, and cannot tell it."""
+    """How long this OSS may rely on what the MDS has told it: an MDS that does not hear of it for that long decides
+    without it, and cannot tell it."""
 
-    __slots__ = ("until_s",)
+    __slots__ = ("fences_until_s", "until_s")
 
     def __init__(self) -> None:
+        self.until_s = 0.0
+        """For which copies of mirrored files are good; over when the connection is lost."""
+        self.fences_until_s = 0.0
+        """For who is fenced. (Not over with the connection, so that I/O goes on while the MDS is restarted.)"""
+
+    def heard(self, asked_s: float, silence_s: float) -> None:
+        """The MDS has answered what it was asked at `asked_s`."""
+        self.until_s = self.fences_until_s = asked_s + silence_s
+
+    def lost(self) -> None:
+        """The connection to the MDS is gone."""
         self.until_s = 0.0
 
     @staticmethod

@@ -275,8 +275,8 @@ class Durability:
 
     async def _sync_file(self, stored: StoredObject) -> None:
         try:
-            if faults.on:
-                faults.hit("oss.sync.before")
+            if faults.on and faults.hit("oss.sync") is faults.SKIP:
+                return
             await self._threads.run(os.fdatasync, stored.fd)
         except OSError as error:
             _refused(stored, error)

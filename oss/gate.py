@@ -8,6 +8,7 @@ import errno
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
+from nacrefs.common.answer import Answer, is_later
 from nacrefs.common.fid import format_fid
 from nacrefs.common.wire import Capability, ObjectId, Right
 from nacrefs.oss.admission import Admission, check_object
@@ -18,6 +19,7 @@ from nacrefs.oss.target import Target
 _MIRRORED: Final = int(Right.MIRRORED)
 P = ParamSpec("P")
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Peer(Protocol):
@@ -63,8 +65,44 @@ class Gate:
         self.admission = admission
         self.targets: dict[int, Target] = {}
         self.trust = Trust()
-        self.admitted = asyncio.Event()
-        """Set once the MDS has said which sessions are fenced: no I/O before that."""
+        self._opened = asyncio.Event()
+
+    # Clients' I/O waits until the MDS has said which sessions are fenced, and whenever it has not been heard for so long
+    # that it may have given away what a session had without being able to say so here.
+
+    def is_open(self) -> bool:
+        """Whether clients may do I/O."""
+        return self.trust.now_s() < self.trust.fences_until_s
+
+    def heard(self, asked_s: float, silence_s: float) -> None:
+        """The MDS has answered what it was asked at `asked_s`, and all that it had to say is known."""
+        self.trust.heard(asked_s, silence_s)
+        self._opened.set()
+
+    async def when_open(self, handler: Callable[[T, Call], Answer[R]], request: T, call: Call) -> R:
+        """Serve a request from its start, once clients may do I/O."""
+        await self.until_open()
+        answer = handler(request, call)
+        return await answer if is_later(answer) else answer
+
+    async def stay(self, call: Call) -> None:
+        """A request in service has waited, and is about to change something: not before clients may do I/O, which its
+        session may have lost the right to (ESHUTDOWN) by then."""
+        if self.is_open():
+            return
+        session = call.peer.session
+        self.admission.leave(session)  # the MDS's word comes with a fence, which waits for those in service
+        try:
+            await self.until_open()
+        finally:
+            self.admission.back(session)
+        self.admission.check_fence(session)
+
+    async def until_open(self) -> None:
+        """Wait until clients may do I/O."""
+        while not self.is_open():
+            self._opened.clear()
+            await self._opened.wait()
 
     def admit(self, request: Io, call: Call, right: int) -> Target:
         """The target of a request that its sender may make; OSError otherwise (`admission`, ENXIO)."""

@@ -44,19 +44,20 @@ class Reads:
         extents = request.extents
         check_extents(extents)
         target = self._gate.admit(request, call, _READ)
-        if self._gate.admitted.is_set():
-            stored = target.find(request.fid, request.number)
-            if stored is None:
-                return Data((0,) * len(extents), b"", 0)
-            if stored.state >= State.CLEANING:
-                check_generation(target, stored, request.generation)
-                runs = plan_runs(extents, stored.size, _RUN_BYTES_MAX)
-                if not runs:
-                    return Data((0,) * len(extents), b"", stored.version)
-                size = sum([run.end - run.start for run in runs])
-                buffer = self._pool.take(size) if size <= _DIRECT_BYTES_MAX else None
-                if buffer is not None:
-                    return self._read_direct(call, target, stored, extents, runs, buffer)
+        if not self._gate.is_open():
+            return self._gate.when_open(self.read, request, call)
+        stored = target.find(request.fid, request.number)
+        if stored is None:
+            return Data((0,) * len(extents), b"", 0)
+        if stored.state >= State.CLEANING:
+            check_generation(target, stored, request.generation)
+            runs = plan_runs(extents, stored.size, _RUN_BYTES_MAX)
+            if not runs:
+                return Data((0,) * len(extents), b"", stored.version)
+            size = sum([run.end - run.start for run in runs])
+            buffer = self._pool.take(size) if size <= _DIRECT_BYTES_MAX else None
+            if buffer is not None:
+                return self._read_direct(call, target, stored, extents, runs, buffer)
         return self._gate.counted(call, self._read_later, request, call, target)
 
     def _read_direct(
@@ -125,7 +126,6 @@ class Reads:
         return self._send(call, stored, extents, runs, buffer)
 
     async def _read_later(self, request: Read, call: Call, target: Target) -> Data:
-        await self._gate.admitted.wait()
         stored = await target.usable(request.fid, request.number)
         if stored is not None:
             check_generation(target, stored, request.generation)

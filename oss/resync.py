@@ -70,7 +70,7 @@ class Resync:
         target = self._gate.admit(request, call, _READ)
         if request.offset % BLOCK_BYTES or request.offset < 0 or not 0 < request.blocks <= _BLOCKS_MAX:
             raise invalid(f"blocks: {request.blocks} from offset {request.offset} on")
-        await self._gate.admitted.wait()
+        await self._gate.until_open()
         stored = await target.usable(request.fid, request.number)
         if stored is None:
             return Sums(0, 0, b"")

@@ -146,7 +146,7 @@ class OssServer:
 
     def _mds_lost(self, error: OSError) -> None:
         self.registered.clear()
-        self._gate.trust.until_s = 0.0
+        self._gate.trust.lost()
         self.mover.stop_all()
 
     def problems(self) -> list[str]:
@@ -214,8 +214,7 @@ class OssServer:
         self._gate.admission.fenced.intersection_update(answer.fenced)
         await self._join_mirrors(mds, answer)
         self._heartbeat_s, self._silence_s = answer.heartbeat_s, answer.silence_s
-        self._gate.trust.until_s = sent_s + answer.silence_s
-        self._gate.admitted.set()
+        self._gate.heard(sent_s, answer.silence_s)
         self.registered.set()
         log.info("serving %s at %s", ", ".join(target.where for target in self.targets), ",".join(self.addresses))
 
@@ -257,7 +256,7 @@ class OssServer:
             try:
                 await mds.call(Heartbeat(self._infos()), deadline_s=max(5.0, 3 * self._heartbeat_s))
                 if self.registered.is_set():
-                    self._gate.trust.until_s = sent_s + self._silence_s
+                    self._gate.heard(sent_s, self._silence_s)
             except OSError as error:
                 log.warning("the MDS did not take a heartbeat (%s), registering again", error.strerror or error)
                 if mds.link is not None:

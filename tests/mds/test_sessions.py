@@ -98,6 +98,42 @@ async def test_leases_are_given_away_only_after_every_ost_has_fenced(served: Ser
         assert [request.sessions for request in oss.of(Fence)] == [(number,)]
 
 
+async def test_leases_wait_for_an_ost_that_is_cut_off_until_it_serves_nobody_by_itself(served: Served) -> None:
+    """It cannot be told of the fence, and stops admitting anybody three heartbeats after it was last heard."""
+    second = await served.oss()
+    dead, waiting = await served.client(), await served.client()
+    fid = await striped(dead, b"f")
+    await dead.vanish()
+    opened = waiting.call(Open(fid, Mode.WRITE))
+    await served.pass_s(TERM_S - 1, waiting)
+    await second.remote.aclose()
+    silence_s = served.mds.targets.silence_s
+    await served.pass_s(silence_s - 1, waiting)
+    assert served.first.of(Fence), "the session has not been given up: this shows nothing"
+    await asyncio.sleep(0.2)
+    assert not opened.done()
+    await served.pass_s(2, waiting)
+    await opened
+
+
+async def test_leases_wait_for_an_ost_that_comes_back_until_it_has_fenced(served: Served) -> None:
+    second = await served.oss()
+    dead, waiting = await served.client(), await served.client()
+    fid = await striped(dead, b"f")
+    await dead.vanish()
+    opened = waiting.call(Open(fid, Mode.WRITE))
+    await served.pass_s(TERM_S - 1, waiting)
+    await second.remote.aclose()
+    await served.pass_s(2, waiting)
+    second.gate.shut()
+    await second.start()
+    await second.gate.arrived.wait()
+    assert not opened.done()
+    assert dead.number in second.told
+    second.gate.open()
+    await opened
+
+
 async def test_size_of_what_a_dead_session_wrote_comes_from_the_osts(served: Served) -> None:
     dead, other = await served.client(), await served.client()
     fid = await striped(dead, b"f")

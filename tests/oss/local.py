@@ -80,8 +80,7 @@ class LocalOss:
         self.pool = BufferPool(64 << 20)
         self.gate = Gate(Admission((KEY,), time.time))
         self.gate.targets[0] = target
-        self.gate.admitted.set()
-        self.gate.trust.until_s = math.inf
+        self.gate.heard(math.inf, 0)
         self.service = Service(self.gate, threads, self.pool, _nobody)
         self.handlers = self.service.for_clients()
         self.peer = LocalPeer()

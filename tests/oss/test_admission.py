@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import math
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -134,15 +135,48 @@ async def test_io_that_was_accepted_but_not_begun_does_not_slip_past_a_fence(oss
 
 
 async def test_no_io_before_the_mds_has_said_who_is_fenced(oss: LocalOss) -> None:
-    oss.gate.admitted.clear()
+    oss.gate.heard(0, 0)
     read = asyncio.ensure_future(oss.read((0, 4)))
     write = asyncio.ensure_future(oss.write((0, b"new")))
     for _ in range(5):
         await asyncio.sleep(0)
     assert not read.done()
     assert not write.done()
-    oss.gate.admitted.set()
+    oss.gate.heard(math.inf, 0)
     await asyncio.gather(read, write)
+
+
+async def test_io_that_waited_for_the_mds_is_refused_if_its_session_was_fenced_meanwhile(oss: LocalOss) -> None:
+    oss.gate.heard(0, 0)
+    read = asyncio.ensure_future(oss.read((0, 4)))
+    write = asyncio.ensure_future(oss.write((0, b"new")))
+    sync = asyncio.ensure_future(oss.sync())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await oss.order(Fence((SESSION,)))  # it does not wait for those that wait for it
+    oss.gate.heard(math.inf, 0)
+    for held in (read, write, sync):
+        with pytest.raises(OSError, match="fenced") as caught:
+            await held
+        assert caught.value.errno == errno.ESHUTDOWN
+
+
+async def test_a_change_that_waits_when_the_mds_falls_silent_is_not_made_after_a_fence(oss: LocalOss) -> None:
+    """It was accepted in time, but what it waits for (here: the mark of a clean object) takes too long."""
+    await oss.sync()
+    request, bulk = oss.write_request([(0, b"late")])
+    write = asyncio.ensure_future(oss.ask(request, LocalCall(oss.peer, bulk)))
+    await asyncio.sleep(0)
+    oss.gate.heard(0, 0)
+    async with asyncio.timeout(10):
+        await oss.order(Fence((SESSION,)))
+    oss.gate.heard(math.inf, 0)
+    with pytest.raises(OSError, match="fenced") as caught:
+        await write
+    assert caught.value.errno == errno.ESHUTDOWN
+    call = LocalCall(LocalPeer(8))
+    await oss.ask(read_with(oss.capability(session=8)), call)
+    assert call.received() == b"x" * 10
 
 
 async def test_every_field_is_checked(oss: LocalOss) -> None:

@@ -242,7 +242,7 @@ async def test_change_is_made_once_and_what_came_after_it_stays(what: str, fault
     assert await FAULTS[fault](Disturbed(tmp_path, CHANGES[what])) == expected
 
 
-@pytest.mark.parametrize("point", ["oss.index.before", "oss.index.after", "oss.sync.before"])
+@pytest.mark.parametrize("point", ["oss.index.before", "oss.index.after", "oss.sync"])
 async def test_synced_write_whose_index_transaction_a_kill_interrupts_is_made_once(point: str, tmp_path: Path) -> None:
     ask = CHANGES["write and sync"]
     _, expected = await calm(tmp_path / "calm", ask)
@@ -251,7 +251,7 @@ async def test_synced_write_whose_index_transaction_a_kill_interrupts_is_made_on
         stored = oss.target.find(FID, 0)
         assert stored is not None
         stored.cleaned_at = float("-inf")  # it is not hot, so the sync makes it clean in the index
-        with faults.armed(point, disturbed.leave, after=point != "oss.sync.before"):
+        with faults.armed(point, disturbed.leave, after=point != "oss.sync"):
             await disturbed.send(oss)  # (the first transaction marks the object)
     async with disturbed.killed() as oss:
         await overwrite(oss)
