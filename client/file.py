@@ -95,13 +95,14 @@ class File:
         "inline",
         "inode",
         "lock",
-        "lost",
+        "losses",
         "mtime_ns",
         "readers",
         "reporting",
         "size",
         "thawed",
         "through",
+        "told",
         "unreported",
         "unsynced",
         "version",
@@ -126,8 +127,10 @@ class File:
         """the version that the MDS knows"""
         self.inline = False
         self.error: OSError | None = None
-        self.lost = False
-        """dirty data is gone because the session was: an error at the next fsync or close"""
+        self.losses = 0
+        """how often data is gone that a program thinks is written: each open file is told by its next fsync"""
+        self.told = 0
+        """the losses that some fsync has told of: who opens the file later is told of the others, too"""
         self.frozen = 0
         self.thawed: asyncio.Event | None = None
         self.lock = asyncio.Lock()
@@ -432,7 +435,7 @@ class File:
             return
         log.warning("writing inode %#x failed: %s", self.inode.fid, error.strerror or error)
         self.error = error
-        if self._retry is None and not self.lost:
+        if self._retry is None and self.losses == self.told:
             loop = asyncio.get_running_loop()
             self._retry = loop.call_later(self._retry_s, self._try_again)
             self._retry_s = min(2 * self._retry_s, RETRY_MOST_S)
@@ -449,18 +452,15 @@ class File:
             return OSError(errno.EIO, "data that was not written yet was lost with the session")
         return OSError(error.errno or errno.EIO, error.strerror or str(error))
 
-    def check(self) -> None:
-        """Raise what went wrong behind the caller's back. Data lost with a session is reported once."""
-        if self.error is not None:
-            raise self.take_error()
-        if self.lost:
-            self.lost = False
+    def check(self, told: int) -> None:
+        """Raise what went wrong behind the back of an open file, which has been told of so many losses."""
+        if self.error is not None or told != self.losses:
             raise self.take_error()
 
     def abandon(self, lost: bool) -> None:
         """Drop all that is dirty: the session is lost, or the inode is gone."""
         if lost and self.dirty:
-            self.lost = True
+            self.losses += 1
             log.error("inode %#x: data that was not written yet is lost with the session", self.inode.fid)
         gone = self.extents.clear()
         if gone:
@@ -552,7 +552,8 @@ class File:
                 await self._store.objects.sync(self.inode, versions)
             except OSError as error:
                 self.unsynced = None if before is None else before | (self.unsynced or set())
-                if error.errno == errno.ENOTRECOVERABLE:  # an OST has lost what it had taken: told once
+                if error.errno == errno.ENOTRECOVERABLE:  # an OST has lost what it had taken
+                    self.losses += 1
                     raise OSError(errno.EIO, error.strerror) from error
                 self.versions = versions | self.versions
                 self._failed(error)

@@ -285,18 +285,23 @@ class FileIO:
     def fsync(self, number: int, datasync: bool) -> Answer[None]:
         """Make all that was written to the file durable, whoever wrote it. What failed behind the caller's back is
         tried again now."""
-        file = self.handles.get(number).file
-        if file.lost:
-            file.check()
+        handle = self.handles.get(number)
+        if handle.told != handle.file.losses:
+            raise _tell(handle)
         if faults.on and faults.hit("client.sync") is faults.SKIP:
             return None
-        return self._fsync(file)
+        return self._fsync(handle)
 
     @staticmethod
-    async def _fsync(file: File) -> None:
-        await file.commit(sync=True)
-        if file.lost:  # with the session, while this waited: then nothing was dirty any more
-            file.check()
+    async def _fsync(handle: OpenFile) -> None:
+        try:
+            await handle.file.commit(sync=True)
+        except OSError:
+            if handle.told != handle.file.losses:
+                _tell(handle)
+            raise
+        if handle.told != handle.file.losses:  # with the session, while this waited: then nothing was dirty any more
+            raise _tell(handle)
 
     # ---------------------------------------------------------------------------------------------------------- copying
 
@@ -332,3 +337,10 @@ def _first(parts: list[memoryview], size: int) -> list[memoryview]:
         kept.append(part[:size])
         size -= len(kept[-1])
     return kept
+
+
+def _tell(handle: OpenFile) -> OSError:
+    """The error that tells an open file that its data was lost; it is told once of each loss."""
+    file = handle.file
+    handle.told = file.told = file.losses
+    return file.take_error()

@@ -16,7 +16,7 @@ O_SYNC_ANY: Final = os.O_SYNC | os.O_DSYNC
 class OpenFile:
     """One open of a regular file, with open(2)'s flags."""
 
-    __slots__ = ("ahead", "direct", "file", "flags", "inode", "number", "readable", "sync", "writable")
+    __slots__ = ("ahead", "direct", "file", "flags", "inode", "number", "readable", "sync", "told", "writable")
 
     def __init__(self, inode: Inode, file: File, flags: int) -> None:
         access = flags & os.O_ACCMODE
@@ -29,6 +29,8 @@ class OpenFile:
         self.sync = bool(flags & O_SYNC_ANY)
         self.direct = False
         self.ahead: ReadAhead | None = None
+        self.told = file.told
+        """How many of the file's losses its fsync has told of."""
 
 
 class Handles(Generic[HandleT]):

@@ -209,7 +209,8 @@ class Opening:
         file = handle.file
         if not handle.writable:
             return None
-        file.check()
+        # (Told here, it is not told: also a child closes its copy when it begins another program.)
+        file.check(handle.told)
         if file.dirty:
             sync = self._store.config.write.sync
             if sync or self._session.tight or handle.sync or is_near(file):

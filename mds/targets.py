@@ -321,8 +321,8 @@ class Targets:
             await asyncio.sleep(RETRY_S)
 
     async def fence(self, session: int) -> None:
-        """No OST does I/O for this session any more when this returns: it has said so, or has not been heard for so long
-        that by itself it does no I/O for anybody; then it learns of it when it comes back."""
+        """No OST does I/O for this session any more when this returns: it has said so, or has not been heard for so
+        long that by itself it does no I/O for anybody; then it learns of it when it comes back."""
         self._fenced[session] = self._clock.monotonic_s()
         peers = {ost.peer for ost in self.osts.values()}
         await asyncio.gather(*(self._fence_at(peer, session) for peer in peers))
@@ -338,8 +338,8 @@ class Targets:
                 if any(ost.peer is peer for ost in osts):
                     self._cut(peer, f"it did not fence session {session}: {error.strerror}")
         while osts := [ost for ost in osts if self._clock.monotonic_s() < ost.heard_s + self.silence_s]:
-            back = {ost.peer for ost in osts if ost.peer is not None}
-            if back:  # it may be served still under what it knew before
+            back = {ost.peer for ost in osts if ost.peer is not None and ost.peer is not peer}
+            if back:  # what they served before they learn of it, they served under what they knew before
                 await asyncio.gather(*(self._fence_at(one, session) for one in back))
                 osts = [ost for ost in osts if ost.peer not in back]
             else:

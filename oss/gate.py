@@ -67,8 +67,8 @@ class Gate:
         self.trust = Trust()
         self._opened = asyncio.Event()
 
-    # Clients' I/O waits until the MDS has said which sessions are fenced, and whenever it has not been heard for so long
-    # that it may have given away what a session had without being able to say so here.
+    # Clients' I/O waits until the MDS has said which sessions are fenced, and whenever it has not been heard for so
+    # long that it may have given away what a session had without being able to say so here.
 
     def is_open(self) -> bool:
         """Whether clients may do I/O."""

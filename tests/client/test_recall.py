@@ -248,3 +248,29 @@ async def test_an_evicted_client_begins_anew_and_says_what_is_lost(world: World)
     await settle(vfs.fsync(number, False))
     await close(vfs, number)
     assert await read_file(other, other.root, b"f") == b"kept!"
+
+
+async def test_each_open_file_is_told_once_of_a_loss_by_fsync_and_closes_do_not_take_that_away(world: World) -> None:
+    """A child process closes its copies of all descriptors when it begins another program, and looks at no error."""
+    vfs = await world.vfs()
+    fid = await write_file(vfs, vfs.root, b"f", b"x" * 100_000)
+    one, two = await open_file(vfs, fid, os.O_RDWR), await open_file(vfs, fid, os.O_RDWR)
+    await settle(vfs.write(one, 0, memoryview(b"y" * 100_000)))
+    session = world.mds.mds.sessions.by_id[vfs.session.number]
+    world.mds.mds.evict(session, "is tested", knows=False)
+    async with asyncio.timeout(20):
+        while vfs.session.number in (0, session.id):
+            await asyncio.sleep(0.01)
+    late = await open_file(vfs, fid, os.O_RDWR)
+    for handle in (one, one, two, late):
+        with pytest.raises(OSError, match="lost with the session"):
+            await settle(vfs.flush(handle))
+    for handle in (one, two):
+        with pytest.raises(OSError, match="lost with the session"):
+            await settle(vfs.fsync(handle, False))
+        await settle(vfs.fsync(handle, False))
+        await settle(vfs.flush(handle))
+    after = await open_file(vfs, fid, os.O_RDWR)
+    await settle(vfs.fsync(after, False))
+    for handle in (one, two, late, after):
+        await settle(vfs.release(handle))

@@ -44,6 +44,8 @@ POINTS: Final = {
 KEPT: Final = 6
 """So many of the directories of earlier rounds are compared again."""
 HANG_S: Final = 60.0
+PROMISED: Final = 3000
+"""Killing begins when each program's log is so long (bytes): about 40 operations."""
 
 
 @dataclass
@@ -161,6 +163,7 @@ class CrashRig:
             self.revive(f"{where}=kill after={self.random.randrange(1, 40)}")
         try:
             programs += [self.start("mount"), self.start("mount"), self.start("two")]
+            self._await_progress(programs)
             if point:
                 killed.add(self._await_suicide(point.partition("=")[0]))
             for group in victims:
@@ -174,6 +177,16 @@ class CrashRig:
         for program in programs:
             self._judge(program, program.mount in killed)
         self._look_again()
+
+    def _await_progress(self, programs: list[Program]) -> None:
+        """Wait until something has been promised to each program (or its mount has killed itself)."""
+        deadline_s = time.monotonic() + HANG_S
+        for program in programs:
+            while program.manifest.stat().st_size < PROMISED and program.process.poll() is None:
+                if not self.is_alive(program.mount) or not all(map(self.is_alive, SERVERS)):
+                    return
+                assert time.monotonic() < deadline_s, f"{program.name} does not begin"
+                time.sleep(0.01)
 
     def _await_suicide(self, process: str) -> str:
         """Wait until it has killed itself; one that does not come to its point is killed."""

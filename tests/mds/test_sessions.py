@@ -100,13 +100,14 @@ async def test_leases_are_given_away_only_after_every_ost_has_fenced(served: Ser
 
 async def test_leases_wait_for_an_ost_that_is_cut_off_until_it_serves_nobody_by_itself(served: Served) -> None:
     """It cannot be told of the fence, and stops admitting anybody three heartbeats after it was last heard."""
-    second = await served.oss()
     dead, waiting = await served.client(), await served.client()
     fid = await striped(dead, b"f")
+    second = await served.oss()
     await dead.vanish()
     opened = waiting.call(Open(fid, Mode.WRITE))
     await served.pass_s(TERM_S - 1, waiting)
     await second.remote.aclose()
+    await turns()
     silence_s = served.mds.targets.silence_s
     await served.pass_s(silence_s - 1, waiting)
     assert served.first.of(Fence), "the session has not been given up: this shows nothing"
@@ -117,13 +118,14 @@ async def test_leases_wait_for_an_ost_that_is_cut_off_until_it_serves_nobody_by_
 
 
 async def test_leases_wait_for_an_ost_that_comes_back_until_it_has_fenced(served: Served) -> None:
-    second = await served.oss()
     dead, waiting = await served.client(), await served.client()
     fid = await striped(dead, b"f")
+    second = await served.oss()
     await dead.vanish()
     opened = waiting.call(Open(fid, Mode.WRITE))
     await served.pass_s(TERM_S - 1, waiting)
     await second.remote.aclose()
+    await turns()
     await served.pass_s(2, waiting)
     second.gate.shut()
     await second.start()
