@@ -182,7 +182,8 @@ class Links:
         else:
             link.asked.clear()
             try:
-                await asyncio.wait_for(link.asked.wait(), self._wait_s(link))
+                async with asyncio.timeout(self._wait_s(link)):  # (3.11's `wait_for` can miss that it is cancelled)
+                    await link.asked.wait()
             except TimeoutError:
                 pass
 
