@@ -8,9 +8,9 @@ started, by `NACRE_FAULTS` in its environment (whoever can set that can also kil
 
 Actions: `drop` (the message is lost, and with it the connection: no transport of ours loses one frame alone), `cut`
 (the connection ends in the middle of the frame), `kill` (SIGKILL to the process itself), `fail` (EIO), `delay` (`s=`
-seconds, in which the process does nothing), `skip` (what is about to be done is left out, and said to be done: for tests
-of tests, at the points that end in `sync`). `match` is the subject (usually the request's name); for `after` passes
-nothing happens, then `times` times (1 unless said) the action.
+seconds, in which the process does nothing), `skip` (what is about to be done is left out, and said to be done:
+for tests of tests, at the points that end in `sync`). `match` is the subject (usually the request's name); for
+`after` passes nothing happens, then `times` times (1 unless said) the action.
 """
 
 import enum

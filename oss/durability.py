@@ -364,9 +364,8 @@ def _sync_files(objects: Sequence[StoredObject]) -> list[OSError | None]:
     errors: list[OSError | None] = []
     for stored in objects:
         try:
-            if faults.on:
-                faults.hit("oss.sync.before")
-            os.fdatasync(stored.fd)
+            if not faults.on or faults.hit("oss.sync") is not faults.SKIP:
+                os.fdatasync(stored.fd)
             errors.append(None)
         except OSError as error:
             errors.append(error)

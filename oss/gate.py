@@ -8,7 +8,7 @@ import errno
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
-from nacrefs.common.answer import Answer, is_later
+from nacrefs.common.answer import Answer, settle
 from nacrefs.common.fid import format_fid
 from nacrefs.common.wire import Capability, ObjectId, Right
 from nacrefs.oss.admission import Admission, check_object
@@ -83,7 +83,7 @@ class Gate:
         """Serve a request from its start, once clients may do I/O."""
         await self.until_open()
         answer = handler(request, call)
-        return await answer if is_later(answer) else answer
+        return await settle(answer)
 
     async def stay(self, call: Call) -> None:
         """A request in service has waited, and is about to change something: not before clients may do I/O, which its

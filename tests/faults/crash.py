@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -31,7 +31,7 @@ from tests.faults.promises import Outcome, Tree, read_manifest
 from tests.harness.process import ProcessCluster, nacre, process_cluster, succeed
 
 SERVERS: Final = ("mds", "oss0", "oss1")
-VICTIMS: Final = (
+VICTIMS: Final[tuple[tuple[str, ...], ...]] = (
     ("mds",), ("oss0",), ("oss1",), ("mount",), ("two",), ("oss0", "oss1"), ("mds", "oss0"), ("mds", "mount"),
     ("mount", "two"), ("mds", "oss0", "oss1"), ("oss1", "two"), ("mds", "oss0", "oss1", "mount", "two"),
 )  # fmt: skip
@@ -147,11 +147,12 @@ class CrashRig:
         (self.place(mount) / name).mkdir()
         manifest = self._logs / name
         manifest.touch()
-        command = [sys.executable, "-m", "tests.faults.workload", self.place(mount) / name, manifest]
-        process = subprocess.Popen([*command, str(self.random.getrandbits(32))], cwd=Path(__file__).parents[2])
+        words = (self.place(mount) / name, manifest, self.random.getrandbits(32))
+        command = [sys.executable, "-m", "tests.faults.workload", *map(str, words)]
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
         return Program(mount, name, manifest, process)
 
-    def round(self, victims: list[tuple[str, ...]], point: str = "") -> None:
+    def round(self, victims: Sequence[tuple[str, ...]], point: str = "") -> None:
         """One round in which these are killed, group after group; or whoever passes `point` (`process=POINT`) kills
         itself there."""
         self.report.rounds += 1
@@ -290,7 +291,7 @@ def main() -> int:
         chance = rig.random
         for number in range(options.rounds):
             point = ""
-            victims = [chance.choice(VICTIMS) for _ in range(chance.choice((1, 1, 2)))]
+            victims: list[tuple[str, ...]] = [chance.choice(VICTIMS) for _ in range(chance.choice((1, 1, 2)))]
             if chance.random() < 0.35:
                 process = chance.choice(list(POINTS))
                 point, victims = f"{process}={chance.choice(POINTS[process])}", victims[:1] if number % 3 == 0 else []

@@ -9,7 +9,12 @@ from tests.faults.crash import VICTIMS, crash_rig
 from tests.faults.promises import File, Manifest, Tree, contents, read_manifest
 from tests.harness.process import need_mounts
 
-SHORT = ([("mds",)], [("mount",)], [("oss0",), ("mds", "two")], [("mds", "oss0", "oss1", "mount", "two")])
+SHORT: tuple[list[tuple[str, ...]], ...] = (
+    [("mds",)],
+    [("mount",)],
+    [("oss0",), ("mds", "two")],
+    [("mds", "oss0", "oss1", "mount", "two")],
+)
 
 
 @pytest.fixture(autouse=True)

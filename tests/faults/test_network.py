@@ -61,7 +61,7 @@ def store(path: Path, data: bytes) -> None:
 def rogue(cluster: NetworkCluster, name: str) -> Generator[tuple[str, Callable[[], None], Callable[[float], str]]]:
     """A client that writes whatever it has lost: the party of the OSS that it writes to, `send()`, `answer(seconds)`,
     which is empty if there is none in that time."""
-    command = [sys.executable, "-m", "tests.faults.rogue", cluster.url, cluster.keyring, name]
+    command = [sys.executable, "-m", "tests.faults.rogue", cluster.url, str(cluster.keyring), name]
     with subprocess.Popen(
         cluster.network.within("rogue", command),
         stdin=subprocess.PIPE,

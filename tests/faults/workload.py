@@ -56,7 +56,7 @@ class Workload:
             self._do(*operation)
         except OSError as error:
             self._manifest.end(error.errno or -1)
-            return operation[0] == "fsync"  # may fail once, and promises nothing then
+            return bool(operation[0] == "fsync")  # may fail once, and promises nothing then
         self.tree.apply(operation)
         self._manifest.end()
         return True
