@@ -142,7 +142,7 @@ class HsmAttribute:
             )
         elif verb == "cancel":
             answer = await mds.call(HsmCancel((fid,)))
-        elif verb.upper() in HsmAction.__members__:
+        elif verb.upper() in HsmAction.__members__ and verb != "transition":
             archive = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
             inode = self._session.cache.inodes.get(fid)
             uid = inode.attr.uid if inode is not None and inode.attr is not None else 0

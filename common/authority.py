@@ -41,7 +41,7 @@ OF_CLIENTS: Final[Mapping[type[Request[Any]], Scope]] = {
     wire.Append: FILES, wire.Appended: FILES, wire.SetLock: FILES, wire.GetLock: FILES, wire.CancelLock: OWN,
     wire.CopiesFailed: FILES, wire.ListCopies: WHOLE, wire.Resync: WHOLE,
     wire.Restore: FILES, wire.GetHsm: FILES, wire.HsmRequest: FILES, wire.HsmCancel: FILES, wire.SetHsm: FILES,
-    wire.GetArchives: WHOLE, wire.GetLinks: WHOLE, wire.GetLinkLog: WHOLE,
+    wire.AskLifecycle: WHOLE, wire.GetArchives: WHOLE, wire.GetLinks: WHOLE, wire.GetLinkLog: WHOLE,
     wire.Inspect: WHOLE, wire.GetQuota: WHOLE, wire.ListQuotas: WHOLE,
     # To an OSS: a capability, which every one of these brings along, says what may be done.
     wire.Read: OWN, wire.Write: OWN, wire.Punch: OWN, wire.Truncate: OWN, wire.StatObject: OWN, wire.Sync: OWN,
@@ -54,6 +54,7 @@ OF_CLIENTS: Final[Mapping[type[Request[Any]], Scope]] = {
 OF_ADMINISTRATORS: Final[frozenset[type[Request[Any]]]] = frozenset({
     wire.SetPool, wire.SetQuota, wire.SetProject, wire.CheckQuota, wire.SetArchive, wire.ProbeArchive,
     wire.ImportArchive, wire.Fsck, wire.WatchFsck, wire.SetLink, wire.RemoveLink, wire.OrderLink,
+    wire.SetLifecycle, wire.RemoveRule, wire.SetRuleState, wire.RunRule,
 })  # fmt: skip
 """What an administrator's key may ask besides."""
 

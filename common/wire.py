@@ -120,6 +120,8 @@ class AttrFlag(enum.IntFlag):
     """it has a state in the lifecycle tier (`HsmFlag`), so its layout may have changed since it was last seen"""
     RELEASED = 128
     """its contents are in an archive only: reading them asks the MDS to bring them back (`Restore`)"""
+    COPIED = 256
+    """an archive has a copy of exactly these contents; for the MDS's own indexes, clients need not look at it"""
 
 
 class Capability(Message, frozen=True, array_like=True, gc=False):
@@ -1232,13 +1234,15 @@ class HsmAction(enum.IntEnum):
     REMOVE = 2
     ARCHIVE = 3
     RELEASE = 4
+    TRANSITION = 5
+    """its object goes to another storage class"""
 
 
 class ArchiveSpec(Message, frozen=True, array_like=True, gc=False):
     """One archive as movers use it. `url`: `s3://BUCKET/PREFIX` or `file:///DIRECTORY`. `credentials` names a file on
     the servers, never a secret. `endpoint`, `region`, `storage_class` empty: the provider's default. `template` makes
     keys from a file's path and fid. `keep`: objects of removed files stay. `part_bytes`: size of the parts of large
-    objects."""
+    objects. `rate_mibps`: most that goes there and comes from there, all servers together; 0: no limit."""
 
     id: int
     name: str
@@ -1251,6 +1255,7 @@ class ArchiveSpec(Message, frozen=True, array_like=True, gc=False):
     template: str = ""
     keep: bool = False
     part_bytes: int = 0
+    rate_mibps: float = 0.0
 
 
 class Restored(Message, frozen=True, array_like=True, gc=False):
@@ -1432,6 +1437,50 @@ class GetLinkLog(Request[Inspection], frozen=True, array_like=True, tag=152):
     what: str = "log"
     after: bytes = b""
     limit: int = LISTING_MAX
+
+
+class SetLifecycle(Request[Inspection], frozen=True, array_like=True, tag=121):
+    """Replace all lifecycle rules by those of a document (`source` names it in errors). A rule that goes and has
+    released files: `keep` leaves them so, `recall` brings them back first; EBUSY without either. The answer: warnings,
+    as JSON."""
+
+    document: str
+    source: str = "lifecycle"
+    keep: bool = False
+    recall: bool = False
+
+
+class RemoveRule(Request[Done], frozen=True, array_like=True, tag=122):
+    """Remove one rule; `keep` and `recall` as with `SetLifecycle`."""
+
+    rule: str
+    keep: bool = False
+    recall: bool = False
+
+
+class SetRuleState(Request[Done], frozen=True, array_like=True, tag=123):
+    """Let a rule run no more (`paused`), run again (`active`), or end the run that is under way (`stopped`)."""
+
+    rule: str
+    state: str
+    reason: str = ""
+
+
+class RunRule(Request[Inspection], frozen=True, array_like=True, tag=124):
+    """Begin a run of a rule. `dry`: only say what it would do, as JSON. `now_ns`: the time that it assumes; 0: now."""
+
+    rule: str
+    dry: bool = False
+    now_ns: int = 0
+
+
+class AskLifecycle(Request[Inspection], frozen=True, array_like=True, tag=125):
+    """As JSON: `rules` (the document), `status`, `report` (what is where, and what it saves), or `explain` (what rules
+    want done with file `fid`, and when)."""
+
+    what: str
+    fid: int = 0
+    now_ns: int = 0
 
 
 # ------------------------------------------------------------------------------------------ lifecycle tier: MDS → OSS

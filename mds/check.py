@@ -17,6 +17,7 @@ _REG: Final = "(mode & 61440) = 32768"
 _LNK: Final = "(mode & 61440) = 40960"
 _XATTRS: Final = int(AttrFlag.XATTRS)
 _INLINE: Final = int(AttrFlag.INLINE)
+_COPIED: Final = int(AttrFlag.COPIED)
 _DEFAULT: Final = int(AttrFlag.DEFAULT_LAYOUT)
 
 _ARCHIVED: Final = int(AttrFlag.ARCHIVED)
@@ -204,6 +205,12 @@ QUESTIONS: Final = (
         "writer-without-session",
         "SELECT w.fid, w.session FROM mirror_writer w LEFT JOIN session s ON s.id = w.session WHERE s.id IS NULL",
         "is written by session {1}, which does not exist",
+    ),
+    Question(
+        "copied-flag",
+        f"SELECT i.fid, i.data_version FROM inode i WHERE (i.flags & {_COPIED}) <> 0 AND NOT EXISTS"
+        " (SELECT 1 FROM hsm h WHERE h.fid = i.fid AND h.version = i.data_version)",
+        "counts as copied to an archive, which does not have its version {1}",
     ),
 )
 

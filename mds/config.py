@@ -52,6 +52,46 @@ class OstConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An OST with less free space than this gets no new files."""
 
 
+class PricesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a GiB costs for a month, in any currency: what `nacre lifecycle report` reckons with."""
+
+    ost: float = 0.08
+    """On our own disks."""
+    standard: float = 0.023
+    """STANDARD."""
+    standard_ia: float = 0.0125
+    """STANDARD_IA."""
+    onezone_ia: float = 0.01
+    """ONEZONE_IA."""
+    intelligent_tiering: float = 0.023
+    """INTELLIGENT_TIERING."""
+    reduced_redundancy: float = 0.023
+    """REDUCED_REDUNDANCY."""
+    glacier_ir: float = 0.004
+    """GLACIER_IR."""
+    glacier: float = 0.0036
+    """GLACIER."""
+    deep_archive: float = 0.00099
+    """DEEP_ARCHIVE."""
+
+    @property
+    def by_class(self) -> dict[str, float]:
+        """By the names of storage classes, and OST."""
+        return {name.upper(): getattr(self, name) for name in self.__struct_fields__}
+
+
+class TierConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The lifecycle tier: what storage costs, and how cold objects are asked for."""
+
+    prices: PricesConfig = PricesConfig()
+    thaw_days: int = 1
+    """For how many days an object of a cold class is made readable when its file is read."""
+    thaw_tier: str = "Standard"
+    """How fast: Expedited, Standard or Bulk."""
+    thaw_poll_s: Duration = Duration(60)
+    """How often the archive is asked whether it is readable by now."""
+
+
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the log goes."""
 
@@ -80,6 +120,7 @@ class MdsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lease: LeaseConfig = LeaseConfig()
     layout: LayoutConfig = LayoutConfig()
     ost: OstConfig = OstConfig()
+    tier: TierConfig = TierConfig()
     log: LogConfig = LogConfig()
 
     @property
@@ -125,6 +166,12 @@ class MdsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             self.layout.spec.check()
         except ValueError as error:
             raise ValueError(f"layout: {error}") from None
+        if not 1 <= self.tier.thaw_days <= 365:
+            raise ValueError(f"tier.thaw_days = {self.tier.thaw_days} is not in 1..365")
+        if self.tier.thaw_tier not in ("Expedited", "Standard", "Bulk"):
+            raise ValueError(f"tier.thaw_tier = {self.tier.thaw_tier!r} is none of Expedited, Standard, Bulk")
+        if not 0.05 <= self.tier.thaw_poll_s <= 86400:
+            raise ValueError(f"tier.thaw_poll_s = {self.tier.thaw_poll_s:g} is not in 0.05..86400 seconds")
         if not 0.05 <= self.ost.heartbeat_s <= 300:
             raise ValueError(f"ost.heartbeat_s = {self.ost.heartbeat_s:g} is not in 0.05..300 seconds")
         if self.log.level.lower() not in ("debug", "info", "warning", "error"):

@@ -14,6 +14,7 @@ from operator import itemgetter
 from typing import Any
 
 import psycopg
+from msgspec.structs import replace
 
 from nacrefs.common.layout import Layout
 from nacrefs.mds import accounts
@@ -21,7 +22,7 @@ from nacrefs.mds.cache import ABSENT
 from nacrefs.mds.engine import Cursor
 from nacrefs.mds.inode import Inode, encode_layout, row_of
 from nacrefs.mds.statements import Statements
-from nacrefs.mds.tx import XATTRS, Tx
+from nacrefs.mds.tx import COPIED, XATTRS, Tx
 
 
 def flush(tx: Tx) -> None:
@@ -126,6 +127,8 @@ def _flush_inodes(tx: Tx, cursor: Cursor, statements: Statements) -> None:
         if inode is None:
             continue
         if fid in tx.wide:
+            if inode.attr.flags & COPIED and inode.data_version != base.data_version:  # the copy is of earlier contents
+                inode.attr = replace(inode.attr, flags=inode.attr.flags & ~COPIED)
             updates.append(_update_row(inode, base))
         else:
             new, old = inode.attr, base.attr

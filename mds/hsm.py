@@ -9,21 +9,23 @@ import asyncio
 import errno
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from nacrefs.common import wire
 from nacrefs.common.wire import ArchiveSpec, HsmAction, HsmFlag, HsmState
 from nacrefs.mds import hsmsteps
 from nacrefs.mds.hsmarchive import Archiver
+from nacrefs.mds.hsmclasses import Classes
 from nacrefs.mds.hsmclean import Cleaner
-from nacrefs.mds.hsmqueue import Action
+from nacrefs.mds.hsmqueue import Action, Wanted
 from nacrefs.mds.hsmrestore import Restorer
 from nacrefs.mds.hsmrows import CANCELED, FAILED, RELEASED, STARTED, SUCCEED, WAITING, ActionRow, hsm_of
-from nacrefs.mds.hsmsteps import Gone, Return
+from nacrefs.mds.hsmsteps import Gone, NotDue, Return
 from nacrefs.mds.movers import Movers
 from nacrefs.mds.step import Step
 from nacrefs.mds.tx import Tx
@@ -40,7 +42,9 @@ QUEUE_MAX: Final = 1_000_000
 """Actions that may wait; more are refused with EAGAIN."""
 HISTORY: Final = 10_000
 """Actions that are over and still shown."""
-ATTEMPTS: Final = {HsmAction.RESTORE: 12, HsmAction.ARCHIVE: 40, HsmAction.RELEASE: 10, HsmAction.REMOVE: 40}
+ATTEMPTS: Final = {
+    HsmAction.RESTORE: 12, HsmAction.ARCHIVE: 40, HsmAction.RELEASE: 10, HsmAction.REMOVE: 40, HsmAction.TRANSITION: 40,
+}  # fmt: skip
 RETRY_S: Final = 0.2
 RETRY_MOST_S: Final = 120.0
 TRANSIENT: Final = frozenset(
@@ -49,6 +53,8 @@ TRANSIENT: Final = frozenset(
         errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EBADMSG, errno.ECANCELED, errno.ESHUTDOWN, errno.ENOTCONN,
     }
 )  # fmt: skip
+RULES: Final = -2
+"""Who asks for what lifecycle rules want done: a user of their own, for fairness."""
 _spec_of = msgspec.msgpack.Decoder(ArchiveSpec).decode
 
 
@@ -63,6 +69,7 @@ class Coordinator:
         self.movers = Movers(mds)
         self._archiver = Archiver(mds, self.movers)
         self._restorer = Restorer(mds, self.movers)
+        self._classes = Classes(mds, self.movers)
         self._cleaner = Cleaner(mds, self.movers, self.archives)
         self.active: dict[int, Action] = {}
         """By fid."""
@@ -75,6 +82,11 @@ class Coordinator:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.stopping = False
         self._ends_since_trim = 0
+        self._held = 0
+        self.guard: Callable[[Step, ActionRow], None] | None = None
+        """Raises NotDue for what a rule wanted and would not want any more; asked when the action begins."""
+        self.on_end: Callable[[ActionRow], None] = lambda row: None
+        """Told of every action that is over."""
 
     # ------------------------------------------------------------------------------------------------------ life cycle
 
@@ -144,15 +156,50 @@ class Coordinator:
             return None
         known = self.active.get(fid)
         if known is not None:  # somebody else was quicker
-            twice = made._replace(state=CANCELED, reason="asked for twice")
-            await self._journal.submit_own(lambda step: hsmsteps.put_action(step, twice))
+            await self._journal.submit_own(partial(_put, made._replace(state=CANCELED, reason="asked for twice")))
             return known
         action = Action(made)
         self._enqueue(action)
         self.pump()
         return action
 
-    def _request(self, kind: HsmAction, fid: int, archive: int, uid: int, cause: str, step: Step) -> ActionRow | None:
+    async def request_many(self, wanted: Sequence[Wanted]) -> list[str | None]:
+        """Queue what a rule wants, in one transaction; for each why it was refused, empty if it is queued, None if
+        there is nothing to do."""
+        made: list[ActionRow | str | None] = await self._journal.submit_own(partial(self._request_many, wanted))
+        answers: list[str | None] = []
+        for row in made:
+            if not isinstance(row, ActionRow):
+                answers.append(row)
+            elif row.fid in self.active:  # somebody else was quicker
+                twice = row._replace(state=CANCELED, reason="asked for twice")
+                await self._journal.submit_own(partial(_put, twice))
+                answers.append("something else is being done with it")
+            else:
+                self._enqueue(Action(row))
+                answers.append("")
+        self.pump()
+        return answers
+
+    def _request_many(self, wanted: Sequence[Wanted], step: Step) -> list[ActionRow | str | None]:
+        made: list[ActionRow | str | None] = []
+        for one in wanted:
+            if one.fid in self.active:
+                made.append("something else is being done with it")
+            elif len(self.active) >= QUEUE_MAX:
+                made.append("the queue is full")
+            else:
+                try:
+                    made.append(
+                        self._request(one.kind, one.fid, one.archive, RULES, one.cause, step, one.storage_class)
+                    )
+                except OSError as error:
+                    made.append(error.strerror or str(error))
+        return made
+
+    def _request(
+        self, kind: HsmAction, fid: int, archive: int, uid: int, cause: str, step: Step, storage_class: str = ""
+    ) -> ActionRow | None:
         inode = step.tx.need(fid)
         if not inode.is_regular:
             raise OSError(errno.EINVAL, "only regular files are archived")
@@ -187,9 +234,15 @@ class Coordinator:
             if not row.key:
                 return None
             archive = row.archive
+        elif kind == HsmAction.TRANSITION:
+            if not storage_class:
+                raise OSError(errno.EINVAL, "a rule says to which storage class")
+            archive = hsmsteps.good_copy(step, fid).archive
         now_ns = step.now_ns
         number, self._next_id = self._next_id, self._next_id + 1
-        action = ActionRow(number, fid, int(kind), archive, uid, cause, WAITING, 0, 0, now_ns, now_ns)
+        action = ActionRow(
+            number, fid, int(kind), archive, uid, cause, WAITING, 0, 0, now_ns, now_ns, storage_class=storage_class
+        )
         hsmsteps.put_action(step, action)
         return action
 
@@ -205,7 +258,7 @@ class Coordinator:
 
     def pump(self) -> None:
         """Begin what can begin."""
-        if self.stopping:
+        if self.stopping or self._held:
             return
         now_ns = self._mds.clock.now_ns()
         soonest_ns = 0
@@ -234,6 +287,16 @@ class Coordinator:
             delay_s = max(0.01, (soonest_ns - now_ns) / 1e9)
             self._timer = asyncio.get_running_loop().call_later(delay_s, self.pump)
 
+    def hold(self) -> Callable[[], None]:
+        """Begin nothing until the answer is called: what is queued waits."""
+        self._held += 1
+
+        def go_on() -> None:
+            self._held -= 1
+            self.pump()
+
+        return go_on
+
     def _next_user(self, kind: int, users: list[int]) -> int:
         """Whose turn it is."""
         last = self._turn.get(kind, -2)
@@ -254,7 +317,10 @@ class Coordinator:
                 HsmAction.RELEASE: self._release,
                 HsmAction.RESTORE: self._restore,
                 HsmAction.REMOVE: self._remove,
+                HsmAction.TRANSITION: self._transition,
             }[HsmAction(row.kind)]
+            if row.uid == RULES:
+                await self._journal.submit_own(partial(self._look_again, row))
             await work(action)
         except asyncio.CancelledError:
             if self.stopping:
@@ -262,6 +328,8 @@ class Coordinator:
             state, failure = CANCELED, OSError(errno.ECANCELED, "it was canceled")
         except Gone:
             state, failure = CANCELED, OSError(errno.ENOENT, "the file was removed")
+        except NotDue as why:
+            state, failure = CANCELED, OSError(errno.ECANCELED, str(why))
         except OSError as error:
             state, failure = FAILED, error
         except Exception as error:
@@ -303,8 +371,17 @@ class Coordinator:
             if failure is not None:
                 action.failed = failure if state == CANCELED else OSError(errno.EIO, reason)
             action.over(action.failed)
+            self.on_end(action.row)
             self._trim()
         self.pump()
+
+    def _look_again(self, row: ActionRow, step: Step) -> None:
+        """Raise NotDue unless what a rule wanted is still wanted, by what is true of the file now."""
+        if step.tx.inode(row.fid) is None:
+            raise Gone
+        step.leases.truth(row.fid)
+        if self.guard is not None:
+            self.guard(step, row)
 
     async def _end(self, as_stored: ActionRow, ended: ActionRow) -> None:
         """An attempt is over: nothing of it is left in the archive."""
@@ -348,6 +425,7 @@ class Coordinator:
                 del self.active[fid]
             self._mds.mdt.restoring.discard(fid)
             action.over(OSError(errno.ECANCELED, "it was canceled"))
+            self.on_end(action.row)
             return True
         action.task.cancel()
         await asyncio.wait({action.task})
@@ -418,8 +496,12 @@ class Coordinator:
     # --------------------------------------------------------------------------------------------------------- actions
 
     async def _archive(self, action: Action) -> None:
-        await self._archiver.run(action, self.archive_of(action.row.archive))
+        spec, storage_class = self.archive_of(action.row.archive), action.row.storage_class
+        await self._archiver.run(action, replace(spec, storage_class=storage_class) if storage_class else spec)
         self._cleaner.clean()
+
+    async def _transition(self, action: Action) -> None:
+        await self._classes.move(action, self.archive_of(action.row.archive))
 
     async def _release(self, action: Action) -> None:
         fid, up, ended = action.row.fid, self.movers.up(), action.succeeded(self._mds.clock.now_ns())
@@ -458,6 +540,10 @@ class Coordinator:
     async def ask_one(self, request: wire.Request[Any]) -> Any:
         """The answer of one OSS."""
         return await self.movers.ask_one(request)
+
+
+def _put(row: ActionRow, step: Step) -> None:
+    hsmsteps.put_action(step, row)
 
 
 def _side(name: str, row: tuple[Any, ...], step: Step) -> None:

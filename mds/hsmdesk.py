@@ -15,7 +15,7 @@ from nacrefs.common import wire
 from nacrefs.common.rpc import Call, Handler
 from nacrefs.common.wire import ArchiveEntry, ArchiveSpec, HsmFlag, Imported, Inspection, Queued, Restored
 from nacrefs.mds import hsmsteps
-from nacrefs.mds.hsmrows import ARCHIVED, RELEASED, HsmRow, hsm_of
+from nacrefs.mds.hsmrows import ARCHIVED, COPIED, RELEASED, HsmRow, hsm_of
 from nacrefs.mds.inode import DIRECTORY_BLOCKS, DIRECTORY_BYTES
 from nacrefs.mds.namespace.layouts import new_layout
 from nacrefs.mds.namespace.names import check_name
@@ -95,6 +95,8 @@ class HsmDesk:
     async def _request(self, request: wire.HsmRequest, call: Call) -> Queued:
         self._mds.sessions.heard(call.peer)
         hsm = self._mds.hsm
+        if request.action == wire.HsmAction.TRANSITION:
+            raise OSError(errno.EINVAL, "storage classes are changed by lifecycle rules")
         return await self._each(
             request.fids, lambda fid: hsm.request(request.action, fid, request.archive, request.uid)
         )
@@ -268,7 +270,7 @@ def import_entry(spec: ArchiveSpec, entry: ArchiveEntry, parent: int, step: Step
         step.now_ns,
         size=entry.size,
         blocks=1 if released else 0,
-        flags=ARCHIVED | (RELEASED if released else 0),
+        flags=ARCHIVED | COPIED | (RELEASED if released else 0),
         layout=layout,
         project=directory.project,
     )

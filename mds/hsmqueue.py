@@ -2,12 +2,23 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from nacrefs.common.wire import HsmAction
 from nacrefs.mds.hsmrows import SUCCEED, ActionRow
 
 MOVES_PER_FILE: Final = 16
 """Parts of one file that are under way, or wait for an OSS."""
+
+
+class Wanted(NamedTuple):
+    """Something that a rule wants done with a file."""
+
+    kind: HsmAction
+    fid: int
+    archive: int
+    cause: str
+    storage_class: str = ""
 
 
 class Action:

@@ -8,6 +8,7 @@ from nacrefs.mds.tx import Tx
 
 ARCHIVED = int(AttrFlag.ARCHIVED)
 RELEASED = int(AttrFlag.RELEASED)
+COPIED = int(AttrFlag.COPIED)
 WAITING, STARTED, SUCCEED, FAILED, CANCELED = "WAITING", "STARTED", "SUCCEED", "FAILED", "CANCELED"
 PARTLY = -1
 """`restored_ns` of a file whose objects may exist in part: it was being brought back."""
@@ -36,6 +37,13 @@ class HsmRow(NamedTuple):
         dirty = self.flags & HsmFlag.EXISTS and inode.data_version != self.version
         return self.flags | (int(HsmFlag.DIRTY) if dirty else 0)
 
+    def marks(self, inode: Inode) -> int:
+        """What the inode's `flags` say of this row: ARCHIVED and COPIED."""
+        if not self.flags and not self.key:
+            return 0
+        good = self.flags & (HsmFlag.ARCHIVED | HsmFlag.LOST) == HsmFlag.ARCHIVED
+        return ARCHIVED | (COPIED if good and inode.data_version == self.version else 0)
+
 
 class ActionRow(NamedTuple):
     """Something to be done with a file (columns of `schema.hsm_action`)."""
@@ -54,6 +62,7 @@ class ActionRow(NamedTuple):
     reason: str = ""
     key: str = ""
     upload: str = ""
+    storage_class: str = ""
 
 
 def hsm_of(tx: Tx, inode: Inode) -> HsmRow:

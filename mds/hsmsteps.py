@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from nacrefs.common.layout import Layout, LayoutSpec
 from nacrefs.common.wire import ArchiveSpec, Attr, HsmFlag, Lease, Mode, Node, Right
-from nacrefs.mds.hsmrows import ARCHIVED, PARTLY, RELEASED, ActionRow, HsmRow, hsm_of, upload_row
+from nacrefs.mds.hsmrows import ARCHIVED, COPIED, PARTLY, RELEASED, ActionRow, HsmRow, hsm_of, upload_row
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace.bits import INLINE, OPEN_WRITE
 from nacrefs.mds.namespace.nodes import need_file
@@ -28,6 +28,10 @@ _ESCAPED = frozenset([*range(32), 127, ord("%"), ord("\\")])
 
 class Gone(Exception):
     """The file has been removed meanwhile."""
+
+
+class NotDue(Exception):
+    """A rule wanted something done with a file, and would not want it any more; the text says why."""
 
 
 class Plan(NamedTuple):
@@ -164,17 +168,16 @@ def end_archive(step: Step, plan: Plan, row: HsmRow, ended: ActionRow) -> bool:
 
 def put_hsm(step: Step, inode: Inode, row: HsmRow) -> None:
     """Write a file's row, and say in its inode that there is one."""
-    tx = step.tx
-    if not row.flags and not row.key:
-        tx.set_hsm(row.fid, None)
-        wanted = 0
-    else:
-        tx.set_hsm(row.fid, row)
-        wanted = ARCHIVED
-    if inode.attr.flags & ARCHIVED != wanted:
+    tx, wanted = step.tx, row.marks(inode)
+    tx.set_hsm(row.fid, row if wanted else None)
+    flags = inode.attr.flags
+    if flags & (ARCHIVED | COPIED) == wanted:
+        return
+    edited = tx.edit(row.fid)
+    edited.attr = replace(edited.attr, flags=flags & ~(ARCHIVED | COPIED) | wanted)
+    if flags & ARCHIVED != wanted & ARCHIVED:
         step.leases.changed(row.fid)
-        edited = tx.edit(row.fid)
-        edited.attr = replace(edited.attr, flags=edited.attr.flags & ~ARCHIVED | wanted, change=edited.attr.change + 1)
+        edited.attr = replace(edited.attr, change=edited.attr.change + 1)
 
 
 def release(step: Step, fid: int, is_up: Sequence[int], ended: ActionRow) -> bool:
@@ -224,6 +227,27 @@ def check_release(inode: Inode, row: HsmRow) -> None:
             raise OSError(errno.EPERM, why)
 
 
+def good_copy(step: Step, fid: int) -> HsmRow:
+    """What is known of a copy that is of the file as it is. OSError (EPERM) if there is none."""
+    inode = _file(step.tx, fid)
+    row = hsm_of(step.tx, inode)
+    flags = row.flags_now(inode)
+    if not flags & HsmFlag.ARCHIVED or flags & (HsmFlag.DIRTY | HsmFlag.LOST):
+        raise OSError(errno.EPERM, "its copy is not of the file as it is")
+    return row
+
+
+def end_transition(step: Step, moved: HsmRow, storage_class: str, etag: str, ended: ActionRow) -> None:
+    """The object is in another storage class. If the file has another copy by now, that is not the one."""
+    put_action(step, ended)
+    inode = step.tx.inode(moved.fid)
+    if inode is None:
+        return
+    row = hsm_of(step.tx, inode)
+    if (row.archive, row.key) == (moved.archive, moved.key):
+        step.tx.set_hsm(moved.fid, row._replace(storage_class=storage_class, etag=etag or row.etag, thawed_until_ns=0))
+
+
 class Return(NamedTuple):
     """A file that is to be brought back."""
 
@@ -269,17 +293,17 @@ def end_restore(step: Step, fid: int, allocated: int, ended: ActionRow) -> None:
     edited = tx.edit(fid)
     # Nobody's lease is in the way: nothing that was cached under it is wrong but the number of blocks, and who still
     # believes the file to be released asks, and is told.
-    edited.attr = replace(
-        inode.attr, flags=inode.attr.flags & ~RELEASED, blocks=allocated >> 9, change=inode.attr.change + 1
-    )
-    tx.set_hsm(fid, row._replace(flags=row.flags & ~int(HsmFlag.RELEASED), restored_ns=step.now_ns))
+    row = row._replace(flags=row.flags & ~int(HsmFlag.RELEASED), restored_ns=step.now_ns)
+    flags = inode.attr.flags & ~(RELEASED | COPIED) | row.marks(inode)
+    edited.attr = replace(inode.attr, flags=flags, blocks=allocated >> 9, change=inode.attr.change + 1)
+    tx.set_hsm(fid, row)
 
 
 def lose(step: Step, fid: int) -> None:
     """The archive does not have the copy any more."""
     inode = _file(step.tx, fid)
     row = hsm_of(step.tx, inode)
-    step.tx.set_hsm(fid, row._replace(flags=row.flags | int(HsmFlag.LOST)))
+    put_hsm(step, inode, row._replace(flags=row.flags | int(HsmFlag.LOST)))
 
 
 def remove_copy(step: Step, fid: int) -> None:

@@ -8,9 +8,21 @@ compares. `mds/check.py` verifies the invariants that are written here.
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, case, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    case,
+    literal_column,
+    text,
+)
 
-SCHEMA_VERSION: Final = "0005"
+SCHEMA_VERSION: Final = "0006"
 """Alembic revision of the tables below: the newest file in `migrations/versions`."""
 
 Int64: Final = BigInteger().with_variant(Integer(), "sqlite")
@@ -63,7 +75,8 @@ inode: Final = Table(
     # Grows with every change of this row, its names or its xattrs; never falls.
     Column("change", Int64, nullable=False),
     # `wire.AttrFlag`: XATTRS exactly if there are xattr rows; INLINE exactly if a regular file has no objects (its
-    # contents are the inline row, or nothing); DEFAULT_LAYOUT exactly if `spec` is set.
+    # contents are the inline row, or nothing); DEFAULT_LAYOUT exactly if `spec` is set; COPIED only if
+    # `hsm.version` is `data_version`.
     Column("flags", Int64, nullable=False),
     # Number of names in a directory, 0 for others. Zero is what rmdir asks for.
     Column("entries", Int64, nullable=False),
@@ -89,9 +102,29 @@ Index(
 
 LAST_USE: Final = case((inode.c.atime_ns > inode.c.mtime_ns, inode.c.atime_ns), else_=inode.c.mtime_ns)
 """The later of atime and mtime, as Lustre and FSx judge it, in words that both engines know."""
+TIER_STATE: Final = inode.c.flags.op("&")(literal_column("384"))
+"""Whether an archive has what is in the file (COPIED), and nobody else has (RELEASED)."""
 IS_FILE: Final = "mode & 61440 = 32768"
-# Regular files by their last use, oldest first: what lifecycle rules and watermarks go through.
-Index("inode_last_use", LAST_USE, sqlite_where=text(IS_FILE), postgresql_where=text(IS_FILE))
+IS_DIRECTORY: Final = "mode & 61440 = 16384"
+# Regular files of each state by their last use and by their last change, oldest first: what lifecycle rules and
+# watermarks go through. A rule about files that are not copied yet never meets those that are.
+Index("inode_last_use", TIER_STATE, LAST_USE, inode.c.fid, sqlite_where=text(IS_FILE), postgresql_where=text(IS_FILE))
+Index(
+    "inode_last_change",
+    TIER_STATE,
+    inode.c.mtime_ns,
+    inode.c.fid,
+    sqlite_where=text(IS_FILE),
+    postgresql_where=text(IS_FILE),
+)
+# Subdirectories: the way down a subtree that does not look at files.
+Index(
+    "inode_directory",
+    inode.c.parent,
+    inode.c.fid,
+    sqlite_where=text(IS_DIRECTORY),
+    postgresql_where=text(IS_DIRECTORY),
+)
 
 dentry: Final = Table(
     "dentry",
@@ -290,6 +323,8 @@ hsm: Final = Table(
 )
 # What an archive has, and what of it can be released.
 Index("hsm_archive", hsm.c.archive, hsm.c.flags)
+# What is still in a class that is warmer than a rule wants.
+Index("hsm_class", hsm.c.archive, hsm.c.storage_class, hsm.c.fid)
 
 hsm_action: Final = Table(
     "hsm_action",
@@ -316,9 +351,31 @@ hsm_action: Final = Table(
     # An upload under way: its key and id, which are aborted or ended before anything else happens with the file.
     Column("key", Text, nullable=False),
     Column("upload", Text, nullable=False),
+    # Where a copy goes: the storage class that a rule wants; empty: the archive's own.
+    Column("storage_class", Text, nullable=False, server_default=""),
 )
 Index("hsm_action_fid", hsm_action.c.fid)
 Index("hsm_action_state", hsm_action.c.state, hsm_action.c.id)
+
+rule: Final = Table(
+    "rule",
+    metadata,
+    # A lifecycle rule; ` watermarks` (no ID begins with a blank) is what is to happen when OSTs are full.
+    Column("id", Text, primary_key=True),
+    # Its place in the document.
+    Column("position", Int64, nullable=False),
+    # The rule as it was given, as JSON.
+    Column("document", Text, nullable=False),
+    # `active`, `paused` (by a person) or `suspended` (by its errors).
+    Column("state", Text, nullable=False),
+    # Why it is not active.
+    Column("reason", Text, nullable=False),
+    # When it last ran (0: never); with the schedule, when it will run next.
+    Column("last_run_ns", Int64, nullable=False),
+    # Counts of its last run and of all, as JSON (`mds/lifecycle/tally.py`).
+    Column("counts", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
 
 hsm_gone: Final = Table(
     "hsm_gone",

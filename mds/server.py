@@ -67,6 +67,10 @@ class MdsServer:
                 capability_s=int(config.lease.capability_s),
                 reserve_bytes=int(config.ost.reserve_bytes),
                 layout=config.layout.spec,
+                prices=config.tier.prices.by_class,
+                thaw_days=config.tier.thaw_days,
+                thaw_tier=config.tier.thaw_tier,
+                thaw_poll_s=float(config.tier.thaw_poll_s),
             )
             self.mds = Mds(mdt, settings, self.keyring.capability_key(), self._clock, self.meter)
         except BaseException:

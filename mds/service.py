@@ -33,6 +33,8 @@ from nacrefs.mds.inode import Inode
 from nacrefs.mds.journal import Journal
 from nacrefs.mds.late import mode_of, open_again, unremembered
 from nacrefs.mds.leases import LeaseTable, LeaseView
+from nacrefs.mds.lifecycle.desk import LIFECYCLE_REQUESTS, LifecycleDesk
+from nacrefs.mds.lifecycle.engine import Lifecycle
 from nacrefs.mds.limited import LimitedService, served_plainly
 from nacrefs.mds.linkdesk import LINK_REQUESTS, LinkDesk
 from nacrefs.mds.links import Links
@@ -72,7 +74,8 @@ ADDRESSED: Final[tuple[type[wire.Request[Any]], ...]] = (
     wire.Attach, wire.Keepalive, wire.Detach, wire.Reclaim, wire.Yield, wire.GetOsts, wire.Inspect, wire.As,
     wire.SetPool, wire.Register, wire.Heartbeat, wire.SetLock, wire.GetLock, wire.CancelLock, wire.CopiesFailed,
     wire.ListCopies, wire.Resync, wire.JoinMirrors, wire.ReportDamage,
-    *APPEND_REQUESTS, *QUOTA_REQUESTS, *HSM_REQUESTS, *LINK_REQUESTS, *FSCK_REQUESTS, *READS, *WRITES,
+    *APPEND_REQUESTS, *QUOTA_REQUESTS, *HSM_REQUESTS, *LINK_REQUESTS, *FSCK_REQUESTS,
+    *LIFECYCLE_REQUESTS, *READS, *WRITES,
 )  # fmt: skip
 """All requests that an MDS answers."""
 
@@ -115,6 +118,8 @@ class Mds:
         self._hsm_desk = HsmDesk(self)
         self.links = Links(self)
         self._link_desk = LinkDesk(self, self._hsm_desk)
+        self.lifecycle = Lifecycle(self)
+        self._lifecycle_desk = LifecycleDesk(self)
         self._evictor.on_evicted = self._session_ended
         self._reading = Tx(mdt, writable=False)
         self._registering = asyncio.Lock()
@@ -146,6 +151,7 @@ class Mds:
         self.reaper.start()
         self.hsm.start()
         self.links.start()
+        self.lifecycle.start()
         self.resyncer.start()
         self._spawn(self._watch())
 
@@ -154,6 +160,7 @@ class Mds:
         self._stopping = True
         await self._fsck.stop()
         await self.links.stop()
+        await self.lifecycle.stop()
         await self.hsm.stop()
         await self.reaper.stop()
         await self.resyncer.stop()
@@ -203,6 +210,7 @@ class Mds:
         self.targets.drop_silent()
         self.targets.refresh()
         self.journal.check_owner()
+        self.lifecycle.tick()
         if self.mdt.mirror_writers and self._grace is None:
             self._spawn(self.mirrors.forget_writers())
 
@@ -289,6 +297,7 @@ class Mds:
             table[kind] = partial(self.mutate, operation, kind in READ_FIRST, kind in GLIMPSED)
         table.update(self._hsm_desk.handlers())
         table.update(self._link_desk.handlers())
+        table.update(self._lifecycle_desk.handlers())
         check_service(table, ADDRESSED)
         return table
 

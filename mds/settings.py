@@ -1,5 +1,7 @@
 """What the MDS's code needs to know, apart from where its files are (`mds/config.py`)."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from nacrefs.common.layout import LayoutSpec
@@ -15,3 +17,8 @@ class Settings(NamedTuple):
     capability_s: int = 3600
     reserve_bytes: int = 64 << 20
     layout: LayoutSpec = DEFAULT_SPEC
+    prices: Mapping[str, float] = MappingProxyType({})
+    """Of a GiB for a month, by storage class; OST: on our own disks."""
+    thaw_days: int = 1
+    thaw_tier: str = "Standard"
+    thaw_poll_s: float = 60.0

@@ -37,6 +37,7 @@ from nacrefs.mds.schema import (
     pool,
     quota,
     reply,
+    rule,
     session,
     usage,
     xattr,
@@ -50,6 +51,14 @@ def dialect_of(backend: str) -> Dialect:
     if backend == "sqlite":
         return sqlite.dialect(paramstyle="qmark")
     return psycopg.dialect(paramstyle="format")  # type: ignore[no-untyped-call]
+
+
+def sql_text(statement: ClauseElement, order: str, dialect: Dialect) -> str:
+    """A statement's SQL text; AssertionError unless its parameters stand in this order."""
+    compiled: Any = statement.compile(dialect=dialect)
+    if list(compiled.positiontup) != order.split():
+        raise AssertionError(f"parameters are {compiled.positiontup}, not {order}: {compiled.string}")
+    return str(compiled.string)
 
 
 class Statements:
@@ -309,6 +318,9 @@ class Statements:
             ),
             "id",
         )
+        self.rules = self._text(select(rule).order_by(rule.c.position), "")
+        self.put_rule = self._put(rule, "id", "position document state reason last_run_ns counts")
+        self.delete_rule = self._delete(rule, "id")
         # limit -> archive, key
         self.gone = self._text(
             select(hsm_gone.c.archive, hsm_gone.c.key).limit(key("limit")).offset(literal_column("0")), "limit"
@@ -415,11 +427,7 @@ class Statements:
         self.delete_mirror_writers = self._delete(mirror_writer, "session")
 
     def _text(self, statement: ClauseElement, order: str) -> str:
-        """The statement's SQL text; AssertionError unless its parameters stand in this order."""
-        compiled: Any = statement.compile(dialect=self._dialect)
-        if list(compiled.positiontup) != order.split():
-            raise AssertionError(f"parameters are {compiled.positiontup}, not {order}: {compiled.string}")
-        return str(compiled.string)
+        return sql_text(statement, order, self._dialect)
 
     def _delete(self, table: Table, keys: str) -> str:
         """Delete the rows whose columns `keys` have these values."""

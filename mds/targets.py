@@ -198,7 +198,11 @@ class Targets:
     @property
     def tight(self) -> bool:
         """Whether an OST is so full that clients should learn soon whether what they write still has room."""
-        return any(info.up and info.free_bytes < 4 * self._reserve_bytes for info in self._table)
+        return bool(self.tight_osts())
+
+    def tight_osts(self) -> set[int]:
+        """The OSTs that are so full."""
+        return {info.index for info in self._table if info.up and info.free_bytes < 4 * self._reserve_bytes}
 
     def table(self) -> tuple[OstInfo, ...]:
         """All OSTs as clients see them, by index."""

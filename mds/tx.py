@@ -26,6 +26,7 @@ FID_RANGE: Final = 4096
 """Fid counters reserved at a time."""
 XATTRS: Final = int(AttrFlag.XATTRS)
 ARCHIVED: Final = int(AttrFlag.ARCHIVED)
+COPIED: Final = int(AttrFlag.COPIED)
 _NO_OPENS: Final[Mapping[int, Mode]] = MappingProxyType({})
 _NO_XATTRS: Final[dict[bytes, bytes]] = {}
 

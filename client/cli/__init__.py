@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "find": ("find", "Find files by name, type, size, age, layout and OST."),
     "fsck": ("fsck", "Check a filesystem while it is used, and mend it."),
     "getstripe": ("stripes", "Show the layout of files, and what directories give to new files."),
+    "lifecycle": ("lifecycle", "Rules by which files go to an archive, give up their space, and are deleted."),
     "locks": ("locks", "Show who has and who waits for fcntl and flock locks."),
     "mpi-env": ("mpi", "Print what makes a program do its own I/O (MPI-IO)."),
     "key": ("keys", "Keys: who may talk to a cluster, as whom, and about what."),

@@ -21,6 +21,7 @@ ATTRIBUTE: Final = "nacre.hsm"
 _THREADS: Final = 16
 _AT_A_TIME: Final = 64
 _OVER: Final = ("SUCCEED", "FAILED", "CANCELED", "")
+_ASKERS: Final = {-1: "reader", -2: "rule"}
 _FLAGS: Final = ("norelease", "noarchive", "dirty", "exists", "archived", "lost")
 
 
@@ -293,7 +294,7 @@ def queue_command(where: str, keyring: str | None, as_json: bool) -> None:
             [
                 (
                     str(one["id"]), one["action"], one["state"].lower(), f"{one['fid']:#x}", str(one["archive"]),
-                    "reader" if one["uid"] < 0 else str(one["uid"]), str(one["attempts"]), f"{one['age_s']:.0f} s",
+                    _ASKERS.get(one["uid"], str(one["uid"])), str(one["attempts"]), f"{one['age_s']:.0f} s",
                     f"{format_size(one['done'])} of {format_size(one['total'])}", one["reason"],
                 )
                 for one in report["actions"]

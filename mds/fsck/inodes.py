@@ -11,7 +11,7 @@ from nacrefs.common.fid import fid_counter, fid_mdt
 from nacrefs.common.layout import Layout, LayoutSpec
 from nacrefs.common.wire import Attr, AttrFlag, HsmFlag, Mode
 from nacrefs.mds.fsck.steps import Recount, count, free_name, fresh
-from nacrefs.mds.hsmrows import HsmRow
+from nacrefs.mds.hsmrows import COPIED, HsmRow
 from nacrefs.mds.inode import Inode, encode_layout
 from nacrefs.mds.namespace.attributes import blocks_of
 from nacrefs.mds.namespace.layouts import layout_of
@@ -105,7 +105,7 @@ def set_tier_flags(step: Step, fid: int) -> str:
         return (
             "whether its contents are in the archive only is not certain: `nacre hsm restore` it, or restore a backup"
         )
-    flags = attr.flags & ~_ARCHIVED | (_ARCHIVED if row is not None else 0)
+    flags = attr.flags & ~(_ARCHIVED | COPIED) | (0 if row is None else row.marks(inode))
     if flags != attr.flags:
         step.leases.changed(fid)
         step.tx.edit(fid).attr = replace(attr, flags=flags, change=attr.change + 1)

@@ -20,6 +20,7 @@ from nacrefs.mds.lifecycle.rules import (
     Limits,
     Rule,
     Since,
+    Thaw,
     Transition,
     Watermarks,
 )
@@ -72,6 +73,20 @@ def parse_document(text: str, source: str = "lifecycle") -> Configuration:
         more = len(reader.mistakes) - len(shown)
         raise DocumentError("\n".join(shown + ([f"… and {more} more"] if more else [])))
     return configuration
+
+
+def plain_document(text: str) -> Any:
+    """What a document that `parse_document` has taken says, as plain data: strings, whole numbers, lists, mappings."""
+    return _plain(yaml.compose(text, Loader=yaml.SafeLoader))
+
+
+def _plain(node: "yaml.Node | None") -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        return {str(key.value): _plain(value) for key, value in node.value}
+    text = "" if node is None else str(node.value)
+    return int(text) if text.isascii() and text.isdigit() and str(int(text)) == text else text
 
 
 def _check_size(root: yaml.Node, source: str) -> None:
@@ -178,7 +193,7 @@ class _Reader:
             place,
             (
                 "ID", "Status", "Directory", "Filter", "Prefix", "Transitions", "Transition", "Release", "Expiration",
-                "Schedule", "Limits",
+                "Schedule", "Limits", "Recall",
             ),
         )  # fmt: skip
         identity = self.value(fields.get("ID"), _identity, "")
@@ -210,7 +225,12 @@ class _Reader:
             self.value(fields.get("Schedule"), _schedule, DEFAULT_SCHEDULE),
             self.limits(fields["Limits"]) if "Limits" in fields else Limits(),
             place.line,
+            self.thaw(fields["Recall"]) if "Recall" in fields else Thaw(),
         )
+
+    def thaw(self, place: _Place) -> Thaw:
+        fields = self.fields(place, ("Days", "Tier"))
+        return Thaw(self.value(fields.get("Days"), _count, 0), self.value(fields.get("Tier"), _tier, ""))
 
     def check_steps(
         self,
@@ -306,15 +326,28 @@ class _Reader:
         )
 
     def watermarks(self, place: _Place) -> Watermarks:
-        fields = self.fields(place, ("High", "Low", "Every"))
-        high = self.value(fields.get("High"), _percent, 85.0)
-        low = self.value(fields.get("Low"), _percent, min(75.0, high))
+        fields = self.fields(place, ("High", "Low", "Every", "Pools"))
+        high, low = self.marks(place, fields, 85.0, 75.0)
         every = self.value(fields.get("Every"), parse_duration, 60.0)
-        if low > high:
-            self.wrong(place, f"Low ({low:g}) must not be above High ({high:g})")
         if every < 1:
             self.wrong(fields["Every"], "must be at least 1s")
-        return Watermarks(high, low, float(every))
+        pools: list[tuple[str, float, float]] = []
+        if "Pools" in fields:
+            if not isinstance(fields["Pools"].node, yaml.MappingNode):
+                self.wrong(fields["Pools"], "must be a mapping from pools to their High and Low")
+            else:
+                for key, value in fields["Pools"].node.value:
+                    at = _Place(value, f"Watermarks.Pools.{key.value}")
+                    own = self.marks(at, self.fields(at, ("High", "Low")), high, low)
+                    pools.append((str(key.value), *own))
+        return Watermarks(high, low, float(every), tuple(pools))
+
+    def marks(self, place: _Place, fields: dict[str, _Place], high: float, low: float) -> tuple[float, float]:
+        high = self.value(fields.get("High"), _percent, high)
+        low = self.value(fields.get("Low"), _percent, min(low, high))
+        if low > high:
+            self.wrong(place, f"Low ({low:g}) must not be above High ({high:g})")
+        return high, low
 
 
 def _identity(text: str) -> str:
@@ -339,6 +372,12 @@ def _status(text: str) -> bool:
 def _storage_class(text: str) -> str:
     if text not in STORAGE_CLASSES:
         raise ValueError(f"{text!r} is no storage class (there are {', '.join(STORAGE_CLASSES)})")
+    return text
+
+
+def _tier(text: str) -> str:
+    if text not in ("Expedited", "Standard", "Bulk"):
+        raise ValueError(f"{text!r} is none of Expedited, Standard, Bulk")
     return text
 
 

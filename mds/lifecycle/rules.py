@@ -59,6 +59,13 @@ class Limits(msgspec.Struct, frozen=True):
     suspend_on_error_percent: float = 0.0
 
 
+class Thaw(msgspec.Struct, frozen=True):
+    """How objects of cold classes are asked for when files are read; 0 and "": as the MDS's configuration says."""
+
+    days: int = 0
+    tier: str = ""
+
+
 class Filter(msgspec.Struct, frozen=True):
     """Which files a rule is about. Sizes are exclusive, as in S3; `xattrs` maps a name to "present", "absent" or
     "=VALUE"."""
@@ -87,6 +94,7 @@ class Rule(msgspec.Struct, frozen=True):
     limits: Limits = Limits()
     line: int = 0
     """where it stands in its document"""
+    thaw: Thaw = Thaw()
 
 
 class Watermarks(msgspec.Struct, frozen=True):
@@ -95,6 +103,8 @@ class Watermarks(msgspec.Struct, frozen=True):
     high: float = 85.0
     low: float = 75.0
     every_s: float = 60.0
+    pools: tuple[tuple[str, float, float], ...] = ()
+    """pools with marks of their own: name, high, low"""
 
 
 class Configuration(msgspec.Struct, frozen=True):
@@ -132,6 +142,8 @@ class Act(enum.Enum):
     TRANSITION = "transition"
     RELEASE = "release"
     EXPIRE = "expire"
+    RECALL = "recall"
+    """not of a rule: of its removal"""
 
 
 class Decision(NamedTuple):

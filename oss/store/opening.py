@@ -28,23 +28,24 @@ class Archives:
     """The archives that this process has in use. A spec that changed opens its archive anew."""
 
     def __init__(self) -> None:
-        self._open: dict[int, ArchiveStore] = {}
+        self._open: dict[tuple[int, str], ArchiveStore] = {}
+        """By archive and storage class: rules may want other classes than the archive's own."""
         self._old: list[ArchiveStore] = []
 
     def of(self, spec: ArchiveSpec) -> ArchiveStore:
         """The archive of a spec."""
-        store = self._open.get(spec.id)
+        key = spec.id, spec.storage_class
+        store = self._open.get(key)
         if store is None or store.spec != spec:
             if store is not None:
                 self._old.append(store)
-            store = self._open[spec.id] = open_archive(spec)
+            store = self._open[key] = open_archive(spec)
         return store
 
     def forget(self, spec: ArchiveSpec) -> None:
         """Open it anew next time: its credentials may have changed."""
-        store = self._open.pop(spec.id, None)
-        if store is not None:
-            self._old.append(store)
+        for key in [key for key in self._open if key[0] == spec.id]:
+            self._old.append(self._open.pop(key))
 
     async def close(self) -> None:
         """Let go of all of them."""

@@ -117,6 +117,7 @@ TREE_DAMAGE = [
     ("destroyed-file", "INSERT INTO destroy SELECT fid, layout FROM inode WHERE fid = {big}"),
     ("negative-size", "UPDATE inode SET size = -1 WHERE fid = {big}"),
     ("archived-flag", "UPDATE inode SET flags = flags | 64 WHERE fid = {small}"),
+    ("copied-flag", "UPDATE inode SET flags = flags | 256 WHERE fid = {small}"),
     ("writer-without-session", "INSERT INTO mirror_writer (session, fid) VALUES (9999, {small})"),
     ("fid-not-given", "UPDATE mdt SET next_counter = 17"),
     ("usage-wrong", "UPDATE usage SET inodes = inodes + 1"),

@@ -1,0 +1,383 @@
+"""Lifecycle rules at work: which there are, when they run, what stops them, and what came of them."""
+
+import asyncio
+import errno
+import json
+import logging
+import time
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from croniter import croniter
+
+from nacrefs.common.wire import HsmAction
+from nacrefs.mds.hsmrows import COPIED, RELEASED, ActionRow
+from nacrefs.mds.hsmsteps import NotDue
+from nacrefs.mds.lifecycle.candidates import Scan, pages
+from nacrefs.mds.lifecycle.document import DocumentError, parse_document, plain_document
+from nacrefs.mds.lifecycle.judging import Judge, candidates_of, directory_fid
+from nacrefs.mds.lifecycle.queries import queries_of
+from nacrefs.mds.lifecycle.rules import NS, Configuration, Rule, Since, Watermarks
+from nacrefs.mds.lifecycle.run import ACT_OF, TURN, Run
+from nacrefs.mds.lifecycle.tally import Tally
+from nacrefs.mds.lifecycle.watermarks import CAUSE, Keeper
+from nacrefs.mds.step import Step
+
+if TYPE_CHECKING:
+    from nacrefs.mds.service import Mds
+
+log = logging.getLogger("nacre.mds")
+
+ACTIVE, PAUSED, SUSPENDED, RECALLING = "active", "paused", "suspended", "recalling"
+WATERMARKS: Final = " watermarks"
+RETRY_S: Final = 60.0
+
+
+class Counts(msgspec.Struct):
+    """What is kept of a rule's runs."""
+
+    put_ns: int = 0
+    last: Tally = msgspec.field(default_factory=Tally)
+    total: Tally = msgspec.field(default_factory=Tally)
+
+
+class Standing(msgspec.Struct):
+    """A rule and how it stands (a row of `schema.rule`)."""
+
+    rule: Rule
+    position: int
+    document: str
+    state: str = ACTIVE
+    reason: str = ""
+    last_run_ns: int = 0
+    counts: Counts = msgspec.field(default_factory=Counts)
+
+    def row(self) -> tuple[Any, ...]:
+        """The row."""
+        counts = msgspec.json.encode(self.counts).decode()
+        return self.rule.id, self.position, self.document, self.state, self.reason, self.last_run_ns, counts
+
+    def next_run_ns(self) -> int | None:
+        """When it runs next by itself; None: it does not."""
+        if not self.rule.enabled or self.state != ACTIVE:
+            return None
+        last = datetime.fromtimestamp(max(self.last_run_ns, self.counts.put_ns) // NS, UTC).astimezone()
+        following: datetime = croniter(self.rule.schedule, last).get_next(datetime)
+        return round(following.timestamp()) * NS
+
+
+class Lifecycle:
+    """All rules of an MDT."""
+
+    def __init__(self, mds: "Mds") -> None:
+        self._mds = mds
+        self.standing: dict[str, Standing] = {}
+        self.runs: dict[str, Run] = {}
+        """Those under way, by rule."""
+        self.watermarks: Watermarks | None = None
+        self.keeper = Keeper(mds)
+        self.watermarks_document = ""
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stopping = False
+        mds.hsm.guard = self._guard
+        mds.hsm.on_end = self._ended
+
+    # ------------------------------------------------------------------------------------------------------ life cycle
+
+    def start(self) -> None:
+        """Take up the rules that are there, and the removals that an earlier run has begun."""
+        store = self._mds.mdt.store
+        for identity, position, document, state, reason, last_run_ns, counts in store.fetchall(store.statements.rules):
+            if identity == WATERMARKS:
+                self._set_watermarks(document)
+                continue
+            (rule,) = parse_document(json.dumps({"Rules": [json.loads(document)]})).rules
+            self.standing[identity] = Standing(
+                rule, position, document, state, reason, last_run_ns, msgspec.json.decode(counts, type=Counts)
+            )
+        for one in self.standing.values():
+            if one.state == RECALLING:
+                self._begin_recall(one)
+
+    def _set_watermarks(self, document: str) -> None:
+        self.watermarks_document = document
+        if document:
+            self.watermarks = parse_document(json.dumps({"Rules": [], "Watermarks": json.loads(document)})).watermarks
+        else:
+            self.watermarks = None
+        self.keeper.marks = self.watermarks
+
+    async def stop(self) -> None:
+        """End; what was queued goes on next time."""
+        self._stopping = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def tick(self) -> None:
+        """Time has passed: begin what is due."""
+        if self._stopping or self._mds.in_grace:
+            return
+        now_ns = self._mds.clock.now_ns()
+        for one in self.standing.values():
+            at_ns = one.next_run_ns()
+            if at_ns is not None and at_ns <= now_ns and one.rule.id not in self.runs:
+                self._spawn(self._run(one, self._begin(one)))
+        if self.keeper.due(now_ns):
+            self._spawn(self.keeper.keep())
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_over)
+
+    def _task_over(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a lifecycle task failed", exc_info=task.exception())
+
+    # ----------------------------------------------------------------------------------------------------------- rules
+
+    def rules(self) -> list[Rule]:
+        """All rules, in the order of their document."""
+        return [one.rule for one in sorted(self.standing.values(), key=lambda one: one.position)]
+
+    def need(self, identity: str) -> Standing:
+        """A rule by its ID; OSError (ENOENT)."""
+        one = self.standing.get(identity)
+        if one is None:
+            raise OSError(errno.ENOENT, f"there is no lifecycle rule {identity!r}")
+        return one
+
+    def judge(self) -> Judge:
+        """Who says now which rule a file is under. Rules that are being removed still have their files."""
+        return Judge(self._mds.journal.reading, self.rules(), self._mds.hsm.archives)
+
+    async def put(self, text: str, source: str, keep: bool, recall: bool) -> list[str]:
+        """Replace all rules by those of a document; what its author should know. OSError: EINVAL with every mistake, a
+        line each; EBUSY if a rule that would go has released files and neither `keep` nor `recall` is given."""
+        try:
+            wanted = parse_document(text, source)
+        except DocumentError as error:
+            raise OSError(errno.EINVAL, str(error)) from None
+        self._check_archives(wanted, source)
+        going = [one for one in self.standing.values() if one.rule.id not in {rule.id for rule in wanted.rules}]
+        if not keep and not recall:
+            for one in going:
+                await self._check_removal(one)
+        plain = plain_document(text)
+        now_ns = self._mds.clock.now_ns()
+        for position, (rule, document) in enumerate(zip(wanted.rules, plain["Rules"], strict=True)):
+            before = self.standing.get(rule.id)
+            one = Standing(rule, position, json.dumps(document))
+            if before is None:
+                one.counts.put_ns = now_ns
+            else:
+                one.state, one.reason = (ACTIVE, "") if before.state == RECALLING else (before.state, before.reason)
+                one.last_run_ns, one.counts = before.last_run_ns, before.counts
+            self.standing[rule.id] = one
+            await self._keep(one)
+        for one in going:
+            await self._let_go(one, recall)
+        self._set_watermarks(json.dumps(plain["Watermarks"]) if "Watermarks" in plain else "")
+        row = (WATERMARKS, -1, self.watermarks_document, ACTIVE, "", 0, "{}")
+        put = ("put_rule", row) if self.watermarks_document else ("delete_rule", (WATERMARKS,))
+        await self._mds.journal.submit_own(lambda step: step.tx.run(*put))
+        return self._warnings(wanted)
+
+    def _check_archives(self, wanted: Configuration, source: str) -> None:
+        known = {spec.name for spec in self._mds.hsm.archives.values()}
+        for rule in wanted.rules:
+            for step in rule.transitions:
+                if step.archive and step.archive not in known:
+                    names = ", ".join(sorted(known)) or "none yet"
+                    raise OSError(
+                        errno.EINVAL, f"{source}:{rule.line}: there is no archive {step.archive!r} (there are: {names})"
+                    )
+
+    def _warnings(self, wanted: Configuration) -> list[str]:
+        found: list[str] = []
+        for rule in wanted.rules:
+            try:
+                directory_fid(self._mds.journal.reading, rule.directory)
+                self.judge().owners(rule)
+            except OSError as error:
+                found.append(f"rule {rule.id}: {error.strerror}")
+        pools = self._mds.targets.pools
+        if wanted.watermarks is not None:
+            found += [f"there is no pool {name!r}" for name, _, _ in wanted.watermarks.pools if name not in pools]
+        return found
+
+    async def remove(self, identity: str, keep: bool, recall: bool) -> None:
+        """Remove a rule. OSError (EBUSY) if files of it are released and neither `keep` (they stay so) nor `recall`
+        (they are brought back first) is given."""
+        one = self.need(identity)
+        if not keep and not recall:
+            await self._check_removal(one)
+        await self._let_go(one, recall)
+
+    async def _let_go(self, one: Standing, recall: bool) -> None:
+        self.stop_run(one.rule.id, "the rule was removed")
+        if recall:
+            one.state, one.reason = RECALLING, "it is removed when its files are back"
+            await self._keep(one)
+            self._begin_recall(one)
+        else:
+            await self._forget(one)
+
+    async def _forget(self, one: Standing) -> None:
+        await self._mds.journal.submit_own(lambda step: step.tx.run("delete_rule", (one.rule.id,)))
+        self.standing.pop(one.rule.id, None)
+
+    async def _check_removal(self, one: Standing) -> None:
+        """OSError (EBUSY) if a file that the rule is about is released."""
+        store = self._mds.mdt.store
+        judge = self.judge()
+        try:
+            top = directory_fid(self._mds.journal.reading, one.rule.directory)
+        except OSError:
+            return
+        scan = Scan((RELEASED, COPIED | RELEASED), Since.ACCESS, 1 << 62)
+        for page in pages(store, queries_of(store.backend), scan, top):
+            begun_s = time.perf_counter()
+            if any(judge.decision(one.rule, file, 0) is not None for file in page):
+                raise OSError(
+                    errno.EBUSY,
+                    f"rule {one.rule.id} has released files: --recall brings them back first, --keep leaves them so",
+                )
+            await asyncio.sleep(TURN * (time.perf_counter() - begun_s))
+
+    async def set_state(self, identity: str, state: str, reason: str) -> None:
+        """Pause a rule, or let it run again."""
+        one = self.need(identity)
+        if one.state == RECALLING:
+            raise OSError(errno.EBUSY, f"rule {identity} is being removed: its files are brought back")
+        if state != ACTIVE:
+            self.stop_run(identity, f"{state}: {reason}" if reason else state)
+        one.state, one.reason = state, reason
+        await self._keep(one)
+
+    async def _keep(self, one: Standing) -> None:
+        await self._mds.journal.submit_own(partial(_put, one))
+
+    # ------------------------------------------------------------------------------------------------------------ runs
+
+    def _begin(self, one: Standing, ahead_ns: int = 0, dry: bool = False) -> Run:
+        run = Run(self._mds, one.rule, self.judge(), ahead_ns, dry)
+        if not dry:
+            self.runs[one.rule.id] = run
+        return run
+
+    def run_now(self, identity: str, ahead_ns: int) -> None:
+        """Begin a run at once. OSError (EBUSY) if one is under way, or the rule is being removed or switched off."""
+        one = self.need(identity)
+        if identity in self.runs:
+            raise OSError(errno.EBUSY, f"rule {identity} is running already")
+        if not one.rule.enabled:
+            raise OSError(errno.EBUSY, f"rule {identity} is Disabled")
+        if one.state not in (ACTIVE, SUSPENDED):
+            raise OSError(errno.EBUSY, f"rule {identity} is {one.state}")
+        self._spawn(self._run(one, self._begin(one, ahead_ns)))
+
+    async def try_out(self, identity: str, ahead_ns: int) -> Run:
+        """What a run would do, without doing it."""
+        run = self._begin(self.need(identity), ahead_ns, True)
+        await run.go()
+        return run
+
+    def stop_run(self, identity: str, why: str) -> None:
+        """End a run early, if there is one."""
+        run = self.runs.get(identity)
+        if run is not None:
+            run.stop(why)
+
+    async def _run(self, one: Standing, run: Run) -> None:
+        identity = one.rule.id
+        one.last_run_ns = run.tally.started_ns
+        log.info("lifecycle rule %s runs", identity)
+        try:
+            await self._keep(one)
+            await run.go()
+        except OSError as error:
+            run.tally.problem = error.strerror or str(error)
+            log.warning("lifecycle rule %s: %s", identity, run.tally.problem)
+        finally:
+            self.runs.pop(identity, None)
+        run.tally.ended_ns = self._mds.clock.now_ns()
+        current = self.standing.get(identity)
+        if current is None:
+            return
+        current.last_run_ns = run.tally.started_ns
+        current.counts.last = run.tally
+        current.counts.total.include(run.tally)
+        if run.suspend:
+            current.state, current.reason = SUSPENDED, run.suspend
+            log.warning("lifecycle rule %s is suspended: %s", identity, run.suspend)
+        await self._keep(current)
+
+    def _begin_recall(self, one: Standing) -> None:
+        self._spawn(self._recall(one))
+
+    async def _recall(self, one: Standing) -> None:
+        """Bring back what a rule has released, until nothing is left, and forget the rule."""
+        while not self._stopping and one.state == RECALLING:
+            run = Run(self._mds, one.rule, self.judge(), 0, False, True)
+            self.runs[one.rule.id] = run
+            try:
+                await run.go()
+            except OSError as error:
+                run.tally.problem = error.strerror or str(error)
+            finally:
+                self.runs.pop(one.rule.id, None)
+            one.counts.last = run.tally
+            one.counts.total.include(run.tally)
+            if not run.tally.matched and self.standing.get(one.rule.id) is one:
+                await self._forget(one)
+                return
+            if run.tally.failed or run.tally.left:
+                reasons = "; ".join(run.tally.reasons) or run.tally.problem
+                one.reason = f"some files could not be brought back yet: {reasons}"
+                await self._keep(one)
+                await asyncio.sleep(RETRY_S)
+
+    # ------------------------------------------------------------------------------------- between queue and archive
+
+    def _guard(self, step: Step, row: ActionRow) -> None:
+        """Raise NotDue unless what a rule wanted is still due, now that it begins."""
+        cause, _, identity = row.cause.partition(":")
+        if cause == CAUSE:
+            self.keeper.guard(step, row)
+        if cause != "rule" or row.kind == HsmAction.RESTORE:
+            return
+        one = self.standing.get(identity)
+        if one is None or not one.rule.enabled:
+            raise NotDue("the rule is not there any more")
+        if one.state not in (ACTIVE, SUSPENDED):
+            raise NotDue(f"the rule is {one.state}")
+        run = self.runs.get(identity)
+        now_ns = step.now_ns + (0 if run is None else run.ahead_ns)
+        judge = Judge(step.tx, self.rules(), self._mds.hsm.archives)
+        why = "the rule is not about it any more"
+        for file in candidates_of(step.tx, step.tx.need(row.fid)):
+            decision = judge.decision(one.rule, file, now_ns)
+            if decision is None:
+                continue
+            if decision.act is ACT_OF[row.kind]:
+                return
+            why = decision.reason
+        raise NotDue(why)
+
+    def _ended(self, row: ActionRow) -> None:
+        """An action is over."""
+        cause, _, identity = row.cause.partition(":")
+        if cause == CAUSE:
+            self.keeper.ended(row)
+        elif cause in ("rule", "recall") and identity in self.runs:
+            self.runs[identity].ended(row)
+
+
+def _put(one: Standing, step: Step) -> None:
+    step.tx.run("put_rule", one.row())
