@@ -16,6 +16,7 @@ from nacrefs.common.transport.fabric import Device, Fabric, Port, choose_port
 from nacrefs.common.transport.link import Accept, Link, Listener
 from nacrefs.common.transport.rdmalink import RdmaLink, State
 from nacrefs.common.transport.rdmamemory import Registered
+from nacrefs.common.transport.verbs import VerbsFabric
 from nacrefs.common.wire import RdmaEnd
 
 log = logging.getLogger("nacre.rdma")
@@ -52,7 +53,7 @@ def use(fabric: Fabric | None) -> None:
 
 def _fabric() -> Fabric:
     if _Settings.fabric is None:
-        raise OSError(errno.ENODEV, "RDMA devices cannot be used by this version")
+        _Settings.fabric = VerbsFabric()
     return _Settings.fabric
 
 

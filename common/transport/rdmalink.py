@@ -28,8 +28,6 @@ from nacrefs.common.transport.rdmaqueue import (
     CREDITS,
     INLINE_BYTES,
     KIND_MASK,
-    MARK_RECEIVE,
-    MARK_SEND,
     PIECES_MAX,
     RECEIVED,
     RECEIVES,
@@ -121,7 +119,7 @@ class RdmaLink:
         place = registered.piece(memory) if memory is not None else None
         if memory is None or place is None:
             raise OSError(errno.ENOMEM, f"all {registered.arena.limit_bytes >> 20} MiB of RDMA memory are in use")
-        pair = registered.domain.queue_pair(WORK_MAX + 2, RECEIVES + 1, PIECES_MAX, INLINE_BYTES)
+        pair = registered.domain.queue_pair(WORK_MAX + 1, RECEIVES, PIECES_MAX, INLINE_BYTES)
         port = home.port
         self.peername = tcp.peername
         self.near = RdmaEnd(
@@ -314,6 +312,12 @@ class RdmaLink:
 
     def _flush(self) -> None:
         """Post what there is credit and room for."""
+        try:
+            self._post_all()
+        except OSError as error:
+            self._fail(error)
+
+    def _post_all(self) -> None:
         while self._out and (self._state is State.OPEN or self._state is State.CLOSING):
             item = self._out[0]
             if not self.work.room(len(item.writes)) or not self._credits.take():
@@ -386,17 +390,17 @@ class RdmaLink:
     def completed(self, completion: Completion) -> None:
         """Work has ended, well or badly."""
         kind = completion.work & KIND_MASK
-        if kind in (MARK_SEND, MARK_RECEIVE):
-            if self.work.mark():
-                self._flushed()
-        elif completion.status != Status.SUCCESS:
+        if completion.status != Status.SUCCESS:
             if self._state is State.OPEN or self._state is State.CLOSING:
                 text = f"{self.peername}: {meaning(completion.status)}"
                 self._fail(ConnectionResetError(errno.ECONNRESET, text))
+            self.work.flushed(completion)
         elif kind == RECEIVED:
             self._received(completion)
         else:
             self.work.ended(completion)
+        if self._state is State.DRAINING and self.work.drained:
+            self._flushed()
 
     def _received(self, completion: Completion) -> None:
         slot, message = self.work.message(completion)
@@ -411,13 +415,12 @@ class RdmaLink:
             elif prefix.what in _INSIDE and not self._closed_here:
                 self._arrivals.add(slot, message, prefix)
                 return
+            if self._state is not State.DRAINING:
+                self.work.post_receive(slot)
+                if ordinary:
+                    self._credits.freed()
         except OSError as error:
             self._fail(FramingError(errno.EPROTO, f"{self.peername}: {error.strerror}"))
-            return
-        if self._state is not State.DRAINING:
-            self.work.post_receive(slot)
-            if ordinary:
-                self._credits.freed()
 
     def _answered(self, xid: int) -> None:
         """The other side will not touch the memory of this request any more."""
@@ -430,7 +433,10 @@ class RdmaLink:
         if self._out or self._state is State.CLOSING:
             self._flush()
         if self._credits.due and self._state is State.OPEN and self.work.room():
-            self._send_alone(What.CREDITS)
+            try:
+                self._send_alone(What.CREDITS)
+            except OSError as error:
+                self._fail(error)
 
     def _deliver(self) -> None:
         arrivals = self._arrivals

@@ -20,8 +20,8 @@ _SLOTS: Final = 32
 SENDS: Final = _SLOTS - RECEIVES
 """Messages that may be in flight."""
 SLOTS_BYTES: Final = _SLOTS * SLOT_BYTES
-WORK_MAX: Final = 254
-"""Sends, writes and reads in flight; two more are kept for the end."""
+WORK_MAX: Final = 126
+"""Sends, writes and reads in flight; one more is kept for the end."""
 PIECES_MAX: Final = 8
 """Pieces of our memory that one transfer gathers or scatters."""
 INLINE_BYTES: Final = 256
@@ -31,8 +31,7 @@ _SIGNAL_EVERY: Final = SENDS // 2
 SENT: Final = 0
 RECEIVED: Final = 1
 READ: Final = 2
-MARK_SEND: Final = 3
-MARK_RECEIVE: Final = 4
+MARK: Final = 3
 _KIND_BITS: Final = 3
 KIND_MASK: Final = (1 << _KIND_BITS) - 1
 
@@ -61,7 +60,8 @@ class WorkQueue:
         self._posted = 0
         self._signaled = 0
         self._next_slot = 0
-        self._marks = 2
+        self._receives_left = 0
+        self._marked = False
 
     # -------------------------------------------------------------------------------------------------------- receiving
 
@@ -73,11 +73,13 @@ class WorkQueue:
     def post_receive(self, slot: int) -> None:
         """The message in this slot has been dealt with."""
         piece = Piece(self._address + slot * SLOT_BYTES, SLOT_BYTES, self._key)
+        self._receives_left += 1
         self.pair.receive(slot << _KIND_BITS | RECEIVED, piece)
 
     def message(self, completion: Completion) -> tuple[int, memoryview]:
         """The slot of a message that came, and its bytes, valid until the slot is posted again."""
         self.receives += 1
+        self._receives_left -= 1
         slot = completion.work >> _KIND_BITS
         start = slot * SLOT_BYTES
         return slot, self._memory[start : start + completion.size]
@@ -141,16 +143,23 @@ class WorkQueue:
     # -------------------------------------------------------------------------------------------------------------- end
 
     def fail(self) -> None:
-        """Stop: nothing can be written into, or read from, our memory after this. `flushed` says when all has ended."""
+        """Stop: nothing can be written into, or read from, our memory after this. `drained` says when all has ended:
+        when every receive has come back, and a mark that is posted behind everything else."""
         self.pair.fail()
-        piece = Piece(self._address, SLOT_BYTES, self._key)
-        self.pair.send(MARK_SEND, piece._replace(size=1), inline=False, signaled=True)
-        self.pair.receive(MARK_RECEIVE, piece)
+        self.pair.send(MARK, Piece(self._address, 1, self._key), inline=False, signaled=True)
 
-    def mark(self) -> bool:
-        """One of the two marks at the end has come; whether that was the last."""
-        self._marks -= 1
-        return not self._marks
+    def flushed(self, completion: Completion) -> None:
+        """Something has come back without having been done."""
+        kind = completion.work & KIND_MASK
+        if kind == RECEIVED:
+            self._receives_left -= 1
+        elif kind == MARK:
+            self._marked = True
+
+    @property
+    def drained(self) -> bool:
+        """Whether everything has come back."""
+        return self._marked and not self._receives_left
 
     def forget(self) -> None:
         """Nothing is in flight any more; nobody is told, and the slots are not needed."""

@@ -26,7 +26,7 @@ from nacrefs.common.wire import (
     Write,
     Written,
 )
-from tests.harness.fabric import MemoryFabric, memory_fabric
+from tests.harness.fabric import rdma_devices
 
 ATTR = Attr(*range(12))
 NO_CAPABILITY = Capability(0, 0, b"")
@@ -115,14 +115,15 @@ async def ends(
     handlers: Handlers = HANDLERS,
     pool_bytes: int = 16 << 20,
     handshake_s: float = 5.0,
-    fabric: MemoryFabric | None = None,
+    devices: bool = False,
 ) -> AsyncGenerator[Ends]:
-    """A server at an address of this scheme; when it ends, no buffer may be out, and nothing of an RDMA device."""
+    """A server at an address of this scheme; when it ends, no buffer may be out. With `devices`, RDMA has
+    its devices already."""
     pool = BufferPool(pool_bytes)
     server = Server(handlers, KEYRING, "server-1", Meter(), pool, handshake_s)
-    with contextlib.ExitStack() as devices:
-        if scheme == "rdma" and fabric is None:
-            devices.enter_context(memory_fabric())
+    with contextlib.ExitStack() as stack:
+        if scheme == "rdma" and not devices:
+            stack.enter_context(rdma_devices())
         url = await server.listen(f"mem://rpc-{next(_names)}" if scheme == "mem" else f"{scheme}://127.0.0.1:0")
         both = Ends(server, url, pool)
         try:

@@ -15,6 +15,7 @@ import pytest
 
 from nacrefs.common import arena
 from nacrefs.common.framing import Kind
+from nacrefs.common.remote import Remote
 from nacrefs.common.rpc import LATER, Call
 from nacrefs.common.transport import address, rdma
 from nacrefs.common.transport.rdmalink import RdmaLink, State
@@ -24,7 +25,7 @@ from nacrefs.common.wire import Data, Inspect, RdmaEnd, Read
 from tests.common.endpoints import HANDLERS, Ends, data_read, ends, read, results, until, write
 from tests.common.rdma_pair import upgraded
 from tests.common.test_transport import End
-from tests.harness.fabric import MemoryFabric, memory_fabric
+from tests.harness.fabric import MemoryFabric, memory_fabric, rdma_devices
 
 MIB = 1 << 20
 
@@ -49,6 +50,25 @@ def tcp_payload_bytes() -> int:
     return total
 
 
+class Spent:
+    """What a client and its server have posted since this was made: messages, writes, reads; and their TCP's bytes."""
+
+    def __init__(self, both: Ends, remote: Remote) -> None:
+        self._ends = (remote.link, both.peer.link)
+        self._before = self._now()
+
+    def _now(self) -> tuple[int, int, int, int]:
+        works = [link.work for link in self._ends if isinstance(link, RdmaLink)]
+        assert len(works) == 2
+        sums = [sum(getattr(work, name) for work in works) for name in ("sends", "writes", "reads")]
+        return sums[0], sums[1], sums[2], tcp_payload_bytes()
+
+    def take(self) -> tuple[int, int, int, int]:
+        before, self._before = self._before, self._now()
+        messages, writes, reads, tcp_bytes = (now - then for now, then in zip(self._before, before, strict=True))
+        return messages, writes, reads, tcp_bytes
+
+
 @pytest.fixture
 def fabric() -> Generator[MemoryFabric]:
     with memory_fabric() as made:
@@ -56,13 +76,20 @@ def fabric() -> Generator[MemoryFabric]:
 
 
 @pytest.fixture
-async def both(fabric: MemoryFabric) -> AsyncGenerator[Ends]:
-    async with ends("rdma", fabric=fabric) as made:
+def devices() -> Generator[None]:
+    """Whatever devices there are."""
+    with rdma_devices():
+        yield
+
+
+@pytest.fixture
+async def both(devices: None) -> AsyncGenerator[Ends]:
+    async with ends("rdma", devices=True) as made:
         yield made
 
 
 @pytest.fixture
-async def links(fabric: MemoryFabric) -> AsyncGenerator[tuple[RdmaLink, RdmaLink, End, End]]:
+async def links(devices: None) -> AsyncGenerator[tuple[RdmaLink, RdmaLink, End, End]]:
     """A connecting and an accepting link, and their receivers."""
     accepted: asyncio.Queue[Any] = asyncio.Queue()
     listener = await address.listen("rdma://127.0.0.1:0", accepted.put_nowait)
@@ -82,64 +109,62 @@ async def links(fabric: MemoryFabric) -> AsyncGenerator[tuple[RdmaLink, RdmaLink
 # ------------------------------------------------------------------------------------------------------- what it costs
 
 
-async def test_one_send_each_way_for_a_request_and_not_a_byte_of_tcp(both: Ends, fabric: MemoryFabric) -> None:
+async def test_one_send_each_way_for_a_request_and_not_a_byte_of_tcp(both: Ends) -> None:
     remote = await both.connected()
-    await remote.call(Inspect("first"))
-    before, sends = tcp_payload_bytes(), fabric.sends
+    spent = Spent(both, remote)
     for number in range(10):
         await remote.call(Inspect(str(number)))
-    assert 20 <= fabric.sends - sends <= 20 + 3, "and now and then one that returns credits"
-    assert tcp_payload_bytes() == before
-    assert (fabric.writes, fabric.reads) == (0, 0)
+    messages, writes, reads, tcp_bytes = spent.take()
+    assert 20 <= messages <= 20 + 3, "and now and then one that returns credits"
+    assert (writes, reads, tcp_bytes) == (0, 0, 0)
 
 
-async def test_one_write_for_a_read_and_one_read_for_a_write(both: Ends, fabric: MemoryFabric) -> None:
+async def test_one_write_for_a_read_and_one_read_for_a_write(both: Ends) -> None:
     remote = await both.connected()
     target = registered(MIB)
-    before, sends = tcp_payload_bytes(), fabric.sends
-    data = await remote.call(read(MIB), into=[target])
-    assert data.lengths == (MIB,)
+    spent = Spent(both, remote)
+    assert (await remote.call(read(MIB), into=[target])).lengths == (MIB,)
     assert bytes(target) == bytes(range(256)) * (MIB // 256)
-    assert (fabric.sends - sends, fabric.writes, fabric.reads) == (2, 1, 0)
+    assert spent.take() == (2, 1, 0, 0)
     assert (await remote.call(write(MIB), data=[target])).size == MIB
-    assert (fabric.sends - sends, fabric.writes, fabric.reads) == (4, 1, 1)
-    assert tcp_payload_bytes() == before
+    assert spent.take() == (2, 0, 1, 0)
 
 
-async def test_scattered_room_takes_one_write_for_each_place(both: Ends, fabric: MemoryFabric) -> None:
+async def test_scattered_room_takes_one_write_for_each_place(both: Ends) -> None:
     remote = await both.connected()
     memory = registered(MIB)
     targets = [memory[:1000], memory[1000:100_000], memory[200_000:300_000], memory[500_000:600_000]]
     size = sum(map(len, targets))
+    spent = Spent(both, remote)
     await remote.call(read(size), into=targets)
     assert b"".join(targets) == (bytes(range(256)) * MIB)[:size]
-    assert fabric.writes == 3, "the first two are neighbours"
+    assert spent.take() == (2, 3, 0, 0), "the first two are neighbours"
 
 
-async def test_small_bulk_rides_in_the_message(both: Ends, fabric: MemoryFabric) -> None:
+async def test_small_bulk_rides_in_the_message(both: Ends) -> None:
     remote = await both.connected()
     target = registered(4096)
-    sends = fabric.sends
+    spent = Spent(both, remote)
     await remote.call(read(4096), into=[target])
     await remote.call(write(4096), data=[target])
-    assert (fabric.sends - sends, fabric.writes, fabric.reads) == (4, 0, 0)
+    assert spent.take() == (4, 0, 0, 0)
 
 
-async def test_ordinary_memory_works_too(both: Ends, fabric: MemoryFabric) -> None:
+async def test_ordinary_memory_works_too(both: Ends) -> None:
     remote = await both.connected()
     target = memoryview(bytearray(100_000))
+    spent = Spent(both, remote)
     await remote.call(read(100_000), into=[target])
     assert bytes(target) == (bytes(range(256)) * 400)[:100_000]
+    assert spent.take()[1:] == (0, 0, 0), "through the stream"
     await remote.call(write(100_000), data=[memoryview(bytes(target))])
-    assert (fabric.writes, fabric.reads) == (0, 1), "what is written is copied into registered memory once"
+    assert spent.take() == (2, 0, 1, 0), "copied into registered memory once"
 
 
 # ------------------------------------------------------------------------------------------------ no stale write, ever
 
 
-async def test_the_buffer_of_a_cancelled_read_belongs_to_nobody_until_the_answer_is_there(
-    both: Ends, fabric: MemoryFabric
-) -> None:
+async def test_the_buffer_of_a_cancelled_read_belongs_to_nobody_until_the_answer_is_there(both: Ends) -> None:
     calls: list[Call] = []
 
     def later(request: Read, call: Call) -> Any:
@@ -168,9 +193,7 @@ async def test_the_buffer_of_a_cancelled_read_belongs_to_nobody_until_the_answer
     assert place in [arena.locate(view) for view in free], "it never came back"
 
 
-async def test_memory_of_a_cancelled_read_that_is_offered_again_cuts_the_old_link_first(
-    both: Ends, fabric: MemoryFabric
-) -> None:
+async def test_memory_of_a_cancelled_read_that_is_offered_again_cuts_the_old_link_first(both: Ends) -> None:
     calls: list[Call] = []
 
     def later(request: Read, call: Call) -> Any:
@@ -195,18 +218,19 @@ async def test_memory_of_a_cancelled_read_that_is_offered_again_cuts_the_old_lin
     assert bytes(target) == expected
 
 
-async def test_a_buffer_is_not_given_back_before_the_queue_pair_was_flushed(both: Ends, fabric: MemoryFabric) -> None:
-    remote = await both.connected()
-    target = registered(MIB)
-    place = arena.locate(target)
-    fabric.held = True
-    future = remote.call(read(MIB), into=[target])
-    remote.close()
-    future.cancel()
-    del target
-    others = [registered(MIB) for _ in range(16)]
-    assert all(arena.locate(view) != place for view in others)
-    fabric.let_go()
+async def test_a_buffer_is_not_given_back_before_the_queue_pair_was_flushed(fabric: MemoryFabric) -> None:
+    async with ends("rdma", devices=True) as both:
+        remote = await both.connected()
+        target = registered(MIB)
+        place = arena.locate(target)
+        fabric.held = True
+        future = remote.call(read(MIB), into=[target])
+        remote.close()
+        future.cancel()
+        del target
+        others = [registered(MIB) for _ in range(16)]
+        assert all(arena.locate(view) != place for view in others)
+        fabric.let_go()
 
 
 # ----------------------------------------------------------------------------------------------- wrong keys, no credits
@@ -305,18 +329,24 @@ async def test_what_had_been_sent_before_the_other_side_died_still_arrives(
     await near_end.ended
 
 
+async def connect_again_and_again(both: Ends, times: int) -> None:
+    """So many clients, one after the other, and a check of what they leave behind."""
+    await (await both.connected(name="first")).call(Inspect("x"))
+    used, descriptors = arena.share().used_bytes, len(os.listdir("/proc/self/fd"))
+    for number in range(times):
+        remote = await both.connected(name=f"c{number}")
+        await results([remote.call(Inspect("x")), remote.call(read(100_000), into=[registered(100_000)])])
+        await remote.aclose()
+        both.remotes.remove(remote)
+    await until(lambda: len(both.server.peers) == 1)
+    await until(lambda: arena.share().used_bytes == used)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
 async def test_connecting_again_and_again_leaves_nothing_behind(fabric: MemoryFabric) -> None:
-    async with ends("rdma", fabric=fabric) as both:
-        (await both.connected(name="first")).call(Inspect("x"))
-        used, fds = arena.share().used_bytes, len(os.listdir("/proc/self/fd"))
-        for number in range(250):
-            remote = await both.connected(name=f"c{number}")
-            await results([remote.call(Inspect("x")), remote.call(read(100_000), into=[registered(100_000)])])
-            await remote.aclose()
-            both.remotes.remove(remote)
+    async with ends("rdma", devices=True) as both:
+        await connect_again_and_again(both, 250)
         await until(lambda: len(fabric.queue_pairs) == 2)
-        assert arena.share().used_bytes == used
-        assert len(os.listdir("/proc/self/fd")) == fds
         assert len(fabric.devices) == 1
 
 
@@ -350,7 +380,7 @@ async def transports(both: Ends, addresses: str) -> list[str]:
 async def test_a_server_without_rdma_declines_and_this_is_said_once(
     fabric: MemoryFabric, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with ends("tcp", fabric=fabric) as both:
+    async with ends("tcp", devices=True) as both:
         where = both.url.removeprefix("tcp://")
         assert await transports(both, f"rdma://{where},tcp://{where}") == ["tcp", "tcp"]
         assert said(caplog) == [
@@ -363,7 +393,7 @@ async def test_a_server_without_rdma_declines_and_this_is_said_once(
 async def test_a_client_without_a_device_goes_on_over_tcp(
     fabric: MemoryFabric, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with ends("rdma", fabric=fabric) as both:
+    async with ends("rdma", devices=True) as both:
         fabric.failure = OSError(errno.ENODEV, "no RDMA device")
         where = both.url.removeprefix("rdma://")
         assert await transports(both, f"rdma://{where},tcp://{where}") == ["tcp", "tcp"]
@@ -377,7 +407,7 @@ async def test_a_client_without_a_device_goes_on_over_tcp(
 async def test_whatever_is_lacking_the_connection_stays_tcp_and_says_why(
     lacking: str, fabric: MemoryFabric, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with ends("rdma", fabric=fabric) as both:
+    async with ends("rdma", devices=True) as both:
         where = both.url.removeprefix("rdma://")
         if lacking == "address":
             fabric.addresses = ("192.0.2.1",)
@@ -396,7 +426,7 @@ async def test_whatever_is_lacking_the_connection_stays_tcp_and_says_why(
 
 
 async def test_a_server_that_is_not_heard_is_not_asked_for_rdma_again(fabric: MemoryFabric) -> None:
-    async with ends("rdma", fabric=fabric) as both:
+    async with ends("rdma", devices=True) as both:
         where = both.url.removeprefix("rdma://")
         fabric.deaf_accepting = True
         with pytest.raises(OSError, match=where):
@@ -413,7 +443,7 @@ async def test_another_version_of_rdma_is_declined(links: tuple[RdmaLink, RdmaLi
 async def test_a_list_with_both_schemes_listens_at_one_port(
     fabric: MemoryFabric, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with ends("rdma", fabric=fabric) as both:
+    async with ends("rdma", devices=True) as both:
         where = both.url.removeprefix("rdma://")
         assert await both.server.listen(f"tcp://{where}") == f"tcp://{where}"
         assert await transports(both, f"tcp://{where}") == ["tcp", "tcp"]

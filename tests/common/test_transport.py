@@ -18,7 +18,7 @@ from nacrefs.common.transport.link import Link, Listener
 from nacrefs.common.wire import BODY_BYTES_MAX
 from tests.common.endpoints import until
 from tests.common.rdma_pair import upgraded
-from tests.harness.fabric import memory_fabric
+from tests.harness.fabric import rdma_devices
 
 MIB = 1 << 20
 names = itertools.count()
@@ -31,7 +31,7 @@ def place(request: pytest.FixtureRequest) -> Generator[str]:
     elif request.param == "tcp":
         yield "tcp://127.0.0.1:0"
     else:
-        with memory_fabric():
+        with rdma_devices():
             yield "rdma://127.0.0.1:0"
 
 

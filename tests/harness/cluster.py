@@ -1,5 +1,5 @@
 """A real cluster in the running event loop: one MDS, some OSSes, any number of clients, over `mem://`, `tcp://` or
-`rdma://` (devices in memory).
+`rdma://`.
 
 async with Cluster(tmp_path) as cluster:
     vfs = await cluster.client()
@@ -25,7 +25,7 @@ from nacrefs.mds.server import MdsServer
 from nacrefs.oss.config import OssConfig
 from nacrefs.oss.label import format_target
 from nacrefs.oss.server import OssServer
-from tests.harness.fabric import MemoryFabric, memory_fabric
+from tests.harness.fabric import rdma_devices
 
 _numbers = itertools.count()
 
@@ -63,7 +63,6 @@ class Cluster:
         self._oss_count = oss
         self._osts = osts
         self.mds: MdsServer
-        self.fabric: MemoryFabric
         self.oss: list[OssServer] = []
         self.clients: list[Vfs] = []
 
@@ -71,7 +70,7 @@ class Cluster:
         format_mdt(self.mds_config.database, self.keyring.cluster, 0, 0)
         try:
             if self._scheme == "rdma":
-                self.fabric = self._devices.enter_context(memory_fabric())
+                self._devices.enter_context(rdma_devices())
             await self.start_mds()
             for number in range(self._oss_count):
                 for ost in range(self._osts):

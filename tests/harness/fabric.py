@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from nacrefs.common.transport import rdma
 from nacrefs.common.transport.fabric import Completion, Piece, Port, Status
+from nacrefs.common.transport.verbs import VerbsFabric
 from nacrefs.common.wire import RdmaEnd
 
 MTU_4096 = 5
@@ -334,3 +335,15 @@ def memory_fabric(fabric: MemoryFabric | None = None) -> Generator[MemoryFabric]
     finally:
         rdma.use(None)
     assert not fabric.left, fabric.left
+
+
+@contextmanager
+def rdma_devices() -> Generator[None]:
+    """Whatever RDMA devices there are to test with: in the VM of tests/rdma its own, real one, elsewhere devices in
+    memory."""
+    if os.environ.get("RDMA_VM"):
+        assert VerbsFabric().ports(), "the VM has no RDMA device"
+        yield
+    else:
+        with memory_fabric():
+            yield

@@ -38,7 +38,7 @@ from nacrefs.common.wire import (
 from nacrefs.oss.config import LogConfig, OssConfig, OstConfig
 from nacrefs.oss.label import format_target, read_label
 from nacrefs.oss.server import OssServer
-from tests.harness.fabric import memory_fabric
+from tests.harness.fabric import rdma_devices
 
 FID = 0x2A
 SESSION = 3
@@ -124,7 +124,7 @@ class Cluster:
 
 @pytest.fixture(params=["mem", "tcp", "rdma"])
 def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Cluster]:
-    with memory_fabric() if request.param == "rdma" else nullcontext():
+    with rdma_devices() if request.param == "rdma" else nullcontext():
         yield Cluster(tmp_path, request.param)
 
 
