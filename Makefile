@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: dev apt types check test test-slow test-mpi native ad-nacre bench bench-native bench-peers scale demo clean
+.PHONY: dev apt types check test test-slow test-mpi test-rdma test-rdma-short rdma-vm native ad-nacre bench bench-native bench-peers scale demo clean
 
 # Packages go into the current Python environment. Debian's own Python refuses that (PEP 668), so there, and only there,
 # a .venv in the checkout is made and used.
@@ -84,6 +84,21 @@ test-mpi: dev native
 	    $(PYTHON) -m pip download -q --no-deps --no-binary :all: mpi4py && tar xzf mpi4py-*.tar.gz && \
 	    mv mpi4py-*/ ../mpi4py; }
 	$(PYTHON) -m pytest tests/mpi --timeout=1800
+
+# With a real RDMA device: Soft-RoCE in a VM (tests/rdma/rdma-vm, docs/rdma.md). `make test-rdma-short` is CI's.
+APT_RDMA := qemu-system-x86 busybox-static cpio kmod iproute2 ibverbs-providers e2fsprogs
+RDMA_SHORT := tests/rdma -m "not slow" -k "filesystem or found or send_each_way or \
+    one_write or many_buffers or wrong_key or cancelled_read_belongs or either_side"
+rdma-vm: dev types
+	@for tool in qemu-system-x86_64 busybox cpio depmod rdma mkfs.ext4; do \
+	    if PATH="$$PATH:/usr/sbin:/sbin" command -v $$tool >/dev/null; then continue; fi; \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(APT_RDMA); break; done
+
+test-rdma: rdma-vm
+	RDMA_VM_TIMEOUT=5400 tests/rdma/rdma-vm tests/rdma/run $(PYTHON) tests/rdma
+
+test-rdma-short: rdma-vm
+	RDMA_VM_TIMEOUT=900 tests/rdma/rdma-vm tests/rdma/run $(PYTHON) $(RDMA_SHORT)
 
 # The ROMIO driver, compiled into an MPICH from Debian's source (docs/mpi.md); not part of any other target.
 ad-nacre: native

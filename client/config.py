@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from nacrefs.common.config import Duration, Size, load_config
+from nacrefs.common.transport.rdma import RdmaConfig
 from nacrefs.common.wire import LISTING_MAX
 
 
@@ -50,7 +51,7 @@ class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that can be set about a client."""
 
     mds: str = ""
-    """Address of the MDS: tcp://HOST:PORT."""
+    """Addresses of the MDS, best first: tcp://HOST:PORT or rdma://HOST:PORT,tcp://HOST:PORT."""
     keyring: str = "/etc/nacre/client.keyring"
     """File with the cluster's client key; its mode must be 0600."""
     subtree: str = "/"
@@ -63,9 +64,11 @@ class ClientConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache: CacheConfig = CacheConfig()
     read: ReadConfig = ReadConfig()
     write: WriteConfig = WriteConfig()
+    rdma: RdmaConfig = RdmaConfig()
 
     def check(self) -> None:
         """ValueError, naming the key and what is allowed, unless all values make sense together."""
+        self.rdma.check()
         if self.patience_s and self.patience_s < 1:
             raise ValueError(f"patience_s = {self.patience_s:g} is neither 0 nor at least 1")
         if self.cache.inodes < 64:

@@ -3,7 +3,8 @@
 | name | value |
 |---|---|
 | `nacre.mount` | JSON: source, subtree, mount point, pid, session, version, options |
-| `nacre.stats` | JSON: the daemon's requests by kind with latencies, FUSE requests by opcode, caches, memory, CPU |
+| `nacre.stats` | JSON: the daemon's requests by kind with latencies, FUSE requests by opcode, caches, memory, CPU,
+its connections |
 | `nacre.df` | JSON: space in total and of each OST |
 | `nacre.status`, `nacre.mds` | JSON: what the MDS says about its state; what it has been asked |
 | `nacre.locks` | JSON: who has fcntl and flock locks, on all mounts, and who waits |
@@ -110,7 +111,7 @@ class Control:
                 "client": session.client,
                 "pid": os.getpid(),
                 "version": importlib.metadata.version("nacrefs"),
-                "transports": sorted({address.partition("://")[0] for address in spec.config.mds.split(",")}),
+                "transports": sorted({each["transport"] for each in session.connections() if each["transport"]}),
                 "options": list(spec.words),
                 "mounted_s": round(self._started_s, 3),
             }
@@ -129,6 +130,7 @@ class Control:
             "open_files": len(vfs.handles.table),
             "dirty_files": len(vfs.store.dirty),
         }
+        report["connections"] = vfs.session.connections()
         report["memory"] = {
             "used_bytes": vfs.memory.used_bytes,
             "peak_bytes": vfs.memory.peak_bytes,

@@ -20,6 +20,7 @@ from nacrefs.client.opening import is_inline
 from nacrefs.client.quota import has_room, room_for
 from nacrefs.common import faults
 from nacrefs.common.answer import Answer, settle
+from nacrefs.common.arena import capacity
 from nacrefs.common.wire import GetAttr, Mode, Node, Open, Want
 
 SIZE_MAX: Final = (1 << 63) - 1
@@ -325,9 +326,7 @@ class FileIO:
 
 def _own(data: memoryview) -> memoryview:
     """The bytes without the larger buffer that they may be a small part of."""
-    memory = data.obj
-    held = len(memory) if isinstance(memory, bytes | bytearray) else data.nbytes
-    return memoryview(bytes(data)) if held > 2 * len(data) + 4096 else data
+    return memoryview(bytes(data)) if capacity(data) > 2 * len(data) + 4096 else data
 
 
 def _first(parts: list[memoryview], size: int) -> list[memoryview]:

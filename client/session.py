@@ -23,6 +23,7 @@ from nacrefs.common.impatient import ImpatientRemote, remote_with
 from nacrefs.common.observe import Meter
 from nacrefs.common.remote import Remote
 from nacrefs.common.rpc import Call
+from nacrefs.common.transport.rdma import configure
 from nacrefs.common.wire import (
     Attach,
     Detach,
@@ -89,6 +90,7 @@ class Session:
         meter: Meter | None = None,
         clock: Clock | None = None,
     ) -> None:
+        configure(config.rdma)
         self.config = config
         self.cache = cache
         self.meter = meter or Meter()
@@ -304,6 +306,13 @@ class Session:
             if info is None:
                 raise OSError(errno.ENODEV, f"OST {ost} is not registered at the MDS; is its server running?")
         return self.server_at(info.address)
+
+    def connections(self) -> list[dict[str, str]]:
+        """Every connection: the server's name, what carries it (empty while it is away), its address."""
+        return [
+            {"server": remote.server, "transport": remote.transport, "address": remote.address}
+            for remote in (self.mds, *self._servers.values())
+        ]
 
     def server_at(self, address: str) -> Remote:
         """The connection to an OSS, begun when first needed."""

@@ -250,6 +250,11 @@ class Peer:
             pending.link.withdraw(xid)
 
     @property
+    def transport(self) -> str:
+        """What carries requests to the other side now: tcp, rdma, mem; empty while there is no connection."""
+        return self.link.transport if self.link is not None else ""
+
+    @property
     def outstanding(self) -> int:
         """Requests that wait for a reply."""
         return len(self._pending)

@@ -6,6 +6,7 @@ import msgspec
 
 from nacrefs.common.config import ConfigError, Duration, Size, load_config
 from nacrefs.common.layout import INLINE_BYTES_MAX, LayoutSpec
+from nacrefs.common.transport.rdma import RdmaConfig
 
 
 class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,7 +112,7 @@ class MdsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     database: str = "sqlite:////var/lib/nacre/mdt0/mdt.sqlite"
     """The MDT: sqlite:///PATH (an absolute path begins with a fourth slash) or postgresql://USER@HOST:PORT/DATABASE."""
     listen: str = "tcp://127.0.0.1:9600"
-    """Where clients and OSSes connect: tcp://HOST:PORT; several addresses are separated by commas."""
+    """Where clients and OSSes connect: tcp://HOST:PORT, rdma://HOST:PORT; several are separated by commas."""
     metrics: str = "127.0.0.1:9601"
     """HOST:PORT of /metrics and /health over HTTP; empty: none."""
     keyring: str = "/etc/nacre/keyring.toml"
@@ -121,6 +122,7 @@ class MdsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layout: LayoutConfig = LayoutConfig()
     ost: OstConfig = OstConfig()
     tier: TierConfig = TierConfig()
+    rdma: RdmaConfig = RdmaConfig()
     log: LogConfig = LogConfig()
 
     @property
@@ -138,6 +140,7 @@ class MdsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def check(self) -> None:
         """ValueError, naming the key and what is allowed, unless all values make sense together."""
+        self.rdma.check()
         if not 0 <= self.mdt < 1 << 15:
             raise ValueError(f"mdt = {self.mdt} is not in 0..{(1 << 15) - 1}")
         if not self.name:

@@ -25,6 +25,7 @@ def status_report(mds: "Mds") -> dict[str, Any]:
                 "client": session.client,
                 "host": session.host,
                 "connected": session.peer is not None,
+                "transport": session.peer.transport if session.peer is not None else "",
                 "leases": mds.leases.counts.get(session.id, 0),
                 "locks": mds.locking.table.locks_of(session.id),
                 "recalls": len(session.recalls),

@@ -10,6 +10,7 @@ from nacrefs.common.clock import Clock, SystemClock
 from nacrefs.common.keyfile import KeyFile, watch
 from nacrefs.common.observe import Meter, Observatory
 from nacrefs.common.remote import Server
+from nacrefs.common.transport.rdma import configure
 from nacrefs.mds.cache import Cache
 from nacrefs.mds.config import MdsConfig
 from nacrefs.mds.database import open_store
@@ -29,6 +30,7 @@ class MdsServer:
 
     def __init__(self, config: MdsConfig, keyring: Keyring | None = None, clock: Clock | None = None) -> None:
         config.check()
+        configure(config.rdma)
         self.config = config
         self._keyfile: KeyFile | None = None
         if keyring is None:

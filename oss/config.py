@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from nacrefs.common.config import Duration, Size, load_config
+from nacrefs.common.transport.rdma import RdmaConfig
 
 
 class OstConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,13 +45,13 @@ class OssConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that can be set about an OSS."""
 
     mds: str = ""
-    """Address of the MDS: tcp://HOST:PORT."""
+    """Addresses of the MDS, best first: tcp://HOST:PORT or rdma://HOST:PORT,tcp://HOST:PORT."""
     keyring: str = "/etc/nacre/server.keyring"
     """File with the cluster's keys, that of servers included; its mode must be 0600."""
     name: str = ""
     """Name of this server as administrators see it; empty: the host's name."""
     listen: tuple[str, ...] = ("tcp://0.0.0.0:9610",)
-    """Addresses at which clients are served."""
+    """Addresses at which clients are served: tcp://HOST:PORT, rdma://HOST:PORT."""
     advertise: tuple[str, ...] = ()
     """Addresses that clients are told, best first; empty: those of `listen`, with the host's name for 0.0.0.0."""
     osts: tuple[str, ...] = ()
@@ -65,10 +66,12 @@ class OssConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Most memory for bytes on their way to and from archives."""
     ost: OstConfig = OstConfig()
     mirror: MirrorConfig = MirrorConfig()
+    rdma: RdmaConfig = RdmaConfig()
     log: LogConfig = LogConfig()
 
     def check(self) -> None:
         """ValueError, naming the key and what is allowed, unless all values make sense together."""
+        self.rdma.check()
         if not self.osts:
             raise ValueError("osts is empty: name at least one directory made with `nacre oss format`")
         if len(set(map(os.path.realpath, self.osts))) != len(self.osts):

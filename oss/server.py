@@ -15,6 +15,7 @@ from nacrefs.common.keyfile import KeyFile, watch
 from nacrefs.common.observe import Meter, Observatory
 from nacrefs.common.remote import Remote, Server
 from nacrefs.common.rpc import Peer
+from nacrefs.common.transport.rdma import configure
 from nacrefs.common.wire import (
     Heartbeat,
     JoinMirrors,
@@ -44,6 +45,7 @@ class OssServer:
 
     def __init__(self, config: OssConfig, keyring: Keyring | None = None) -> None:
         config.check()
+        configure(config.rdma)
         self.config = config
         self._keyfile: KeyFile | None = None
         if keyring is None:

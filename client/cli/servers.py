@@ -38,15 +38,15 @@ def status_command(where: str, keyring: str | None, as_json: bool) -> None:
     )  # fmt: skip
     print_table(
         "\nSessions",
-        ("session", "host", "state", "leases", "recalls", "in service"),
+        ("session", "host", "state", "over", "leases", "recalls", "in service"),
         [
             (
-                str(one["session"]), one["host"], "connected" if one["connected"] else "away", f"{one['leases']:,}",
-                str(one["recalls"]), str(one["in_flight"]),
+                str(one["session"]), one["host"], "connected" if one["connected"] else "away",
+                one.get("transport") or "-", f"{one['leases']:,}", str(one["recalls"]), str(one["in_flight"]),
             )
             for one in report["sessions"]
         ],
-        left=3,
+        left=4,
     )  # fmt: skip
     for title, values in (("Leases", report["leases"]), ("Locks", report["locks"]), ("Queues", report["queues"])):
         click.echo(f"\n{title}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items()))
@@ -132,6 +132,9 @@ def _show(report: dict[str, Any]) -> None:
     ]  # fmt: skip
     if rows:
         print_table("", ("request", "count", "failed", "mean µs", "p50 µs ≤", "p99 µs ≤"), rows)
+    if report.get("connections"):
+        links = [(one["server"], one["transport"] or "(away)", one["address"]) for one in report["connections"]]
+        print_table("\nConnections", ("server", "over", "address"), links, left=3)
     for title in ("counters", "cache", "memory"):
         if report.get(title):
             click.echo(f"{title}: " + ", ".join(f"{name} {value:,}" for name, value in report[title].items()))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from nacrefs.client.fuse import abi
+from nacrefs.common import arena
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,12 @@ _LENT_MAX: Final = 64
 """How many handed-over buffers are remembered so as to use them again."""
 _GONE: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
 """What reading says once the file system is not mounted any more."""
+
+
+def _memory(size: int) -> bytearray | memoryview:
+    """Memory for requests: the RDMA device's, if there is one, so that what is written is sent from where it lies."""
+    registered = arena.buffer(size)
+    return registered if registered is not None else bytearray(size)
 
 
 class Channel:
@@ -44,9 +51,9 @@ class Channel:
         self._size = max_write_bytes + abi.READ_BUFFER_EXTRA
         self._hand_over_from = max(65536, max_write_bytes // 4)
         self._lent: deque[bytearray] = deque()
-        self._use(bytearray(self._size))
+        self._use(_memory(self._size))
 
-    def _use(self, buffer: bytearray) -> None:
+    def _use(self, buffer: bytearray | memoryview) -> None:
         self._buffer = buffer
         self._view = memoryview(buffer)
         self._vector = [buffer]
@@ -100,6 +107,9 @@ class Channel:
         if size < self._hand_over_from:
             return memoryview(bytes(self._view[start : start + size]))
         data = self._view[start : start + size]
+        if not isinstance(self._buffer, bytearray):  # the arena has it back when nobody refers to it
+            self._use(_memory(self._size))
+            return data
         lent = self._lent
         lent.append(self._buffer)
         if len(lent) > _LENT_MAX:
@@ -112,7 +122,7 @@ class Channel:
                 self._use(oldest)
                 return data
             lent.append(oldest)
-        self._use(bytearray(self._size))
+        self._use(_memory(self._size))
         return data
 
     def send(self, unique: int, reply: bytes | Sequence[abi.Buffer]) -> None:

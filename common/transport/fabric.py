@@ -22,6 +22,7 @@ class Status(enum.IntEnum):
 
     SUCCESS = 0
     FLUSHED = 5
+    REMOTE_INVALID = 9
     REMOTE_ACCESS = 10
     RETRIES_EXCEEDED = 12
     NO_RECEIVE = 13
@@ -29,6 +30,7 @@ class Status(enum.IntEnum):
 
 _MEANINGS: Final = {
     Status.FLUSHED: "the queue pair was closed",
+    Status.REMOTE_INVALID: "the other side does not allow its memory to be read or written",
     Status.REMOTE_ACCESS: "the other side does not allow access to that memory (wrong key, or beyond its end)",
     Status.RETRIES_EXCEEDED: "the other side's device does not answer (its process ended, or no route to it)",
     Status.NO_RECEIVE: "the other side had posted no receive: credits were miscounted",

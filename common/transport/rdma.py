@@ -10,7 +10,10 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from nacrefs.common import arena
+from nacrefs.common.config import Size
 from nacrefs.common.transport import tcp
 from nacrefs.common.transport.fabric import Device, Fabric, Port, choose_port
 from nacrefs.common.transport.link import Accept, Link, Listener
@@ -33,17 +36,30 @@ class Unavailable(OSError):
     """RDMA cannot be used here, or not with this peer; TCP may do."""
 
 
+class RdmaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """RDMA, where addresses are rdma://HOST:PORT."""
+
+    device: str = ""
+    """DEVICE or DEVICE:PORT, as "mlx5_0:1"; empty: the one that has the address over which TCP goes."""
+    memory_bytes: Size = Size(256 << 20)
+    """Most memory that is registered (locked) for it, in steps of 16 MiB as it is needed."""
+
+    def check(self) -> None:
+        """ValueError, naming the key and what is allowed, unless the values make sense."""
+        if self.memory_bytes < arena.SEGMENT_BYTES:
+            raise ValueError(f"rdma.memory_bytes = {self.memory_bytes} is below 16 MiB")
+
+
 class _Settings:
     """What the configuration says (`configure`), and the devices (tests have their own)."""
 
     fabric: Fabric | None = None
-    device = ""
-    memory_bytes = 0
+    config = RdmaConfig()
 
 
-def configure(device: str, memory_bytes: int) -> None:
-    """Use this device (DEVICE or DEVICE:PORT; empty: whichever has the address) and so much memory, in this process."""
-    _Settings.device, _Settings.memory_bytes = device, memory_bytes
+def configure(config: RdmaConfig) -> None:
+    """Use RDMA so in this process."""
+    _Settings.config = config
 
 
 def use(fabric: Fabric | None) -> None:
@@ -84,7 +100,7 @@ class Endpoint:
     def __init__(self, fabric: Fabric, port: Port) -> None:
         self.port = port
         self.links: dict[int, RdmaLink] = {}
-        self._arena = arena.share(_Settings.memory_bytes)
+        self._arena = arena.share(_Settings.config.memory_bytes)
         self._registered: dict[bool, Registered] = {}
         self._waiting: list[asyncio.Future[None]] = []
         self._again = False
@@ -170,7 +186,7 @@ def _endpoint(address: str) -> Endpoint:
     """The endpoint for peers that TCP reaches from our `address`; Unavailable, with the reason."""
     try:
         fabric = _fabric()
-        port = choose_port(fabric.ports(), address, _Settings.device)
+        port = choose_port(fabric.ports(), address, _Settings.config.device)
         key = (asyncio.get_running_loop(), port)
         if key not in _endpoints:
             _endpoints[key] = Endpoint(fabric, port)

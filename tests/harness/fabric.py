@@ -279,13 +279,15 @@ class MemoryQueuePair:
             ctypes.memmove(room.address, data, len(data))
             far.device.add(Completion(work, Status.SUCCESS, far.number, len(data)))
             return Status.SUCCESS
+        if not far.domain.exposed:
+            far.fail()
+            return Status.REMOTE_INVALID
         size = sum(piece.size for piece in item.pieces)
         region = self.fabric.regions.get(item.key)
         allowed = (
             region is not None
             and region.remote_key == item.key
             and region.domain is far.domain
-            and far.domain.exposed
             and region.holds(item.address, size)
         )
         if not allowed:
