@@ -24,6 +24,8 @@ from nacrefs.common.wire import (
     Request,
     Restore,
     Right,
+    Seek,
+    Sought,
     Sync,
     Want,
     Write,
@@ -343,6 +345,32 @@ class Objects:
                 lambda layout, capability: [Part(stripe, partial(request, layout, capability)) for stripe in ranges],
             )
         return await self._each(inode, tuple(ranges), request)
+
+    async def seek(self, inode: Inode, start: int, end: int, hole: bool) -> int:
+        """The first byte in `[start, end)` that any object has (with `hole`: that is in none); `end` if there is
+        none."""
+
+        async def work(layout: Layout, capability: Capability) -> int:
+            calls: list[Awaitable[Sought]] = []
+            for stripe in range(layout.stripe_count):
+                number = layout.readable(stripe)[0] if layout.mirrors > 1 else stripe
+                ost = layout.osts[number]
+                server = await self.session.server_of(ost)
+                request = Seek(
+                    ost, inode.fid, number, layout.generation, capability, start, end, hole,
+                    layout.stripe_bytes, layout.stripe_count,
+                )  # fmt: skip
+                calls.append(server.call(request))
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            found = end
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+                found = min(found, result.offset)
+            return found
+
+        found: int = await self._granting(inode, Right.READ, work)
+        return found
 
     async def _each(
         self,

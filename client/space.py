@@ -5,12 +5,16 @@ import os
 from collections.abc import Coroutine
 from typing import Any, Final
 
+from nacrefs.client.cache import INLINE, RELEASED
 from nacrefs.client.file import File, Store
 from nacrefs.client.fileio import SIZE_MAX, FileIO
 from nacrefs.client.handle import OpenFile
+from nacrefs.client.opening import is_inline
 from nacrefs.common.answer import Answer
 from nacrefs.common.wire import GetAttr, Set, SetAttr, Want
 
+BLOCK: Final = 4096
+"""How finely holes of inline contents are told."""
 KEEP_SIZE: Final = 1
 PUNCH_HOLE: Final = 2
 ZERO_RANGE: Final = 16
@@ -84,36 +88,75 @@ class Space:
             await self._session.mds.call(SetAttr(inode.fid, Set.SIZE, size=end))
 
     def lseek(self, number: int, offset: int, whence: int) -> Answer[int]:
-        """The next data or hole; only what is certain counts as a hole: what was written or lengthened over here
-        and not yet sent, and the end of the file. Elsewhere everything is data, as lseek(2) allows."""
+        """The next data or hole, as the OSTs' file systems know it; ENXIO beyond the end, or if there is no more data.
+        A file that was never anywhere but here is answered at once; what is dirty of another one is sent first."""
         handle = self._io.handles.get(number)
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise OSError(errno.EINVAL, "whence is not SEEK_DATA or SEEK_HOLE")
-        if handle.inode.lease and self._session.live:
-            return self._seek(handle.file, offset, whence, handle.file.size_now)
+        file = handle.file
+        if handle.inode.lease and self._session.live and file.dirty and not file.through and _is_new(file):
+            return _seek_new(file, offset, whence, file.size_now)
         return self._lseek(handle, offset, whence)
 
     async def _lseek(self, handle: OpenFile, offset: int, whence: int) -> int:
-        node = await self._session.mds.call(GetAttr(handle.inode.fid, Want.LEASE))
-        size = handle.file.size_now if handle.inode.lease else node.attr.size
-        return self._seek(handle.file, offset, whence, size)
-
-    @staticmethod
-    def _seek(file: File, offset: int, whence: int, size: int) -> int:
+        file, inode = handle.file, handle.inode
+        if file.dirty and not file.through and not file.inline:
+            async with file.lock:
+                await file.write_out()
+        if inode.lease and self._session.live and inode.attr is not None:
+            size, inline, data, flags = file.size_now, is_inline(file), inode.data, inode.attr.flags
+        else:
+            node = await self._session.mds.call(GetAttr(inode.fid, Want.LEASE | Want.LAYOUT | Want.DATA))
+            size = file.size_now if inode.lease else node.attr.size
+            flags, data, inline = node.attr.flags, node.data, bool(node.attr.flags & INLINE)
         if not 0 <= offset < size:
             raise OSError(errno.ENXIO, "the offset is beyond the end of the file")
-        attr = file.inode.attr
-        fresh = file.dirty and not file.through and attr is not None and not attr.size and not attr.blocks
-        if not fresh or file.allocated:
-            return offset if whence == os.SEEK_DATA else size
-        # Nothing of it has been anywhere but here: what is dirty is all its data.
-        at = offset
-        for extent in sorted(file.newest(offset, size), key=lambda extent: extent.start):
-            if extent.start > at:
-                return extent.start if whence == os.SEEK_DATA else at
-            if whence == os.SEEK_DATA:
-                return at
-            at = max(at, extent.end)
-        if whence == os.SEEK_HOLE:
-            return min(at, size)
-        raise OSError(errno.ENXIO, "there is no data beyond the offset")
+        hole = whence == os.SEEK_HOLE
+        if flags & RELEASED:
+            found = size if hole else offset
+        elif not inline:
+            found = await self._store.objects.seek(inode, offset, size, hole)
+        else:
+            if inode.lease and file.dirty:
+                contents = bytes(file.inline_part(0, size))
+            elif data is not None or not size:
+                contents = (data or b"")[:size]
+            else:
+                node = await self._session.mds.call(GetAttr(inode.fid, Want.LEASE | Want.DATA))
+                contents = (node.data or b"")[:size]
+            found = seek_contents(contents, offset, size, hole)
+        if found >= size and not hole:
+            raise OSError(errno.ENXIO, "there is no data beyond the offset")
+        return min(found, size)
+
+
+def _is_new(file: File) -> bool:
+    """Nothing of it has been anywhere but here: what is dirty is all its data."""
+    attr = file.inode.attr
+    return attr is not None and not attr.size and not attr.blocks and not file.allocated
+
+
+def _seek_new(file: File, offset: int, whence: int, size: int) -> int:
+    if not 0 <= offset < size:
+        raise OSError(errno.ENXIO, "the offset is beyond the end of the file")
+    at = offset
+    for extent in sorted(file.newest(offset, size), key=lambda extent: extent.start):
+        if extent.start > at:
+            return extent.start if whence == os.SEEK_DATA else at
+        if whence == os.SEEK_DATA:
+            return at
+        at = max(at, extent.end)
+    if whence == os.SEEK_HOLE:
+        return min(at, size)
+    raise OSError(errno.ENXIO, "there is no data beyond the offset")
+
+
+def seek_contents(contents: bytes, offset: int, size: int, hole: bool) -> int:
+    """The next hole or data of an inline file: a hole is what follows its contents, and blocks of zeros in them."""
+    at = offset
+    while at < len(contents):
+        end = min((at // BLOCK + 1) * BLOCK, len(contents))
+        if any(contents[at // BLOCK * BLOCK : end]) != hole:
+            return at
+        at = end
+    return at if hole else size

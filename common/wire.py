@@ -1830,6 +1830,28 @@ class StatObject(Request[ObjectStat], frozen=True, array_like=True, tag=100):
     capability: Capability
 
 
+class Sought(Message, frozen=True, array_like=True, gc=False):
+    """Where the data or the hole begins; `end` of the question if there is none before it."""
+
+    offset: int
+
+
+class Seek(Request[Sought], frozen=True, array_like=True, tag=103):
+    """The first byte in `[start, end)` that is an object's business and is data, or with `hole` is not. Its business
+    are the bytes of its stripe, one of `stripe_count`; what lies past its end is a hole."""
+
+    ost: int
+    fid: int
+    number: int
+    generation: int
+    capability: Capability
+    start: int
+    end: int
+    hole: bool
+    stripe_bytes: int
+    stripe_count: int
+
+
 class Sync(Request[Written], frozen=True, array_like=True, tag=101):
     """Make all that was written to the object durable. `version` is that of the sender's last `Written` that it has not
     seen durable; ENOTRECOVERABLE, once, if the OST's machine went down since, so that it may be lost (0: do not

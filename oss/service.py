@@ -24,6 +24,7 @@ from nacrefs.common.wire import (
     Read,
     ReadSums,
     Right,
+    Seek,
     StatObject,
     Sync,
     SyncObject,
@@ -38,6 +39,7 @@ from nacrefs.oss.gate import Call, Gate
 from nacrefs.oss.inventory import Inventory
 from nacrefs.oss.reads import Reads
 from nacrefs.oss.resync import Resync
+from nacrefs.oss.seek import Seeks
 from nacrefs.oss.target import Target
 
 _ANY: Final = int(Right.READ | Right.WRITE)
@@ -66,6 +68,7 @@ class Service:
         """Who moves files to and from archives."""
         self._reads = Reads(gate, threads, pool)
         self._changes = Changes(gate, threads)
+        self._seeks = Seeks(gate, threads)
         self._inventory = Inventory(gate, threads)
         self._resync = Resync(gate, self._changes, threads, connect, resync_bytes_per_s)
 
@@ -79,6 +82,7 @@ class Service:
             StatObject: self.stat,
             Sync: self._changes.sync,
             ReadSums: self._resync.read_sums,
+            Seek: self._seeks.seek,
         }
 
     def for_mds(self) -> Handlers:

@@ -15,10 +15,6 @@ from tests.harness.process import process_cluster, succeed
 
 pytestmark = pytest.mark.timeout(180)
 
-DIFFERS = {
-    "holes": "SEEK_HOLE knows only holes made here and not sent yet; the rest counts as data, as lseek(2) allows",
-}
-"""Cases that have another outcome than on ext4, and why."""
 Outcomes = dict[str, dict[str, Any]]
 
 
@@ -58,17 +54,12 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Generator[Outcomes]:
             succeed("umount", far)
 
 
-def _cases(differ: dict[str, str]) -> list[Any]:
-    marks = {name: [pytest.mark.xfail(reason=reason, strict=False)] for name, reason in differ.items()}
-    return [pytest.param(name, marks=marks.get(name, [])) for name in CASES]
-
-
-@pytest.mark.parametrize("name", _cases(DIFFERS))
+@pytest.mark.parametrize("name", CASES)
 def test_through_one_mount(outcomes: Outcomes, name: str) -> None:
     assert outcomes["one"][name] == outcomes["local"][name]
 
 
-@pytest.mark.parametrize("name", _cases(DIFFERS))
+@pytest.mark.parametrize("name", CASES)
 def test_through_two_mounts(outcomes: Outcomes, name: str) -> None:
     assert outcomes["two"][name] == outcomes["local"][name]
 
