@@ -34,10 +34,11 @@ class Seeks:
         if request.stripe_bytes <= 0 or not 0 < request.stripe_count <= 1 << 16:
             raise invalid(f"{request.stripe_count} stripes of {request.stripe_bytes} bytes")
         target = self._gate.admit(request, call, _READ)
+        if not self._gate.is_open():
+            return self._gate.when_open(self.seek, request, call)
         return self._gate.counted(call, self._seek, request, target)
 
     async def _seek(self, request: Seek, target: Target) -> Sought:
-        await self._gate.admitted.wait()
         stored = await target.usable(request.fid, request.number)
         stripe, count, unit = request.number % request.stripe_count, request.stripe_count, request.stripe_bytes
         if stored is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.process import process_cluster, succeed
-from tests.posix import fsx
+from tests.posix.fsx import Difference, Fsx, run
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -34,7 +34,7 @@ def paths(mounts: tuple[Path, Path], name: str, count: int) -> list[str]:
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", ["f", "wide/f"])
 def test_a_few_hundred_calls(mounts: tuple[Path, Path], name: str, count: int) -> None:
-    assert fsx.run(paths(mounts, name, count), 7 + count, 250) is None
+    assert run(paths(mounts, name, count), 7 + count, 250) is None
 
 
 @pytest.mark.slow
@@ -43,15 +43,15 @@ def test_a_few_hundred_calls(mounts: tuple[Path, Path], name: str, count: int) -
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("name", ["f", "wide/f"])
 def test_thousands_of_calls(mounts: tuple[Path, Path], name: str, count: int, seed: int) -> None:
-    assert fsx.run(paths(mounts, name, count), seed, 2000, most=1 << 20 if seed % 2 else 100_000) is None
+    assert run(paths(mounts, name, count), seed, 2000, most=1 << 20 if seed % 2 else 100_000) is None
 
 
 def test_a_model_that_is_wrong_is_noticed(tmp_path: Path) -> None:
-    file = fsx.Fsx([str(tmp_path / "f")], 1, 100_000, direct=False, mapped=True, refuses=False)
+    file = Fsx([str(tmp_path / "f")], 1, 100_000, direct=False, mapped=True, refuses=False)
     try:
         file.run(30)
         file.model.extend(b"more")
-        with pytest.raises(fsx.Difference, match="bytes instead of"):
+        with pytest.raises(Difference, match="bytes instead of"):
             file.run(1)
     finally:
         file.close()
