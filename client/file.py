@@ -259,7 +259,8 @@ class File:
         self._store.unreported -= size
 
     def reported(self, end: int) -> None:
-        """Bytes up to `end` were written through; size and mtime are reported at the next commit."""
+        """Bytes up to `end` were written through; that something was is reported at the next commit, what the OSTs
+        know."""
         self.own(through=True)
         self.size = max(self.size, end)
         self.inode.epoch += 1
@@ -370,7 +371,7 @@ class File:
                 await store.session.wait_live()
             if flight.dropped:
                 return  # the session ended meanwhile: somebody else may have written there since
-            written = await store.objects.write(self.inode, list(flight.extents))
+            written = await store.objects.write(self.inode, list(flight.extents), mtime_ns=self.mtime_ns)
             landed = True
             self.wrote(written)
             if self.error is not None and not self.inode.gone:

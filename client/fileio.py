@@ -15,6 +15,7 @@ from nacrefs.client.appends import Appends
 from nacrefs.client.cache import INLINE, NONE, WRITE
 from nacrefs.client.extents import Extent, overlay
 from nacrefs.client.file import File, Store
+from nacrefs.client.filesystem import Kernel
 from nacrefs.client.handle import O_SYNC_ANY, Handles, OpenFile
 from nacrefs.client.opening import is_inline
 from nacrefs.client.quota import has_room, room_for
@@ -25,6 +26,8 @@ from nacrefs.common.wire import GetAttr, Mode, Node, Open, Want
 
 SIZE_MAX: Final = (1 << 63) - 1
 COPY_BYTES: Final = 4 << 20
+UNMAP_S: Final = 0.002
+"""How long a page of a shared file that is mapped stays, about: what another client writes is seen so much later."""
 _HOW: Final = os.O_APPEND | O_SYNC_ANY
 """The flags of open(2) that say how to write."""
 
@@ -39,44 +42,49 @@ class FileIO:
         self._session = store.session
         self._memory = store.memory
         self._appends = Appends(store.session)
+        self.kernel: Kernel | None = None
+        """who caches above us"""
         self.handles = handles
 
     # ---------------------------------------------------------------------------------------------------------- reading
 
-    def read(self, number: int, offset: int, size: int) -> Answer[Buffers]:
-        """The bytes from `offset`: at once if they are here, from the OSTs otherwise."""
+    def read(self, number: int, offset: int, size: int, cached: bool = False) -> Answer[Buffers]:
+        """The bytes from `offset`: at once if they are here, from the OSTs otherwise. `cached`: the kernel keeps
+        them."""
         handle = self.handles.get(number)
         if not handle.readable:
             raise OSError(errno.EBADF, "the file is not open for reading")
         inode, file = handle.inode, handle.file
         if not inode.lease or not self._session.live:
-            return self._read_shared(handle, offset, size)
+            if cached and handle.direct and self.kernel is not None:
+                return self._read_mapped(self.kernel, handle, offset, size)
+            return self._read_shared(handle, offset, size, cached)
         total = file.size_now
         if offset >= total or size <= 0:
             return ()
         end = offset + size
         if end > total:
             end = total
-        if inode.recall is not None and not handle.direct:
+        if cached and inode.recall is not None:
             inode.served += 1
         if is_inline(file):
             if inode.data is None and inode.attr is not None and inode.attr.size:
-                return self._read_after_fetch(handle, offset, size)
+                return self._read_after_fetch(handle, offset, size, cached)
             return (file.inline_part(offset, end),)
         if file.extents or file.flights:
             newest = file.newest(offset, end)
             if newest and newest[-1].start <= offset and newest[-1].end >= end:
                 return (newest[-1].part(offset, end),)
-        return self._read_leased(handle, offset, end, total)
+        return self._read_leased(handle, offset, end, total, cached)
 
-    async def _read_after_fetch(self, handle: OpenFile, offset: int, size: int) -> Buffers:
+    async def _read_after_fetch(self, handle: OpenFile, offset: int, size: int, cached: bool) -> Buffers:
         """Contents of an inline file that the lease's reply did not bring."""
         node = await self._session.mds.call(GetAttr(handle.inode.fid, Want.LEASE | Want.LAYOUT | Want.DATA))
         if node.lease and handle.inode.lease:
-            return await settle(self.read(handle.number, offset, size))
+            return await settle(self.read(handle.number, offset, size, cached))
         return await self._read_node(handle, node, offset, size)
 
-    async def _read_leased(self, handle: OpenFile, start: int, end: int, total: int) -> Buffers:
+    async def _read_leased(self, handle: OpenFile, start: int, end: int, total: int, cached: bool) -> Buffers:
         file, inode, memory = handle.file, handle.inode, self._memory
         dirty = file.newest(start, end)
         ahead = handle.ahead
@@ -104,7 +112,7 @@ class FileIO:
             for window in windows:
                 assert ahead is not None
                 ahead.finish(window, start, end)
-        if inode.recall is not None and not handle.direct:
+        if cached and inode.recall is not None:
             inode.served += 1
         if tail is not None:
             parts.append(tail)
@@ -127,17 +135,17 @@ class FileIO:
             raise
         return buffer
 
-    async def _read_shared(self, handle: OpenFile, offset: int, size: int) -> Buffers:
+    async def _read_shared(self, handle: OpenFile, offset: int, size: int, cached: bool) -> Buffers:
         """Without a lease: from the OSTs; the MDS is asked only where the end of the file matters."""
         inode, file, memory = handle.inode, handle.file, self._memory
         if not self._session.live:
             await self._session.wait_live()
-            return await settle(self.read(handle.number, offset, size))
+            return await settle(self.read(handle.number, offset, size, cached))
         attr = inode.attr
         if attr is None or inode.layout is None or attr.flags & INLINE or inode.registered == Mode.CLOSED:
             node = await self._register(handle, Want.LEASE | Want.LAYOUT | Want.DATA)
             if inode.lease:
-                return await settle(self.read(handle.number, offset, size))
+                return await settle(self.read(handle.number, offset, size, cached))
             return await self._read_node(handle, node, offset, size)
         await memory.take(size)
         buffer = memory.buffer(size)
@@ -154,6 +162,19 @@ class FileIO:
             raise
         asyncio.get_running_loop().call_soon(memory.release, buffer)
         return (buffer[: end - offset],)
+
+    async def _read_mapped(self, kernel: Kernel, handle: OpenFile, offset: int, size: int) -> Buffers:
+        """A page of a mapping, without a lease: nobody will tell us when somebody else writes there, so the kernel is
+        to ask again soon."""
+        buffers = await self._read_shared(handle, offset, size, cached=True)
+        if not handle.inode.lease:
+            self._session.spawn(self._unmap(kernel, handle.inode.fid, offset, size))
+        return buffers
+
+    @staticmethod
+    async def _unmap(kernel: Kernel, fid: int, offset: int, size: int) -> None:
+        await asyncio.sleep(UNMAP_S)
+        await kernel.forget_inode(fid, offset, size)
 
     async def _register(self, handle: OpenFile, want: Want) -> Node:
         """Ask the MDS about a file without a lease; if it does not know any more that we have it open, open it

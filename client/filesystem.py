@@ -135,9 +135,11 @@ class Filesystem(Protocol):
 
     def open(self, fid: int, flags: int, /) -> Answer[Handle]: ...
 
-    def read(self, handle: int, offset: int, size: int, /) -> Answer[Sequence[memoryview | bytes]]:
+    def read(
+        self, handle: int, offset: int, size: int, cached: bool = False, /
+    ) -> Answer[Sequence[memoryview | bytes]]:
         """Buffers whose bytes, one after the other, are the file from `offset`; shorter than `size` only at its end.
-        They stay valid until control returns to the event loop."""
+        They stay valid until control returns to the event loop. `cached`: the kernel keeps them as pages."""
         ...
 
     def write(self, handle: int, offset: int, data: memoryview, flags: int = -1, /) -> Answer[int]:

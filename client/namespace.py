@@ -163,18 +163,19 @@ class Namespace:
             if file is not None and file.version != file.committed:
                 return Stat(file.attr_now(inode.attr), False)
             return Stat(inode.attr, inode.recall is None)
-        return self._getattr(fid)
+        return self._getattr(fid, handle is not None)
 
-    async def _getattr(self, fid: int) -> Stat:
+    async def _getattr(self, fid: int, reading: bool) -> Stat:
         node = await self._session.mds.call(GetAttr(fid))
         inode = self._inodes.get(fid)
         if inode is None:
             return Stat(node.attr, False)
         attr = node.attr
-        if not inode.lease and self.kernel is not None and inode.file is not None and inode.file.readers:
-            # A descriptor may be open whose pages the kernel keeps from before it was shared. It drops them when it
-            # sees another mtime (AUTO_INVAL_DATA), so it gets one that is a nanosecond off every other time. (If it
-            # were told to forget them now, it would ignore the size in this very answer.)
+        if reading and not inode.lease and self.kernel is not None:
+            # The kernel asks by handle before it reads through a descriptor whose pages it keeps, from before the file
+            # was shared. It drops them when it sees another mtime (AUTO_INVAL_DATA), so it gets one that is a
+            # nanosecond off every other time. (If it were told to forget them now, it would ignore the size in this
+            # very answer.) Programs that ask are told by path, and the truth.
             inode.flip = not inode.flip
             attr = replace(attr, mtime_ns=attr.mtime_ns ^ inode.flip)
         if inode.lease and inode.attr is not None:

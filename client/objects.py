@@ -233,14 +233,16 @@ class Objects:
 
     # ------------------------------------------------------------------------------------------------------- writing
 
-    async def write(self, inode: Inode, extents: Sequence[Extent], sync: bool = False) -> dict[int, Written]:
+    async def write(
+        self, inode: Inode, extents: Sequence[Extent], sync: bool = False, mtime_ns: int = 0
+    ) -> dict[int, Written]:
         """Write extents to all their objects; the last answer of each object by its number. With `sync` it is
-        durable. EIO if the session ends before all has been sent: it must not go out under the next one, for somebody
-        else may have written there since."""
+        durable. `mtime_ns`: when it was written, if that was under a WRITE lease. EIO if the session ends before all
+        has been sent: it must not go out under the next one, for somebody else may have written there since."""
         written: dict[int, Written] = {}
         known = inode.layout
         if known.mirrors > 1 if known is not None else await self._has_copies(inode):
-            return await self._copies.change(inode, partial(self._mirrored_writes, inode.fid, extents, sync))
+            return await self._copies.change(inode, partial(self._mirrored_writes, inode.fid, extents, sync, mtime_ns))
         session = self.session.number
 
         async def work(layout: Layout, capability: Capability) -> None:
@@ -249,7 +251,9 @@ class Objects:
             for number, batch in self._batches(layout, extents):
                 sums = batch.sums[0] if len(batch.sums) == 1 else b"".join(batch.sums)
                 ost = layout.osts[number]
-                request = Write(ost, inode.fid, number, layout.generation, capability, tuple(batch.extents), sums, sync)
+                request = Write(
+                    ost, inode.fid, number, layout.generation, capability, tuple(batch.extents), sums, sync, mtime_ns
+                )
                 server = await self.session.server_of(ost)
                 if self.session.number != session:
                     raise OSError(errno.EIO, "the session ended before the data was sent")
@@ -274,7 +278,7 @@ class Objects:
         return inode.layout.mirrors > 1
 
     def _mirrored_writes(
-        self, fid: int, extents: Sequence[Extent], sync: bool, layout: Layout, capability: Capability
+        self, fid: int, extents: Sequence[Extent], sync: bool, mtime_ns: int, layout: Layout, capability: Capability
     ) -> list[Part]:
         parts: list[Part] = []
         for stripe, batch in self._batches(layout, extents):
@@ -282,7 +286,9 @@ class Objects:
 
             def request(number: int, batch: _Batch = batch, sums: bytes = sums) -> Request[Written]:
                 ost = layout.osts[number]
-                return Write(ost, fid, number, layout.generation, capability, tuple(batch.extents), sums, sync)
+                return Write(
+                    ost, fid, number, layout.generation, capability, tuple(batch.extents), sums, sync, mtime_ns
+                )
 
             parts.append(Part(stripe, request, batch.data))
         return parts
@@ -325,8 +331,8 @@ class Objects:
             )
         return await self._each(inode, tuple(versions), request)
 
-    async def punch(self, inode: Inode, start: int, end: int) -> dict[int, Written]:
-        """Make `[start, end)` a hole."""
+    async def punch(self, inode: Inode, start: int, end: int, mtime_ns: int = 0) -> dict[int, Written]:
+        """Make `[start, end)` a hole. `mtime_ns` is as in `write`."""
         mirrored = await self._has_copies(inode)
         assert inode.layout is not None
         stripes = inode.layout.stripe_count
@@ -337,7 +343,7 @@ class Objects:
 
         def request(layout: Layout, capability: Capability, number: int) -> Request[Written]:
             extents = ranges[number % stripes]
-            return Punch(layout.osts[number], inode.fid, number, layout.generation, capability, extents)
+            return Punch(layout.osts[number], inode.fid, number, layout.generation, capability, extents, mtime_ns)
 
         if mirrored:
             return await self._copies.change(

@@ -52,8 +52,6 @@ class Space:
             await self._zero(file, start, min(end, file.size_now))
         if not mode & KEEP_SIZE and end > file.size_now:
             file.size = end
-        elif not mode & (PUNCH_HOLE | ZERO_RANGE):
-            return
         file.inode.epoch += 1
         file.touch()
 
@@ -73,7 +71,8 @@ class Space:
                 file.punch_dirty(start, end)
                 await file.land()
                 file.punch_dirty(start, end)
-                file.wrote(await self._store.objects.punch(file.inode, start, end))
+                now_ns = self._session.clock.now_ns()
+                file.wrote(await self._store.objects.punch(file.inode, start, end, now_ns))
         finally:
             file.thaw()
 
@@ -86,6 +85,9 @@ class Space:
             file.reported(0)
         if not mode & KEEP_SIZE and end > size:
             await self._session.mds.call(SetAttr(inode.fid, Set.SIZE, size=end))
+        elif not (mode & (PUNCH_HOLE | ZERO_RANGE) and start < size):
+            now_ns = self._session.clock.now_ns()
+            await self._session.mds.call(SetAttr(inode.fid, Set.MTIME, mtime_ns=now_ns))
 
     def lseek(self, number: int, offset: int, whence: int) -> Answer[int]:
         """The next data or hole, as the OSTs' file systems know it; ENXIO beyond the end, or if there is no more data.

@@ -59,7 +59,7 @@ class Vfs:
         opening = Opening(self.store, self.handles)
         namespace = self._namespace = Namespace(self.store, opening)
         locks = self.session.locks = Locks(self.session, self.handles, opening)
-        io = FileIO(self.store, self.handles)
+        io = self._io = FileIO(self.store, self.handles)
         space = Space(self.store, io)
         listings = Listings(self.store)
         xattrs = self.xattrs = ExtendedAttributes(self.store)
@@ -111,7 +111,7 @@ class Vfs:
 
     @kernel.setter
     def kernel(self, kernel: Kernel | None) -> None:
-        self.recaller.kernel = self._namespace.kernel = kernel
+        self.recaller.kernel = self._namespace.kernel = self._io.kernel = kernel
 
     async def attach(self) -> "Vfs":
         """Connect to the MDS and begin a session; OSError if that does not work."""

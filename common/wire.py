@@ -571,7 +571,8 @@ class Commit(Request[Node], frozen=True, array_like=True, tag=28):
     `lease` is what it keeps (never more than it has) and `mode` how it still has the file open (CLOSED ends a
     registered open). With `dirty`, `size`, `mtime_ns`, `ctime_ns` (0: now) and `blocks` are the file's new ones, and
     `data` is the whole new contents if the file stays inline; without `data` its contents are on OSTs from now on (if
-    `size` is not 0). The reply is durable when it comes.
+    `size` is not 0). Without the WRITE lease size and times do not count: the OSTs know. The reply is durable when it
+    comes.
     """
 
     fid: int
@@ -1796,10 +1797,12 @@ class Write(Request[Written], frozen=True, array_like=True, tag=97):
     extents: tuple[tuple[int, int], ...]
     sums: bytes
     sync: bool = False
+    mtime_ns: int = 0
+    """When it was written, if that was under a WRITE lease, whose holder reports it to the MDS; 0: now"""
 
 
 class Punch(Request[Written], frozen=True, array_like=True, tag=98):
-    """Make extents `(offset, length)` holes: they read as zeros; the size stays."""
+    """Make extents `(offset, length)` holes: they read as zeros; the size stays. `mtime_ns` is as in `Write`."""
 
     ost: int
     fid: int
@@ -1807,6 +1810,7 @@ class Punch(Request[Written], frozen=True, array_like=True, tag=98):
     generation: int
     capability: Capability
     extents: tuple[tuple[int, int], ...]
+    mtime_ns: int = 0
 
 
 class Truncate(Request[Written], frozen=True, array_like=True, tag=99):

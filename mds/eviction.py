@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from nacrefs.common.clock import Clock
 from nacrefs.common.wire import Evicted, Mode
@@ -18,13 +18,14 @@ from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.mirrors import Mirrors
 from nacrefs.mds.namespace.files import settle_orphan
 from nacrefs.mds.sessions import Session, Sessions
-from nacrefs.mds.sizes import keep_size
+from nacrefs.mds.sizes import Told, keep_size
 from nacrefs.mds.step import Step
 from nacrefs.mds.targets import Targets
 from nacrefs.mds.tx import Tx
 
 log = logging.getLogger("nacre.mds")
 
+T = TypeVar("T")
 _AT_A_TIME: Final = 64
 """Files whose sizes are asked for together."""
 _RETRY_S: Final = 0.5
@@ -115,18 +116,19 @@ class Evictor:
             self._journal.submit_own(partial(_forget_spilled, fid)).add_done_callback(_retrieve)
             return
         try:
-            size, allocated, mtime_ns = await self._targets.glimpse(fid, inode.layout, patient=False)
+            told = Told(*await self._targets.glimpse(fid, inode.layout, patient=False), inode.data_version)
         except OSError as error:
             log.warning("%s; the last committed size of file %#x stays", error.strerror, fid)
             return
-        await self._durably(partial(keep_size, fid, size, allocated, mtime_ns))
+        if not await self._durably(partial(keep_size, self._leases, fid, told)):
+            await self._keep_written(fid)  # somebody has cut it meanwhile
 
-    async def _durably(self, operation: Callable[[Step], None]) -> None:
-        """Run a step until it is durable; CancelledError if nothing is served any more."""
+    async def _durably(self, operation: Callable[[Step], T]) -> T:
+        """Run a step until it is durable, what it returns; CancelledError if nothing is served any more."""
         while True:
             try:
-                await self._journal.submit_own(operation)
-                return
+                done: T = await self._journal.submit_own(operation)
+                return done
             except OSError as error:
                 if self._journal.closed:
                     raise asyncio.CancelledError from error

@@ -41,8 +41,9 @@ class LeaseTable:
         """Sessions whose parked requests wait for a fid: nobody else gets a lease on it meanwhile."""
         self.busy: set[int] = set()
         """What the batch in flight has changed."""
-        self.unreported: set[int] = set()
-        """Files that were written without a WRITE lease: what the MDT knows of their size may be too little."""
+        self.unreported: dict[int, int] = {}
+        """Files that were written without a WRITE lease: what the MDT knows of their size may be too little. An object
+        that was changed after the value (Unix time in ns) says when the file was changed last."""
         self.truncating: dict[int, int] = {}
         """How many cuts of a file's objects are planned or under way."""
         self.turns = Turns()
@@ -221,7 +222,7 @@ class LeaseView:
         if fid == self._reported:
             return
         if table.held(fid, session) is _WRITE:
-            table.unreported.discard(fid)
+            del table.unreported[fid]
             return
         opens = self._opens.get(fid, {})
         if not any(mode & Mode.WRITE for other, mode in opens.items() if other != session):
@@ -238,6 +239,10 @@ class LeaseView:
     def append(self, fid: int, ticket: int) -> None:
         if not self._table.turns.begin(fid, Turn(self._session, ticket)):
             raise Busy
+
+    def timed(self, fid: int, now_ns: int) -> None:
+        if fid in self._table.unreported:
+            self._table.unreported[fid] = now_ns
 
     def changed(self, fid: int, name: bytes | None = None) -> None:
         if self._changes is None:

@@ -53,7 +53,7 @@ from nacrefs.mds.report import queue_report, status_report
 from nacrefs.mds.resync import Resyncer
 from nacrefs.mds.sessions import Session, Sessions
 from nacrefs.mds.settings import Settings
-from nacrefs.mds.sizes import Sizes, keep_size, with_objects
+from nacrefs.mds.sizes import Sizes, Told, counted_until, keep_size, with_objects
 from nacrefs.mds.step import Blocked, Released, Restoring, Step, Unreported
 from nacrefs.mds.targets import Targets
 from nacrefs.mds.tx import Tx
@@ -410,14 +410,14 @@ class Mds:
     async def _complete(self, work: Work, node: Node, inode: Inode) -> None:
         assert inode.layout is not None
         try:
-            size, allocated, mtime_ns = await self.targets.glimpse(node.attr.fid, inode.layout)
+            told = Told(*await self.targets.glimpse(node.attr.fid, inode.layout), inode.data_version)
         except OSError as error:
             work.error = error
         else:
-            attr = with_objects(node.attr, size, allocated, mtime_ns)
+            attr = with_objects(node.attr, told, counted_until(self.leases, node.attr))
             node = msgspec.structs.replace(node, attr=attr)
             if node.quota >= 0:  # what was written through counts, from now on
-                keep = partial(keep_size, node.attr.fid, size, allocated, mtime_ns)
+                keep = partial(keep_size, self.leases, node.attr.fid, told)
                 quota = await self.journal.submit_own(partial(measured, keep, node.attr.fid, work.session_id))
                 node = msgspec.structs.replace(node, quota=quota)
             work.reply = msgspec.structs.replace(work.reply, node=node) if isinstance(work.reply, Entry) else node

@@ -58,6 +58,10 @@ class Leases(Protocol):
         """No other session has a WRITE lease on `fid`, and nobody appends to it; Blocked (keep NONE) otherwise."""
         ...
 
+    def timed(self, fid: int, now_ns: int) -> None:
+        """This step sets the time of change of `fid`: no change of its objects before now counts any more."""
+        ...
+
     def append(self, fid: int, ticket: int) -> None:
         """It is the requester's turn to append to `fid`, until `Appended`: nobody is `alone` with it meanwhile."""
         ...

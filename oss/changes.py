@@ -104,7 +104,10 @@ class Changes:
                     target.applied, call, applied.WRITE, request.fid, request.number, request.extents, request.sums
                 )
                 before = stored.allocated_bytes
-                if note.around(partial(_store, batches[0], target.scratch, []), stored, False) is None:
+                if (
+                    note.around(partial(_store, batches[0], target.scratch, [], request.mtime_ns), stored, False)
+                    is None
+                ):
                     target.durability.changed(stored, total)
                     return replies.keep(call.xid, _written(stored, stored.allocated_bytes - before))
         return self._gate.counted(
@@ -125,7 +128,7 @@ class Changes:
         sums = b"".join([segment.sums for segment in last])
         note = Note(target.applied, call, applied.WRITE, request.fid, request.number, extents, sums)
         for batch in batches:
-            step = partial(_store, batch, target.scratch, grown)
+            step = partial(_store, batch, target.scratch, grown, request.mtime_ns)
             if batch is batches[-1]:
                 step = partial(note.around, step)
             stored = await self.change(target, key, step, call, generation=request.generation, create=True)
@@ -147,7 +150,7 @@ class Changes:
         if known is not None:
             return known
         note = Note(target.applied, call, applied.PUNCH, request.fid, request.number, request.extents)
-        step = partial(note.around, partial(_punch, request.extents, target.scratch))
+        step = partial(note.around, partial(_punch, request.extents, target.scratch, request.mtime_ns))
         return self._gate.counted(call, replies.serve, call.xid, self._alter, request, call, target, step)
 
     def truncate(self, request: Truncate, call: Call) -> Answer[Written]:
@@ -263,19 +266,19 @@ class Changes:
 
 
 def _store(
-    batch: Sequence[Segment], scratch: memoryview, grown: list[int], stored: StoredObject, blocking: bool
+    batch: Sequence[Segment], scratch: memoryview, grown: list[int], mtime_ns: int, stored: StoredObject, blocking: bool
 ) -> Cold | None:
     before = stored.allocated_bytes
-    cold = stored.write_now(batch, scratch, blocking)
+    cold = stored.write_now(batch, scratch, blocking, mtime_ns)
     if cold is None:
         grown.append(stored.allocated_bytes - before)
     return cold
 
 
 def _punch(
-    extents: Sequence[tuple[int, int]], scratch: memoryview, stored: StoredObject, blocking: bool
+    extents: Sequence[tuple[int, int]], scratch: memoryview, mtime_ns: int, stored: StoredObject, blocking: bool
 ) -> Cold | None:
-    return stored.punch_now(extents, scratch, blocking)
+    return stored.punch_now(extents, scratch, blocking, mtime_ns)
 
 
 def _truncate(size: int, scratch: memoryview, stored: StoredObject, blocking: bool) -> Cold | None:

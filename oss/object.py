@@ -175,9 +175,12 @@ class StoredObject:
 
     # ----------------------------------------------------------------------------------------------------------- change
 
-    def write_now(self, segments: Sequence[Segment], scratch: memoryview, blocking: bool = False) -> Cold | None:
+    def write_now(
+        self, segments: Sequence[Segment], scratch: memoryview, blocking: bool = False, mtime_ns: int = 0
+    ) -> Cold | None:
         """Write segments, which ascend and do not overlap. `scratch` is a block's worth of memory. OSError of the file
-        system leaves the object SUSPECT. With `blocking` it waits for the disk rather than say `Cold`."""
+        system leaves the object SUSPECT. With `blocking` it waits for the disk rather than say `Cold`. `mtime_ns` is
+        the new time of change, 0: now."""
         size = self.size
         tail = segments[-1]
         new_size = max(size, tail.offset + len(tail.data))
@@ -216,11 +219,12 @@ class StoredObject:
         if self.tracker is not None:
             for offset, data, _ in segments:
                 self.tracker.wrote(offset, offset + len(data))
-        self._changed(new_size, sum(len(segment.data) for segment in segments))
+        self._changed(new_size, sum(len(segment.data) for segment in segments), mtime_ns)
         return None
 
     def truncate_now(self, size: int, scratch: memoryview, blocking: bool = False) -> Cold | None:
-        """Cut the object at `size`; nothing happens if it is not longer."""
+        """Cut the object at `size`; nothing happens if it is not longer. Its time of change stays: whoever cuts a file
+        tells the MDS when."""
         if self.tracker is not None:
             self.tracker.cut(size)
         if size >= self.size:
@@ -237,13 +241,15 @@ class StoredObject:
         self.sums.clear(-(-size // BLOCK_BYTES), -(-self.size // BLOCK_BYTES))
         for block, sums in changed:
             self.sums.put(block, sums)
-        self._changed(size, 0)
+        self._changed(size, 0, self.mtime_ns)
         if not size:
             self.failure = None
         return None
 
-    def punch_now(self, extents: Sequence[tuple[int, int]], scratch: memoryview, blocking: bool = False) -> Cold | None:
-        """Make extents holes; what lies past the object's end is ignored."""
+    def punch_now(
+        self, extents: Sequence[tuple[int, int]], scratch: memoryview, blocking: bool = False, mtime_ns: int = 0
+    ) -> Cold | None:
+        """Make extents holes; what lies past the object's end is ignored. `mtime_ns` is as in `write_now`."""
         if self.tracker is not None:
             for offset, length in extents:
                 self.tracker.punched(offset, offset + length)
@@ -281,13 +287,13 @@ class StoredObject:
             self.sums.put(block, sums)
         for first, last in whole:  # after `changed`: an extent may cover wholly what another covers in part
             self.sums.clear(first, last)
-        self._changed(size, 0)
+        self._changed(size, 0, mtime_ns)
         return None
 
-    def _changed(self, size: int, dirty_bytes: int) -> None:
+    def _changed(self, size: int, dirty_bytes: int, mtime_ns: int) -> None:
         self.size = size
         self.version += 1
-        self.mtime_ns = time.time_ns()
+        self.mtime_ns = mtime_ns or time.time_ns()
         self.dirty_bytes += dirty_bytes
         self.allocated_bytes = os.fstat(self.fd).st_blocks * 512
 

@@ -5,12 +5,11 @@ import os
 from typing import Final
 
 from nacrefs.common.answer import Answer
-from nacrefs.common.rpc import Call
 from nacrefs.common.wire import Right, Seek, Sought
 from nacrefs.oss import blockio
 from nacrefs.oss.admission import check_size, invalid
 from nacrefs.oss.durability import unpin
-from nacrefs.oss.gate import Gate, check_generation
+from nacrefs.oss.gate import Call, Gate, check_generation
 from nacrefs.oss.target import Target
 
 _READ: Final = int(Right.READ)

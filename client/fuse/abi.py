@@ -137,6 +137,8 @@ class Fopen(IntFlag):
 
 
 OPEN_KILL_SUIDGID: Final = 1 << 0
+READ_LOCKOWNER: Final = 1 << 1
+"""read(2) that goes past the page cache: the kernel says whose locks count. It does not for what fills the cache."""
 WRITE_CACHE: Final = 1 << 0
 WRITE_KILL_SUIDGID: Final = 1 << 2
 FSYNC_FDATASYNC: Final = 1 << 0
@@ -199,7 +201,7 @@ SETATTR_IN: Final = struct.Struct("=IIQQQQQQIIIIIIII")
 """fuse_setattr_in"""
 RENAME2_IN: Final = struct.Struct("=QII")
 """fuse_rename2_in: newdir, flags, padding"""
-READ_IN: Final = struct.Struct("=QQI")
+READ_IN: Final = struct.Struct("=QQII")
 """fuse_read_in without its tail: fh, offset, size"""
 WRITE_IN: Final = struct.Struct("=QQII8xI")
 """fuse_write_in without lock_owner: fh, offset, size, write_flags, open(2)'s flags"""

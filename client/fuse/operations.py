@@ -4,6 +4,7 @@ A node id of the kernel is a fid; node 1 is the directory that is mounted. An op
 coroutine for it if the filesystem has to wait, or None where the protocol wants no reply.
 """
 
+import asyncio
 import errno
 import stat
 import time
@@ -16,7 +17,7 @@ from nacrefs.client.fuse import abi
 from nacrefs.client.fuse.abi import IN_HEADER_BYTES as BODY
 from nacrefs.client.fuse.abi import Op, Request
 from nacrefs.client.fuse.channel import Channel
-from nacrefs.client.fuse.privileges import privileges_to_kill
+from nacrefs.client.fuse.privileges import changes_owner, ends_privileges, privileges_to_kill
 from nacrefs.common.answer import Answer, settle
 from nacrefs.common.wire import Attr, LockKind, LockStyle, RenameFlag, Set, XattrFlag
 
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 _SETID: Final = stat.S_ISUID | stat.S_ISGID
 _LISTING_BYTES: Final = 128 * 1024
+_LOOKS: Final = 200
+"""How often we look whether a caller waits already; it is about to."""
 
 
 def then(answer: Answer[T], pack: Callable[[int, T], Reply], unique: int) -> Outcome:
@@ -153,8 +156,8 @@ class Operations:
 
     def setattr(self, request: Request, view: memoryview) -> Outcome:
         handle, changes = abi.decode_setattr(view, time.time_ns())
-        # With nothing to set at all the kernel wants setuid and setgid to go, but leaves that to us (chown(-1, -1);
-        # fallocate, whose own request takes them away from who is not the owner).
+        # With nothing to set at all the kernel wants setuid and setgid to go, but leaves that to us (chown(-1, -1),
+        # which is the owner's; fallocate, whose own request takes them away from who is not the owner).
         if request.nodeid in self._setid and (changes.valid & Set.KILL_PRIVILEGES or not changes.valid):
             return self._kill_and_set(request, changes, handle)
         self._setid.discard(request.nodeid)  # the answer's mode decides
@@ -163,9 +166,11 @@ class Operations:
     async def _kill_and_set(self, request: Request, changes: Changes, handle: int | None) -> Reply:
         fid = request.nodeid
         attr = (await settle(self._fs.getattr(fid))).attr
+        kill = privileges_to_kill(attr, request.uid, request.gid, request.pid)
         if changes.valid or request.uid in (0, attr.uid):
-            kill = privileges_to_kill(attr, request.uid, request.gid, request.pid)
             changes = changes._replace(valid=changes.valid | kill)
+        elif ends_privileges(attr, kill) and await _is_chown(request.pid):
+            raise OSError(errno.EPERM, "only the owner takes setuid and setgid away")
         self._setid.discard(fid)
         return self._attr(request.unique, await settle(self._fs.setattr(fid, changes, handle)))
 
@@ -192,7 +197,7 @@ class Operations:
         attr = (await settle(self._fs.getattr(fid))).attr
         self._setid.discard(fid)
         kill = privileges_to_kill(attr, request.uid, request.gid, request.pid)
-        if attr.mode & (stat.S_ISUID | (stat.S_ISGID if kill & Set.KILL_SETGID or attr.mode & stat.S_IXGRP else 0)):
+        if ends_privileges(attr, kill):
             await settle(self._fs.setattr(fid, Changes(kill)))
         else:
             self._setid.add(fid)
@@ -225,8 +230,10 @@ class Operations:
         return abi.open_reply(unique, handle, self._open_flags(handle))
 
     def read(self, request: Request, view: memoryview) -> Outcome:
-        handle, offset, size = abi.READ_IN.unpack_from(view, BODY)
-        return then(self._fs.read(handle, offset, size), abi.buffers_reply, request.unique)
+        handle, offset, size, flags = abi.READ_IN.unpack_from(view, BODY)
+        return then(
+            self._fs.read(handle, offset, size, not flags & abi.READ_LOCKOWNER), abi.buffers_reply, request.unique
+        )
 
     def write(self, request: Request, view: memoryview) -> Outcome:
         handle, offset, size, flags, how = abi.WRITE_IN.unpack_from(view, BODY)
@@ -325,7 +332,7 @@ class Operations:
     def _list(
         self, request: Request, view: memoryview, pack_one: Callable[[bytearray, int, int, Dirent], int]
     ) -> Outcome:
-        handle, cookie, size = abi.READ_IN.unpack_from(view, BODY)
+        handle, cookie, size, _ = abi.READ_IN.unpack_from(view, BODY)
 
         def pack(unique: int, entries: Iterable[Dirent]) -> Reply:
             listing, end, filled = self._listing, min(size, _LISTING_BYTES), 0
@@ -400,6 +407,15 @@ class Operations:
 
     def destroy(self, request: Request, view: memoryview) -> Outcome:
         return abi.empty_reply(request.unique)
+
+
+async def _is_chown(pid: int) -> bool:
+    """Whether a caller is in chown(2), and not in fallocate(2) or the like, which the kernel does not say."""
+    for _ in range(_LOOKS):
+        if (known := changes_owner(pid)) is not None:
+            return known
+        await asyncio.sleep(0.0005)
+    return False
 
 
 def _cred(request: Request, umask: int = 0) -> Cred:

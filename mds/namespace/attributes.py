@@ -48,6 +48,8 @@ def set_attr(step: Step, request: SetAttr) -> Node:
         tx.set_xattr(fid, CAPABILITIES, None)
     if valid & SET_MODE:
         follow_mode(tx, fid, request.mode)
+    if valid & SET_MTIME:
+        step.leases.timed(fid, step.now_ns)
     edited = tx.edit(fid)
     edited.attr = _changed(step, request, edited.attr)
     return node(step, edited, WANT_LEASE)
@@ -102,6 +104,7 @@ def truncate(step: Step, fid: int, size: int) -> None:
     """
     tx = step.tx
     step.leases.changed(fid)
+    step.leases.timed(fid, step.now_ns)
     edited = tx.edit(fid)
     attr = edited.attr
     blocks = min(attr.blocks, blocks_of(size))

@@ -156,6 +156,7 @@ def _take_report(step: Step, request: Commit, inode: Inode, held: Lease) -> None
     edited = tx.edit(fid)
     attr = edited.attr
     size, mtime_ns, blocks, flags = request.size, request.mtime_ns, request.blocks, attr.flags
+    ctime_ns = max(request.ctime_ns, attr.ctime_ns) if request.ctime_ns else step.now_ns
     if inode.is_inline:
         data = request.data
         if data is None and size:
@@ -165,7 +166,7 @@ def _take_report(step: Step, request: Commit, inode: Inode, held: Lease) -> None
         if flags & INLINE:
             blocks = blocks_of(len(data or b""))
     elif held < Lease.WRITE:  # the OSTs know better, and are asked before anybody is told (`mds/sizes.py`)
-        size, mtime_ns, blocks = attr.size, max(mtime_ns, attr.mtime_ns), max(blocks, attr.blocks)
+        size, mtime_ns, ctime_ns, blocks = attr.size, attr.mtime_ns, attr.ctime_ns, max(blocks, attr.blocks)
     edited.data_version += 1
     edited.attr = replace(
         attr,
@@ -173,7 +174,7 @@ def _take_report(step: Step, request: Commit, inode: Inode, held: Lease) -> None
         blocks=blocks,
         atime_ns=max(request.atime_ns, attr.atime_ns),
         mtime_ns=mtime_ns,
-        ctime_ns=max(request.ctime_ns, attr.ctime_ns) if request.ctime_ns else step.now_ns,
+        ctime_ns=ctime_ns,
         change=attr.change + 1,
         flags=flags,
     )

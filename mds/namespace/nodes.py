@@ -67,7 +67,7 @@ def node(step: Step, inode: Inode, want: int, lease: Lease = Lease.READ) -> Node
     return Node(attr, got, layout, capability, data, shared, quota)
 
 
-def measured(keep: Callable[[Step], None], fid: int, session: int, step: Step) -> int:
+def measured(keep: Callable[[Step], bool], fid: int, session: int, step: Step) -> int:
     """`Node.quota` of a file for a session that writes it, after a step that keeps what its objects say."""
     keep(step)
     inode = step.tx.inode(fid)

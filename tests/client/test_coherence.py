@@ -252,6 +252,65 @@ async def test_truncating_an_open_file_elsewhere_is_seen_by_its_writer(world: Wo
     await close(one, number)
 
 
+async def test_a_file_that_is_cut_while_it_is_opened_again_stays_cut(world: World) -> None:
+    """Its objects are still as long as before when the only one who wrote without a lease has one again."""
+    one, two = await world.vfs(), await world.vfs()
+    fid = await write_file(one, one.root, b"f", b"")
+    number = await open_file(one, fid, os.O_RDWR)
+    await settle(one.write(number, 0, memoryview(bytes(500_000))))
+    assert await stat_size(two, fid) == 500_000
+    await settle(two.setattr(fid, Changes(Set.MODE, mode=0o600)))
+    assert world.mds.mds.leases.unreported.keys() == {fid}, "it is written without a lease"
+    again = await open_file(one, fid, os.O_WRONLY | os.O_TRUNC)
+    for _ in range(3):
+        assert await stat_size(two, fid) == 0
+        assert await stat_size(one, fid) == 0
+        await asyncio.sleep(0.01)
+    await close(one, number)
+    await close(one, again)
+
+
+async def test_times_of_a_shared_file_change_with_writes_and_only_with_them(world: World) -> None:
+    one, two = await world.vfs(), await world.vfs()
+    fid = await write_file(one, one.root, b"f", bytes(300_000))
+    await settle(one.setattr(fid, Changes(Set.MTIME, mtime_ns=5)))
+    here = await open_file(one, fid, os.O_RDWR)
+    await settle(one.write(here, 0, memoryview(b"first")))
+    there = await open_file(two, fid, os.O_RDWR)
+
+    async def times() -> tuple[int, int]:
+        found = {(attr.mtime_ns, attr.ctime_ns) for attr in [(await settle(v.getattr(fid))).attr for v in (one, two)]}
+        assert len(found) == 1
+        return found.pop()
+
+    async def unchanged(act: Awaitable[object]) -> None:
+        before = await times()
+        await act
+        assert await times() == before
+
+    before = await times()
+    assert before[0] == before[1]
+    for vfs, number in ((one, here), (two, there)):
+        await settle(vfs.write(number, 200_000, memoryview(b"through")))
+        after = await times()
+        assert before < after
+        assert after[0] == after[1]
+        before = after
+    await unchanged(settle(one.fsync(here, False)))
+    await settle(two.setattr(fid, Changes(Set.MODE, mode=0o600)))
+    assert (await times())[0] == before[0] < (await times())[1]
+    await settle(two.setattr(fid, Changes(Set.MTIME, mtime_ns=7)))
+    assert (await times())[0] == 7
+    await unchanged(settle(one.fsync(here, False)))
+    await settle(two.setattr(fid, Changes(Set.MTIME, mtime_ns=1 << 61)))
+    await settle(one.write(here, 0, memoryview(b"now")))
+    assert 7 < (await times())[0] < 1 << 61
+    await unchanged(close(one, here))
+    await unchanged(quiet(one))
+    await unchanged(close(two, there))
+    await unchanged(quiet(two))
+
+
 async def test_appends_of_a_single_client_at_a_time_follow_each_other(world: World) -> None:
     one, two = await world.vfs(), await world.vfs()
     fid = await write_file(one, one.root, b"log", b"")

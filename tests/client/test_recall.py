@@ -51,10 +51,12 @@ class Failing(Objects):
 
     failure: OSError | None = None
 
-    async def write(self, inode: Inode, extents: Sequence[Extent], sync: bool = False) -> dict[int, Written]:
+    async def write(
+        self, inode: Inode, extents: Sequence[Extent], sync: bool = False, mtime_ns: int = 0
+    ) -> dict[int, Written]:
         if self.failure is not None:
             raise OSError(self.failure.errno, self.failure.strerror)
-        return await super().write(inode, extents, sync)
+        return await super().write(inode, extents, sync, mtime_ns)
 
 
 def make_failing(vfs: Vfs) -> Failing:

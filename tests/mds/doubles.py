@@ -48,6 +48,9 @@ class SessionLeases:
         if Lease.WRITE in self._others(fid):
             raise Blocked(fid, Lease.NONE, spill)
 
+    def timed(self, fid: int, now_ns: int) -> None:
+        pass  # there are no objects
+
     def append(self, fid: int, ticket: int) -> None:
         pass  # nobody else is there
 

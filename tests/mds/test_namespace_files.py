@@ -196,13 +196,15 @@ class TestCommit:
         attr = world.do(Commit(fid, Lease.WRITE, Mode.CLOSED, True, 0, 77)).attr
         assert (attr.size, attr.flags, world.findings()) == (0, AttrFlag.INLINE, [])
 
-    def test_writers_of_a_shared_file_leave_the_size_to_the_osts(self, world: World) -> None:
+    def test_writers_of_a_shared_file_leave_size_and_times_to_the_osts(self, world: World) -> None:
         fid = objects(world, size=1000)
         answer_recall(world, 1, fid, WRITE)
         world.do(Open(fid, WRITE), 2)
+        before = world.do(GetAttr(fid)).attr
         world.do(Commit(fid, Lease.NONE, WRITE, True, 5000, 1 << 61, 10), 1)
         node = world.do(Commit(fid, Lease.NONE, Mode.CLOSED, True, 3000, 99, 5), 2)
-        assert (node.attr.size, node.attr.mtime_ns, node.attr.blocks) == (1000, 1 << 61, 10)
+        assert (node.attr.size, node.attr.mtime_ns, node.attr.blocks) == (1000, before.mtime_ns, 10)
+        assert node.attr.ctime_ns == before.ctime_ns
         assert world.mdt.opens[fid] == {1: WRITE}
 
     def test_lease_is_given_back_and_the_open_registered(self, world: World) -> None:

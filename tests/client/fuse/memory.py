@@ -299,7 +299,7 @@ class MemoryFilesystem:
 
         return self._gated("open", act)
 
-    def read(self, handle: int, offset: int, size: int) -> Answer[Sequence[memoryview | bytes]]:
+    def read(self, handle: int, offset: int, size: int, cached: bool = False) -> Answer[Sequence[memoryview | bytes]]:
         inode = self.handles[handle][0]
         return self._gated("read", lambda: inode.read(offset, size))
 
