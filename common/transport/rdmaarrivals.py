@@ -40,11 +40,12 @@ class Arrivals:
         credits: Credits,
         registered: Registered,
         exposures: Exposures,
+        rooms: dict[int, Sequence[Place]],
         say_pulled: Callable[[int], None],
         answered: Callable[[int], None],
     ) -> None:
         self.receiver: Receiver | None = None
-        self.rooms: dict[int, Sequence[Place]] = {}
+        self.rooms = rooms
         """Of the other side's requests: where the bulk of the reply may be written."""
         self.blocked = False
         """The receiver has no room for the next frame's bulk: decode no more until it has (what is in line goes on)."""

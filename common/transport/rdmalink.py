@@ -13,17 +13,17 @@ import asyncio
 import enum
 import errno
 import secrets
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from nacrefs.common import faults
-from nacrefs.common.framing import Frame, FramingError, Kind, encode_frame
+from nacrefs.common.framing import Frame, FramingError, Kind
 from nacrefs.common.transport.credits import Credits
 from nacrefs.common.transport.fabric import Completion, Port, Status, meaning
 from nacrefs.common.transport.link import Done, Link, Receiver, scratch
 from nacrefs.common.transport.rdmaarrivals import Arrivals
-from nacrefs.common.transport.rdmamemory import STREAM_BYTES, Exposures, Registered
+from nacrefs.common.transport.rdmadepartures import Departures
+from nacrefs.common.transport.rdmamemory import Exposures, Registered
 from nacrefs.common.transport.rdmaqueue import (
     CREDITS,
     INLINE_BYTES,
@@ -36,7 +36,7 @@ from nacrefs.common.transport.rdmaqueue import (
     WORK_MAX,
     WorkQueue,
 )
-from nacrefs.common.transport.rdmawire import PREFIX_BYTES, XID_BYTES, Transfer, What, head, parse, pulled, transfers
+from nacrefs.common.transport.rdmawire import Place, What, parse, pulled
 from nacrefs.common.wire import BODY_BYTES_MAX, RdmaEnd
 
 VERSION: Final = 1
@@ -45,10 +45,6 @@ CLOSE_S: Final = 2.0
 FLUSH_S: Final = 10.0
 """A device that has not flushed a failed queue pair after this time loses it."""
 _RETRY_S: Final = 0.01
-_LINGER_BYTES: Final = 1 << 20
-"""So much of what has been sent and has not left yet still leaves after `close`."""
-_CREDITS_AT: Final = 2
-_BYTES_HEAD: Final = head(What.BYTES, 0)
 _INSIDE: Final = frozenset((What.BYTES, What.OFFER, What.PULL, What.PULL_AND_SAY, What.PUSHED, What.CLOSE))
 _RESERVED: Final = (What.CREDITS, What.CLOSE)
 
@@ -71,21 +67,6 @@ class Home(Protocol):
     def forget(self, link: "RdmaLink") -> None: ...
     def poll(self) -> None: ...
     async def news(self) -> None: ...
-
-
-class _Item:
-    """A frame on its way out: `data`, then `stream`, in messages; before the first of them, `writes`."""
-
-    __slots__ = ("data", "done", "kept", "size", "stream", "writes", "xid")
-
-    def __init__(self, xid: int, data: bytes, size: int, done: Done | None) -> None:
-        self.xid = xid
-        self.data: bytes | memoryview = data
-        self.stream: deque[bytes | memoryview] = deque()
-        self.writes: Sequence[Transfer] = ()
-        self.kept: Sequence[memoryview] = ()
-        self.size = size
-        self.done = done
 
 
 class _Watch:
@@ -141,13 +122,18 @@ class RdmaLink:
         self._exposes = exposes
         self._loop = asyncio.get_running_loop()
         self._credits = Credits(CREDITS, CREDITS)
-        self._message_bytes = SLOT_BYTES
+        rooms: dict[int, Sequence[Place]] = {}
+        self._departures = Departures(self.work, self._credits, registered, self._exposures, rooms, exposes=exposes)
         self._arrivals = Arrivals(
-            self.work, self._credits, registered, self._exposures, self._say_pulled, self._answered
+            self.work,
+            self._credits,
+            registered,
+            self._exposures,
+            rooms,
+            self._say_pulled,
+            self._departures.answered,
         )
         self._state = State.OPEN
-        self._out: deque[_Item] = deque()
-        self._queued_bytes = 0
         self._reading = False
         self._timer: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
@@ -156,7 +142,6 @@ class RdmaLink:
         self._closed_here = False
         self._told = False
         self._watching = False
-        self._writing: dict[_Item, None] = {}
         home.adopt(self)
         self.work.post_receives()
 
@@ -170,14 +155,14 @@ class RdmaLink:
             raise OSError(errno.EHOSTUNREACH, "one side is on InfiniBand, the other on Ethernet")
         if far.credits < 2 or far.slot_bytes < 1024:
             raise OSError(errno.EPROTO, f"{far.credits} receives of {far.slot_bytes} bytes are too few")
-        self._message_bytes = min(SLOT_BYTES, far.slot_bytes)
-        self._credits = self._arrivals.credits = Credits(CREDITS, far.credits)
+        self._departures.message_bytes = min(SLOT_BYTES, far.slot_bytes)
+        self._credits = self._arrivals.credits = self._departures.credits = Credits(CREDITS, far.credits)
         self.work.pair.connect(self.near, far)
 
     async def probe(self, timeout_s: float) -> None:
         """Send one empty message, and wait until the other side's device has it; OSError if it never has."""
         there: list[bool] = []
-        self._send_alone(What.CREDITS, lambda: there.append(True))
+        self._departures.alone(What.CREDITS, lambda: there.append(True))
         until_s = self._loop.time() + timeout_s
         while not there:
             if self._error is not None:
@@ -191,7 +176,7 @@ class RdmaLink:
         self._watching = True
         self.tcp.start(_Watch(self._gone))
         if not self._exposes and self._state is State.OPEN:
-            self._send_alone(What.CREDITS)
+            self._departures.alone(What.CREDITS)
 
     async def heard(self, timeout_s: float) -> None:
         """Wait for the first message of the other side; OSError if none comes."""
@@ -212,7 +197,7 @@ class RdmaLink:
 
     @property
     def backlog_bytes(self) -> int:
-        return self._queued_bytes
+        return self._departures.queued_bytes
 
     @property
     def state(self) -> State:
@@ -240,9 +225,7 @@ class RdmaLink:
     def withdraw(self, xid: int) -> None:
         self._arrivals.decoder.redirect(xid, Kind.REPLY, scratch)
         self._exposures.withdraw(xid)
-        for item in self._out:
-            if item.xid == xid:
-                item.stream = deque(bytes(part) for part in item.stream)
+        self._departures.withdraw(xid)
 
     def send(
         self,
@@ -258,18 +241,9 @@ class RdmaLink:
             if done is not None:
                 done()
             return
-        size = sum(map(len, bulk)) if bulk else 0
-        if size:
-            item = self._with_bulk(kind, xid, oldest, body, bulk, size, done)
-        else:
-            prefix = _BYTES_HEAD
-            if offer is not None and self._exposes and (room := self._exposures.offer(xid, offer)) is not None:
-                prefix = head(What.OFFER, 0, room.pieces)
-            item = _Item(xid, prefix + encode_frame(kind, xid, oldest, body), len(body), done)
+        self._departures.add(kind, xid, oldest, body, bulk, done, offer)
         if kind is Kind.REPLY or kind is Kind.FAILURE:
             self._arrivals.rooms.pop(xid, None)
-        self._out.append(item)
-        self._queued_bytes += item.size
         if faults.on and faults.hit("rpc.frame.send", kind.name):
             self._closed_here = True
             self._fail(ConnectionResetError(errno.ECONNRESET, f"{self.peername}: a fault was injected"))
@@ -278,111 +252,22 @@ class RdmaLink:
 
     # ------------------------------------------------------------------------------------------------------- sending
 
-    def _with_bulk(
-        self,
-        kind: Kind,
-        xid: int,
-        oldest: int,
-        body: bytes,
-        bulk: Sequence[memoryview],
-        size: int,
-        done: Done | None,
-    ) -> _Item:
-        room = self._arrivals.rooms.get(xid) if kind is Kind.REPLY else None
-        if room is not None and sum(place.size for place in room) >= size:
-            pieces, kept = self.registered.pieces(bulk), bulk
-            if pieces is None and (copy := self.registered.copy(bulk, size)) is not None:
-                pieces, kept = self.registered.pieces([copy]), (copy,)
-            if pieces is not None and len(writes := transfers(pieces, room, PIECES_MAX)) < WORK_MAX // 2:
-                data = head(What.PUSHED, size) + encode_frame(kind, xid, oldest, body)
-                item = _Item(xid, data, len(body) + size, done)
-                item.writes, item.kept = writes, kept
-                return item
-        asks = kind is Kind.REQUEST or kind is Kind.RESENT
-        if asks and self._exposes and size > STREAM_BYTES:
-            exposure = self._exposures.bulk(xid, bulk, size, done)
-            if exposure is not None:
-                what = What.PULL if done is None else What.PULL_AND_SAY
-                data = head(what, size, exposure.pieces) + encode_frame(kind, xid, oldest, body)
-                self._queued_bytes += exposure.size
-                return _Item(xid, data, len(body), None)
-        item = _Item(xid, _BYTES_HEAD + encode_frame(kind, xid, oldest, body, size), len(body) + size, done)
-        item.stream.extend(bulk)
-        return item
-
     def _flush(self) -> None:
-        """Post what there is credit and room for."""
+        """Post what there is credit and room for; last of all, that this was all."""
+        if self._state is not State.OPEN and self._state is not State.CLOSING:
+            return
         try:
-            self._post_all()
+            self._departures.post()
+            if self._state is State.CLOSING and not self._departures and not self._said_close and self.work.room():
+                self._said_close = True
+                error = self._ended_by()
+                self._departures.alone(What.CLOSE, lambda: self._fail(error))
         except OSError as error:
             self._fail(error)
 
-    def _post_all(self) -> None:
-        while self._out and (self._state is State.OPEN or self._state is State.CLOSING):
-            item = self._out[0]
-            if not self.work.room(len(item.writes)) or not self._credits.take():
-                break
-            if item.writes:
-                self.work.write(item.writes)
-            self._post(item)
-        if self._state is State.CLOSING and not self._out and not self._said_close and self.work.room():
-            self._said_close = True
-            error = self._error
-            assert error is not None
-            self._send_alone(What.CLOSE, lambda: self._fail(error))
-
-    def _post(self, item: _Item) -> None:
-        """Send one message of a frame."""
-        slot, limit = self.work.slot(), self._message_bytes
-        data, stream = item.data, item.stream
-        if len(data) <= limit:
-            filled = len(data)
-            slot[:filled] = data
-            # The tail of a long body is not followed by bulk in one message: the decoder would have to stop there.
-            whole = not isinstance(data, memoryview)
-            item.data = _BYTES_HEAD
-            while stream and filled < limit and whole:
-                part = stream.popleft()
-                count = min(len(part), limit - filled)
-                slot[filled : filled + count] = part[:count]
-                filled += count
-                if count < len(part):
-                    stream.appendleft(memoryview(part)[count:])
-        else:
-            filled = limit
-            slot[:filled] = data[:filled]
-            item.data = memoryview(_BYTES_HEAD + data[filled:])
-        slot[_CREDITS_AT : _CREDITS_AT + 2] = self._credits.collect().to_bytes(2, "little")
-        if stream or len(item.data) > PREFIX_BYTES:
-            self.work.send(filled)
-            return
-        self._out.popleft()
-        if item.writes:
-            self._writing[item] = None
-            self.work.send(filled, lambda: self._left(item), item.kept)
-        else:
-            self.work.send(filled)
-            self._left(item)
-
-    def _left(self, item: _Item) -> None:
-        """A frame is the device's business now, or its bytes have been written."""
-        self._writing.pop(item, None)
-        self._queued_bytes -= item.size
-        item.size = 0
-        done, item.done = item.done, None
-        if done is not None:
-            done()
-
-    def _send_alone(self, what: What, ended: Callable[[], None] | None = None) -> None:
-        """A message for which a receive is always reserved."""
-        slot = self.work.slot()
-        slot[:PREFIX_BYTES] = head(what, 0)
-        slot[_CREDITS_AT : _CREDITS_AT + 2] = self._credits.collect().to_bytes(2, "little")
-        self.work.send(PREFIX_BYTES, ended, signal=True)
-
     def _say_pulled(self, xid: int) -> None:
         if self._state is State.OPEN:
-            self._out.append(_Item(0, head(What.PULLED, 0) + xid.to_bytes(XID_BYTES, "little"), 0, None))
+            self._departures.say_pulled(xid)
             self._flush()
 
     # ----------------------------------------------------------------------------------------------------- receiving
@@ -411,7 +296,7 @@ class RdmaLink:
             self._credits.granted(prefix.credits)
             ordinary = prefix.what not in _RESERVED
             if prefix.what == What.PULLED:
-                self._answered(pulled(message))
+                self._departures.answered(pulled(message))
             elif prefix.what in _INSIDE and not self._closed_here:
                 self._arrivals.add(slot, message, prefix)
                 return
@@ -422,19 +307,15 @@ class RdmaLink:
         except OSError as error:
             self._fail(FramingError(errno.EPROTO, f"{self.peername}: {error.strerror}"))
 
-    def _answered(self, xid: int) -> None:
-        """The other side will not touch the memory of this request any more."""
-        self._queued_bytes -= self._exposures.end(xid)
-
     def progress(self) -> None:
         """After completions, or when the receiver has room again: hand over, send, return credits."""
         if self._state is not State.CLOSED or not self._closed_here:
             self._deliver()
-        if self._out or self._state is State.CLOSING:
+        if self._departures or self._state is State.CLOSING:
             self._flush()
         if self._credits.due and self._state is State.OPEN and self.work.room():
             try:
-                self._send_alone(What.CREDITS)
+                self._departures.alone(What.CREDITS)
             except OSError as error:
                 self._fail(error)
 
@@ -475,26 +356,9 @@ class RdmaLink:
             return
         self._error = error
         self._state = State.CLOSING
-        self._linger()
+        self._departures.linger()
         self._timer = self._loop.call_later(CLOSE_S, self._fail, error)
         self._flush()
-
-    def _linger(self) -> None:
-        """Everybody has his buffers back; a little of what has not left yet is copied and still leaves."""
-        kept = 0
-        waiting, self._out = self._out, deque()
-        for item in waiting:
-            kept += item.size
-            if kept <= _LINGER_BYTES:
-                item.stream = deque(bytes(part) for part in item.stream)
-                self._out.append(item)
-            if (done := item.done) is not None:
-                item.done = None
-                done()
-        for item in list(self._writing):
-            self._left(item)
-        self._exposures.tell()
-        self._queued_bytes = 0
 
     def _cut_off(self) -> None:
         """The other side must not touch our memory any more, not even on its way out."""
@@ -534,11 +398,7 @@ class RdmaLink:
         self._home.forget(self)
         self.work.pair.close()
         self.work.forget()
-        self._exposures.clear()
-        for item in (*self._writing, *self._out):
-            self._left(item)
-        self._out.clear()
-        self._queued_bytes = 0
+        self._departures.clear()
         self._arrivals.give_up()
         if self._watching:
             self.tcp.close()
