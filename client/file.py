@@ -499,7 +499,7 @@ class File:
             if not self.inline or not self.dirty:
                 if self.extents or self.flights:
                     await self.write_out()
-                if sync and not self._is_inline():
+                if (sync and not self._is_inline()) or self._leaves_mdt():
                     await self._sync_objects()
             keep = min(lease, inode.lease)
             mode = self.mode_beside(keep)
@@ -522,6 +522,11 @@ class File:
     def _has_inline_contents(self) -> bool:
         attr = self.inode.attr
         return attr is not None and attr.flags & INLINE != 0 and attr.size > 0 and not self.dirty
+
+    def _leaves_mdt(self) -> bool:
+        """The next report makes the MDT forget contents that fsync may have promised: OSTs must have them durably."""
+        attr = self.inode.attr
+        return self.dirty and not self.inline and attr is not None and attr.flags & INLINE != 0 and attr.size > 0
 
     def _is_inline(self) -> bool:
         """Its contents lie in the MDT, or it has none."""
@@ -694,6 +699,8 @@ class File:
                 if self.dirty and not self.through and not self.inline and inode.lease >= WRITE:
                     # The MDS must know what lies on the OSTs, or it would not cut that.
                     await self.write_out()
+                    if self._leaves_mdt():
+                        await self._sync_objects()
                     await self._report(inode.lease)
                 yield
         finally:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nacrefs.client.config import ReadConfig, WriteConfig
 from nacrefs.client.filesystem import Changes
 from nacrefs.client.vfs import Vfs
+from nacrefs.common import faults
 from nacrefs.common.answer import is_later, settle
 from nacrefs.common.wire import Set
 from tests.client.world import CRED, World, close, cluster, open_file, quiet, read, read_file, write_file
@@ -245,3 +246,24 @@ async def test_unsupported_fallocate_modes_are_refused(world: World) -> None:
             await settle(vfs.fallocate(number, mode, offset, length))
         assert caught.value.errno == expected
     await close(vfs, number)
+
+
+async def test_contents_that_leave_the_mdt_are_durable_on_osts_before_it_forgets_them(world: World) -> None:
+    """They may have been promised by fsync when they were in the MDT, and an OST may lose power just then."""
+    vfs = await world.vfs()
+    fid = await write_file(vfs, vfs.root, b"f", b"x" * 5000)
+    await quiet(vfs)
+    number = await open_file(vfs, fid, os.O_RDWR)
+    await settle(vfs.write(number, 5000, memoryview(b"y" * 100_000)))
+    durable: list[bool] = []
+
+    def look() -> faults.Outcome:
+        stored = [one for oss in world.oss for target in oss.targets for one in target.open_objects()]
+        durable.append(bool(stored) and all(one.durable_version >= one.version for one in stored))
+        return faults.PASS
+
+    with faults.armed("client.commit.before", look):
+        await settle(vfs.release(number))
+        await quiet(vfs)
+    assert durable == [True]
+    assert await read_file(await world.vfs(), vfs.root, b"f") == b"x" * 5000 + b"y" * 100_000

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -43,6 +43,7 @@ POINTS: Final = {
 """Where processes are made to kill themselves."""
 KEPT: Final = 6
 """So many of the directories of earlier rounds are compared again."""
+DEV_TOML: Final = "osts = 2\nosts_per_oss = 1\nterm_s = 2.0\nheartbeat_s = 0.5\n"
 HANG_S: Final = 60.0
 PROMISED: Final = 3000
 """Killing begins when each program's log is so long (bytes): about 40 operations."""
@@ -87,6 +88,10 @@ class CrashRig:
         self.report = Report()
         self.faults = ""
         """What is armed in every process that is started anew."""
+        self.environment: dict[str, str] = {}
+        """And what else is in its environment."""
+        self.on_killed: Callable[[tuple[str, ...]], None] = lambda group: None
+        """Told when these have been killed and nobody has been started again."""
         self._two = cluster.mount.parent / "two"
         self._two.mkdir(exist_ok=True)
         self._two_pid = 0
@@ -131,7 +136,7 @@ class CrashRig:
         """Start what does not run; what is started has these faults armed."""
         for attempt in range(3):
             arguments = ("dev", "up", "--dir", self.cluster.directory, "--mount", self.cluster.mount)
-            done = nacre(*arguments, NACRE_FAULTS=faults or self.faults)
+            done = nacre(*arguments, NACRE_FAULTS=faults or self.faults, **self.environment)
             if not done.returncode:
                 break
             assert faults or attempt < 2, done  # one that is killed while it starts is started again
@@ -170,6 +175,7 @@ class CrashRig:
             for group in victims:
                 time.sleep(self.random.uniform(0.1, 0.9))
                 self.kill(group)
+                self.on_killed(group)
                 killed.update(group)
                 self.revive()
             time.sleep(self.random.uniform(0.05, 0.5))
@@ -262,14 +268,9 @@ class CrashRig:
 @contextlib.contextmanager
 def crash_rig(base: Path, seed: int) -> Generator[CrashRig]:
     """A rig with a new cluster below `base`; afterwards nothing of it is left."""
-    with process_cluster(base, "--osts", "2") as cluster:
-        cluster.down()
-        settings = cluster.directory / "dev.toml"
-        text = settings.read_text()
-        for old, new in (("term_s = 10.0", "term_s = 2.0"), ("heartbeat_s = 1.0", "heartbeat_s = 0.5")):
-            text = text.replace(old, new)
-        settings.write_text(text.replace("osts_per_oss = 2", "osts_per_oss = 1"))
-        cluster.up()
+    (base / "cluster").mkdir()
+    (base / "cluster" / "dev.toml").write_text(DEV_TOML)
+    with process_cluster(base) as cluster:
         rig = CrashRig(cluster, seed)
         try:
             yield rig
