@@ -136,7 +136,7 @@ class CrashRig:
         """Start what does not run; what is started has these faults armed."""
         for attempt in range(3):
             arguments = ("dev", "up", "--dir", self.cluster.directory, "--mount", self.cluster.mount)
-            done = nacre(*arguments, NACRE_FAULTS=faults or self.faults, **self.environment)
+            done = nacre(*arguments, cwd=None, NACRE_FAULTS=faults or self.faults, **self.environment)
             if not done.returncode:
                 break
             assert faults or attempt < 2, done  # one that is killed while it starts is started again
