@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: dev apt types check test test-slow test-mpi test-rdma test-rdma-short rdma-vm native ad-nacre bench bench-native bench-peers scale demo clean
+.PHONY: dev apt types check test test-slow soak test-mpi test-rdma test-rdma-short rdma-vm native ad-nacre bench bench-native bench-peers scale demo clean
 
 # Packages go into the current Python environment. Debian's own Python refuses that (PEP 668), so there, and only there,
 # a .venv in the checkout is made and used.
@@ -67,6 +67,11 @@ test: dev
 
 test-slow: dev
 	$(PYTHON) -m pytest -m slow --ignore=tests/bench --timeout=1800
+
+# Programs race on two mounts while servers and mounts are killed; then everything is compared and checked.
+MINUTES ?= 10
+soak: dev
+	PATH="$(BIN):$$PATH" $(PYTHON) -m tests.faults.soak --minutes $(MINUTES)
 
 # The native library (client/native), for use from this checkout.
 native: apt

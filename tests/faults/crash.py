@@ -43,7 +43,8 @@ POINTS: Final = {
 """Where processes are made to kill themselves."""
 KEPT: Final = 6
 """So many of the directories of earlier rounds are compared again."""
-DEV_TOML: Final = "osts = 2\nosts_per_oss = 1\nterm_s = 2.0\nheartbeat_s = 0.5\n"
+DEV_TOML: Final = "osts = 2\nosts_per_oss = 1\nheartbeat_s = 0.5\n"
+TERM_S: Final = 2.0
 HANG_S: Final = 60.0
 PROMISED: Final = 3000
 """Killing begins when each program's log is so long (bytes): about 40 operations."""
@@ -266,10 +267,10 @@ class CrashRig:
 
 
 @contextlib.contextmanager
-def crash_rig(base: Path, seed: int) -> Generator[CrashRig]:
+def crash_rig(base: Path, seed: int, term_s: float = TERM_S) -> Generator[CrashRig]:
     """A rig with a new cluster below `base`; afterwards nothing of it is left."""
     (base / "cluster").mkdir()
-    (base / "cluster" / "dev.toml").write_text(DEV_TOML)
+    (base / "cluster" / "dev.toml").write_text(f"{DEV_TOML}term_s = {term_s:.1f}\n")
     with process_cluster(base) as cluster:
         rig = CrashRig(cluster, seed)
         try:

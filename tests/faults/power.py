@@ -17,7 +17,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Final
 
-from tests.faults.crash import DEV_TOML, CrashRig
+from tests.faults.crash import DEV_TOML, TERM_S, CrashRig
 from tests.harness.process import process_cluster
 
 EVERYTHING: Final = ("mds", "oss0", "oss1", "mount", "two")
@@ -75,7 +75,7 @@ def power_rig(base: Path, seed: int) -> Generator[tuple[CrashRig, PowerDisk]]:
     try:
         place = base / "rig" / "cluster"
         place.mkdir(parents=True)
-        (place / "dev.toml").write_text(DEV_TOML)
+        (place / "dev.toml").write_text(f"{DEV_TOML}term_s = {TERM_S}\n")
         for name in ("mdt", "ost0", "ost1"):
             (disk.directory / name).mkdir()
             (place / name).symlink_to(disk.directory / name)

@@ -15,6 +15,7 @@ import random
 import shutil
 import signal
 import sys
+from collections.abc import Generator
 from typing import Final
 
 NAMES: Final = 8
@@ -68,7 +69,7 @@ class Racer:
         return "/".join([self._directory, *(str(self._random.randrange(NAMES)) for _ in range(depth))])
 
     @contextlib.contextmanager
-    def _open(self, flags: int):  # type: ignore[no-untyped-def]
+    def _open(self, flags: int) -> Generator[int]:
         descriptor = os.open(self._path(), flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
             yield descriptor
