@@ -281,11 +281,12 @@ class Attach(Request[Session], frozen=True, array_like=True, tag=1):
 class Alive(Message, frozen=True, array_like=True, gc=False):
     """The session lives. `osts_version` changes when the OST table does. `tight`: space is short, so send contents
     before `close` returns. `limits` changes when quotas do: ask (`GetAttr`, `Commit`) what they mean for files that
-    are being written."""
+    are being written. `now_s`: the MDS's time, by which capabilities expire (0: not said)."""
 
     osts_version: int
     tight: bool = False
     limits: int = 0
+    now_s: float = 0.0
 
 
 class Keepalive(Request[Alive], frozen=True, array_like=True, tag=2):
@@ -1142,14 +1143,15 @@ class TargetInfo(Message, frozen=True, array_like=True, gc=False):
 
 class Registered(Message, frozen=True, array_like=True, gc=False):
     """The OSTs' indices, in the order asked; the sessions that are fenced; how often to send a heartbeat. An OST that
-    has heard nothing for `silence_s` serves no mirrored file. `mirrors`: some copies are not good, ask `JoinMirrors`
-    before serving any."""
+    has heard nothing for `silence_s` serves no client. `mirrors`: some copies are not good, ask `JoinMirrors` before
+    serving any. `now_s`: the MDS's time, by which capabilities expire (0: not said)."""
 
     indices: tuple[int, ...]
     fenced: tuple[int, ...]
     heartbeat_s: float
     silence_s: float = 15.0
     mirrors: bool = False
+    now_s: float = 0.0
 
 
 class Register(Request[Registered], frozen=True, array_like=True, tag=80):

@@ -88,6 +88,7 @@ class Mds:
         self.settings = settings
         self.meter = meter
         self.clock = clock
+        self._began_s = clock.now_ns() / 1e9 - clock.monotonic_s()
         self._key = capability_key
         self.leases = LeaseTable(settings.leases_per_session)
         self.sessions = Sessions(clock, settings.term_s)
@@ -257,8 +258,13 @@ class Mds:
         """The right to do I/O on a file."""
         return self._capability(fid, generation, session, rights)
 
+    def now_s(self) -> float:
+        """The time by which capabilities expire, seconds since 1970: the clock's when this run began, and on from there
+        however that is set meanwhile."""
+        return self._began_s + self.clock.monotonic_s()
+
     def _capability(self, fid: int, generation: int, session: int, rights: Right) -> Capability:
-        expires_s = self.clock.now_ns() // 1_000_000_000 + self.settings.capability_s
+        expires_s = int(self.now_s()) + self.settings.capability_s
         return sign_capability(self._key, fid, generation, session, rights, expires_s)
 
     def _server_capability(self, fid: int, generation: int) -> Capability:
@@ -656,12 +662,13 @@ class Mds:
             self.settings.heartbeat_s,
             self.targets.silence_s,
             bool(self.mdt.mirrors((-1, -1, -1), 1)),
+            self.now_s(),
         )
 
     def _heartbeat(self, request: wire.Heartbeat, call: Call) -> wire.Alive:
         _servers_only(call)
         self.targets.heartbeat(request.targets, call.peer)
-        return wire.Alive(self.targets.version)
+        return wire.Alive(self.targets.version, now_s=self.now_s())
 
     def _copies_failed(self, request: wire.CopiesFailed, call: Call) -> Any:
         """A copy is not good any more. Asked again it is looked at again, since what it has changed it does not change

@@ -86,9 +86,9 @@ class Changes:
     def write(self, request: Write, call: Call) -> Answer[Written]:
         """Store bytes whose sums are right."""
         total = check_extents(request.extents)
-        target = self._gate.admit(request, call, _WRITE)
-        if not self._gate.is_open():
+        if self._gate.holds(request):
             return self._gate.when_open(self.write, request, call)
+        target = self._gate.admit(request, call, _WRITE)
         replies, known = self._once(request, call, target)
         if known is not None:
             return known
@@ -143,9 +143,9 @@ class Changes:
     def punch(self, request: Punch, call: Call) -> Answer[Written]:
         """Make holes."""
         check_extents(request.extents, total_max=1 << 75)
-        target = self._gate.admit(request, call, _WRITE)
-        if not self._gate.is_open():
+        if self._gate.holds(request):
             return self._gate.when_open(self.punch, request, call)
+        target = self._gate.admit(request, call, _WRITE)
         replies, known = self._once(request, call, target)
         if known is not None:
             return known
@@ -156,9 +156,9 @@ class Changes:
     def truncate(self, request: Truncate, call: Call) -> Answer[Written]:
         """Cut an object."""
         check_size(request.size)
-        target = self._gate.admit(request, call, _WRITE)
-        if not self._gate.is_open():
+        if self._gate.holds(request):
             return self._gate.when_open(self.truncate, request, call)
+        target = self._gate.admit(request, call, _WRITE)
         replies, known = self._once(request, call, target)
         if known is not None:
             return known
@@ -175,9 +175,9 @@ class Changes:
 
     def sync(self, request: Sync, call: Call) -> Answer[Written]:
         """Make an object durable."""
-        target = self._gate.admit(request, call, _ANY)
-        if not self._gate.is_open():
+        if self._gate.holds(request):
             return self._gate.when_open(self.sync, request, call)
+        target = self._gate.admit(request, call, _ANY)
         return self._gate.counted(call, self._sync, target, request)
 
     async def _sync(self, target: Target, request: Sync) -> Written:

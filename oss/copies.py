@@ -74,6 +74,24 @@ class Copies:
             )
 
 
+class MdsTime:
+    """The MDS's clock, by which capabilities expire: what this machine's own says, or jumps to, does not count."""
+
+    __slots__ = ("_ahead_s",)
+
+    def __init__(self) -> None:
+        self._ahead_s = time.time() - Trust.now_s()
+
+    def heard(self, now_s: float) -> None:
+        """The MDS has said what time it is (0: it does not say)."""
+        if now_s:
+            self._ahead_s = now_s - Trust.now_s()
+
+    def now_s(self) -> float:
+        """Seconds since 1970."""
+        return Trust.now_s() + self._ahead_s
+
+
 class Trust:
     """How long this OSS may rely on what the MDS has told it: an MDS that does not hear of it for that long decides
     without it, and cannot tell it."""

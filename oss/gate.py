@@ -74,6 +74,10 @@ class Gate:
         """Whether clients may do I/O."""
         return self.trust.now_s() < self.trust.fences_until_s
 
+    def holds(self, request: Io) -> bool:
+        """Whether a request has to wait. (One for a copy is refused instead: its sender asks another copy.)"""
+        return not self.is_open() and not request.capability.rights & _MIRRORED
+
     def heard(self, asked_s: float, silence_s: float) -> None:
         """The MDS has answered what it was asked at `asked_s`, and all that it had to say is known."""
         self.trust.heard(asked_s, silence_s)
@@ -110,9 +114,11 @@ class Gate:
         if target is None:
             raise self._unknown(request.ost)
         check_object(request.fid, request.number)
-        self.admission.check(request.capability, request.fid, request.generation, call.peer.session, right)
-        if request.capability.rights & _MIRRORED:
+        mirrored = request.capability.rights & _MIRRORED
+        if mirrored:
             self.trust.check()
+        self.admission.check(request.capability, request.fid, request.generation, call.peer.session, right)
+        if mirrored:
             target.copies.check(request.fid, request.number, request.generation, target.where)
         return target
 

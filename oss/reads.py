@@ -43,9 +43,9 @@ class Reads:
         """Bytes of extents, with the sums of what is sent."""
         extents = request.extents
         check_extents(extents)
-        target = self._gate.admit(request, call, _READ)
-        if not self._gate.is_open():
+        if self._gate.holds(request):
             return self._gate.when_open(self.read, request, call)
+        target = self._gate.admit(request, call, _READ)
         stored = target.find(request.fid, request.number)
         if stored is None:
             return Data((0,) * len(extents), b"", 0)

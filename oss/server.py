@@ -4,7 +4,6 @@ import asyncio
 import errno
 import logging
 import resource
-import time
 import uuid
 from pathlib import Path
 from typing import Final
@@ -29,6 +28,7 @@ from nacrefs.common.wire import (
 from nacrefs.oss.admission import Admission
 from nacrefs.oss.blockio import IoThreads
 from nacrefs.oss.config import OssConfig
+from nacrefs.oss.copies import MdsTime
 from nacrefs.oss.gate import Gate
 from nacrefs.oss.mover import Mover
 from nacrefs.oss.service import Service
@@ -60,7 +60,8 @@ class OssServer:
         self._credentials: CredentialSource = lambda: self.keyring.credentials(Role.SERVER)
         self._pool = BufferPool(config.buffer_bytes)
         self._threads = IoThreads(config.threads)
-        self._gate = Gate(Admission(self.keyring.capability_keys(), time.time))
+        self._mds_time = MdsTime()
+        self._gate = Gate(Admission(self.keyring.capability_keys(), self._mds_time.now_s))
         self._others: dict[str, Remote] = {}
         self._service = Service(
             self._gate, self._threads, self._pool, self._connect, int(config.mirror.resync_bytes_per_s)
@@ -216,6 +217,7 @@ class OssServer:
         self._gate.admission.fenced.intersection_update(answer.fenced)
         await self._join_mirrors(mds, answer)
         self._heartbeat_s, self._silence_s = answer.heartbeat_s, answer.silence_s
+        self._mds_time.heard(answer.now_s)
         self._gate.heard(sent_s, answer.silence_s)
         self.registered.set()
         log.info("serving %s at %s", ", ".join(target.where for target in self.targets), ",".join(self.addresses))
@@ -256,7 +258,8 @@ class OssServer:
                 continue
             sent_s = self._gate.trust.now_s()
             try:
-                await mds.call(Heartbeat(self._infos()), deadline_s=max(5.0, 3 * self._heartbeat_s))
+                alive = await mds.call(Heartbeat(self._infos()), deadline_s=max(5.0, 3 * self._heartbeat_s))
+                self._mds_time.heard(alive.now_s)
                 if self.registered.is_set():
                     self._gate.heard(sent_s, self._silence_s)
             except OSError as error:

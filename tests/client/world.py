@@ -58,10 +58,11 @@ def cluster(
     term_s: float = 30.0,
     scheme: str = "mem",
     database: str | None = None,
+    clock: Clock | None = None,
 ) -> World:
     """Four OSTs; files are striped over two of them in small units."""
     layout = LayoutConfig(stripe_count=stripe_count, stripe_size=Size(stripe_size))
-    return World(directory, term_s=term_s, layout=layout, scheme=scheme, database=database)
+    return World(directory, term_s=term_s, layout=layout, scheme=scheme, database=database, clock=clock)
 
 
 class Counting:

@@ -50,7 +50,7 @@ class Racer:
             verb = self._random.choice(self._verbs)
             try:
                 getattr(self, verb)()
-            except shutil.Error:
+            except (shutil.Error, ValueError):  # (mmap says so of a file that was cut meanwhile)
                 pass
             except OSError as error:
                 if error.errno in GONE:
