@@ -1389,10 +1389,10 @@ class SetHsm(Request[Queued], frozen=True, array_like=True, tag=120):
 
 class LinkSpec(Message, frozen=True, array_like=True, gc=False):
     """A directory that is bound to a bucket prefix. `id`: the number of the archive that is the prefix. `imports`:
-    `metadata` (names appear at once) or `none` (with the first refresh). `auto_import`: which of `new`, `changed` and
-    `deleted` keys a refresh follows. `conflict`: what becomes of files that differ on both sides (`fail`, `skip`,
-    `overwrite-if-dirty`, `overwrite`). Refreshed every `every_s` seconds, or as `cron` says, or (neither) when asked.
-    `details`: ask each new object for mode, owner and times."""
+    `metadata` (names appear at once), `data` (contents come by themselves, too) or `none` (with the first refresh).
+    `auto_import`: which of `new`, `changed` and `deleted` keys a refresh follows. `conflict`: what becomes of files
+    that differ on both sides (`fail`, `skip`, `overwrite-if-dirty`, `overwrite`). Refreshed every `every_s` seconds, or
+    as `cron` says, or (neither) when asked. `details`: ask each new object for mode, owner and times."""
 
     id: int
     fid: int
@@ -1484,6 +1484,36 @@ class AskLifecycle(Request[Inspection], frozen=True, array_like=True, tag=125):
     what: str
     fid: int = 0
     now_ns: int = 0
+
+
+# ------------------------------------------------------------------------------------------ lifecycle tier: warmup
+
+
+class AddWarmup(Request[Inspection], frozen=True, array_like=True, tag=153):
+    """Make a warmup job (`job` 0), or add to one that is not complete: bring these files, and all files below these
+    directories, to the OSTs (`verb` = `warm`), give them up there (`evict`), or look whether they are there (`check`).
+    It is begun with the first request without `more`, and not before job `after` is over (0: at once). `width`: files
+    under way at a time. `uid` is who asks. The answer is the job as `GetWarmups` gives it."""
+
+    fids: tuple[int, ...]
+    job: int = 0
+    verb: str = "warm"
+    more: bool = False
+    after: int = 0
+    width: int = 16
+    uid: int = 0
+
+
+class GetWarmups(Request[Inspection], frozen=True, array_like=True, tag=154):
+    """All warmup jobs, or one, as JSON."""
+
+    job: int = 0
+
+
+class CancelWarmup(Request[Done], frozen=True, array_like=True, tag=155):
+    """End a job: files that are under way come, the others do not."""
+
+    job: int
 
 
 # ------------------------------------------------------------------------------------------ lifecycle tier: MDS → OSS

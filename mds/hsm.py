@@ -40,6 +40,8 @@ RUNNING_MAX: Final = 48
 """Actions under way at a time."""
 QUEUE_MAX: Final = 1_000_000
 """Actions that may wait; more are refused with EAGAIN."""
+READER: Final = -1
+"""The user of actions that somebody waits for who reads."""
 HISTORY: Final = 10_000
 """Actions that are over and still shown."""
 ATTEMPTS: Final = {
@@ -298,7 +300,9 @@ class Coordinator:
         return go_on
 
     def _next_user(self, kind: int, users: list[int]) -> int:
-        """Whose turn it is."""
+        """Whose turn it is. Those who read come before those who have files brought for later."""
+        if kind == HsmAction.RESTORE and READER in users:
+            return READER
         last = self._turn.get(kind, -2)
         chosen = min((uid for uid in users if uid > last), default=min(users))
         self._turn[kind] = chosen
@@ -442,7 +446,7 @@ class Coordinator:
             if not inode.attr.flags & RELEASED:
                 return
             end = min(end, inode.attr.size)
-            action = await self.request(HsmAction.RESTORE, fid, 0, -1, "read")
+            action = await self.request(HsmAction.RESTORE, fid, 0, READER, "read")
             if action is None or action.has(start, end):
                 return
             if action.row.kind != HsmAction.RESTORE:
@@ -452,9 +456,34 @@ class Coordinator:
                 if action.failed is not None:
                     raise OSError(action.failed.errno, action.failed.strerror)
                 continue
+            self._hurry(action)
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             action.waiters.append((start, end, future))
             await future
+
+    def _hurry(self, action: Action) -> None:
+        """Somebody waits for the bytes now: the action is a reader's from now on."""
+        row = action.row
+        if row.uid == READER:
+            return
+        action.row = row._replace(uid=READER)
+        users = self._waiting[row.kind]
+        queue = users.get(row.uid, [])
+        if action in queue:
+            queue.remove(action)
+            if not queue:
+                del users[row.uid]
+            users.setdefault(READER, []).append(action)
+            self.pump()
+
+    async def finish(self, action: Action) -> None:
+        """Wait until an action is over, without being in a hurry. OSError (EIO) with the reason if it fails."""
+        if self.active.get(action.row.fid) is action:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            action.waiters.append((0, 1 << 62, future))
+            await future
+        elif action.failed is not None:
+            raise OSError(action.failed.errno, action.failed.strerror)
 
     def park(self, work: Work, fid: int, stop: bool) -> None:
         """A request cannot run before a file is back (`stop`: before that has been given up)."""

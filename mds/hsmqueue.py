@@ -43,6 +43,10 @@ class Action:
         unit = self.unit
         return unit > 0 and all(part in self.ready for part in range(start // unit, -(-end // unit)))
 
+    def in_a_hurry(self) -> bool:
+        """Whether somebody waits who reads, or may."""
+        return self.row.uid < 0
+
     def succeeded(self, now_ns: int) -> ActionRow:
         """Its row when it has ended well."""
         return self.row._replace(state=SUCCEED, reason="", key="", upload="", changed_ns=now_ns)

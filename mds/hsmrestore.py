@@ -41,7 +41,7 @@ class Restorer:
             raise OSError(errno.EIO, f"the copy has {row.size} bytes, the file {size}")
         if size <= unit:
             order = self._order(back, spec, 0, size, True)
-            allocated = (await self._movers.whole(layout, size, order)).allocated_bytes
+            allocated = (await self._movers.whole(layout, size, order, action.in_a_hurry)).allocated_bytes
             self._arrived(action, 0, size)
         else:
             await self._parts(action, back, spec)
@@ -79,7 +79,8 @@ class Restorer:
             start, end = part * unit, min(size, (part + 1) * unit)
             if self._reading.inode(fid) is None:
                 raise Gone
-            await self._movers.move(layout, start, end, self._order(back, spec, start, end, False))
+            order = self._order(back, spec, start, end, False)
+            await self._movers.move(layout, start, end, order, action.in_a_hurry)
             self._arrived(action, part, end - start)
             if action.done - begun >= _BEGIN_BYTES:
                 begun = action.done

@@ -9,7 +9,7 @@ from nacrefs.common.wire import NAME_BYTES_MAX, ArchiveEntry, LinkSpec
 ACTIVE, PAUSED, REMOVING = "active", "paused", "removing"
 LOG_MAX: Final = 1000
 """Lines of a link's log that are kept."""
-IMPORTS: Final = ("metadata", "none")
+IMPORTS: Final = ("metadata", "data", "none")
 AUTO_IMPORT: Final = ("new", "changed", "deleted")
 CONFLICT: Final = ("fail", "skip", "overwrite-if-dirty", "overwrite")
 _decode = msgspec.msgpack.Decoder(LinkSpec).decode

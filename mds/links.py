@@ -227,6 +227,9 @@ class Links:
                     f"{counts.deleted:,} deleted, {counts.conflicts:,} in conflict, {counts.deferred:,} deferred, "
                     f"{counts.problems:,} no files, {counts.seconds:.1f} s"
                 )
+            if row.spec.imports == "data" and (counts.new or counts.changed):
+                job = await self._mds.warmups.warm(row.fid)
+                lines.append(f"warmup job {job.row.id} brings the contents")
             await self._put(link, *lines, refreshed_ns=refresh.began_ns, counts=counts, reason="")
         finally:
             link.refresh = None

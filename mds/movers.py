@@ -7,6 +7,7 @@ asks for.
 import asyncio
 import errno
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,6 +49,8 @@ class Movers:
         self._loop = asyncio.get_running_loop()
         self._moving: dict[Any, int] = {}
         self._moved = asyncio.Event()
+        self._hurrying = 0
+        """Moves that are in a hurry and wait."""
         self._small: dict[Any, _Small] = {}
 
     def up(self) -> list[int]:
@@ -63,18 +66,31 @@ class Movers:
 
     # ----------------------------------------------------------------------------------------------------------- moves
 
-    async def move(self, layout: Layout | None, start: int, end: int, request: wire.Request[Any]) -> Any:
-        """Have a move made by the OSS that has most of its bytes, or one with less to do."""
+    async def move(
+        self,
+        layout: Layout | None,
+        start: int,
+        end: int,
+        request: wire.Request[Any],
+        hurry: Callable[[], bool] = lambda: False,
+    ) -> Any:
+        """Have a move made by the OSS that has most of its bytes, or one with less to do. Moves that are in a `hurry`
+        are begun before all others."""
         while True:
             peers = self._peers(layout, start, end)
             if not peers:
                 raise OSError(errno.EAGAIN, "no OSS is there")
+            hurries = hurry()
             free = [peer for peer in peers if self._moving.get(peer, 0) < MOVES_PER_OSS]
-            if free:
+            if free and (hurries or not self._hurrying):
                 peer = min(free, key=lambda one: (self._moving.get(one, 0), peers.index(one)))
                 break
             moved = self._moved
-            await moved.wait()
+            self._hurrying += hurries
+            try:
+                await moved.wait()
+            finally:
+                self._hurrying -= hurries
         self._moving[peer] = self._moving.get(peer, 0) + 1
         try:
             return await peer.call(request)
@@ -85,10 +101,12 @@ class Movers:
             self._moved.set()
             self._moved = asyncio.Event()
 
-    async def whole(self, layout: Layout | None, size: int, order: Order) -> Moved:
-        """Have a file moved that goes in one piece."""
+    async def whole(
+        self, layout: Layout | None, size: int, order: Order, hurry: Callable[[], bool] = lambda: False
+    ) -> Moved:
+        """Have a file moved that goes in one piece; one that is in a `hurry` goes with the next bundle."""
         if size > SMALL_BYTES:
-            moved: Moved = await self.move(layout, 0, size, order)
+            moved: Moved = await self.move(layout, 0, size, order, hurry)
             return moved
         peers = self._peers(layout, 0, size)
         if not peers:
@@ -100,7 +118,7 @@ class Movers:
         if small is None:
             small = self._small[peer] = _Small()
         future: asyncio.Future[Moved] = self._loop.create_future()
-        small.waiting.append((order, size, future))
+        (small.waiting.appendleft if hurry() else small.waiting.append)((order, size, future))
         if not small.planned and small.sent < BUNDLES_PER_OSS:
             small.planned = True
             self._loop.call_soon(self._send, peer, small)

@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION: Final = "0006"
+SCHEMA_VERSION: Final = "0007"
 """Alembic revision of the tables below: the newest file in `migrations/versions`."""
 
 Int64: Final = BigInteger().with_variant(Integer(), "sqlite")
@@ -437,6 +437,37 @@ link_log: Final = Table(
     Column("number", Int64, primary_key=True, autoincrement=False),
     Column("time_ns", Int64, nullable=False),
     Column("text", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+warmup: Final = Table(
+    "warmup",
+    metadata,
+    # A warmup job; the last `warmuprows.HISTORY` that are over are kept.
+    Column("id", Int64, primary_key=True, autoincrement=False),
+    # `warm`, `evict` or `check`.
+    Column("verb", Text, nullable=False),
+    # `filling` (more files are to be named), `waiting`, `running`, `done`, `failed` or `canceled`.
+    Column("state", Text, nullable=False),
+    # The job that must be over before this one begins; 0: none.
+    Column("after", Int64, nullable=False),
+    # Files under way at a time, and who asked.
+    Column("width", Int64, nullable=False),
+    Column("uid", Int64, nullable=False),
+    Column("created_ns", Int64, nullable=False),
+    # When it was begun or has ended last.
+    Column("changed_ns", Int64, nullable=False),
+    # What of it is done, as JSON (`warmuprows.Counts`).
+    Column("counts", Text, nullable=False),
+)
+
+warmup_item: Final = Table(
+    "warmup_item",
+    metadata,
+    # A file, or a directory with all below it, that a job has still to look at; in this order.
+    Column("job", Int64, primary_key=True, autoincrement=False),
+    Column("number", Int64, primary_key=True, autoincrement=False),
+    Column("fid", Int64, nullable=False),
     sqlite_with_rowid=False,
 )
 

@@ -57,6 +57,8 @@ from nacrefs.mds.sizes import Sizes, Told, counted_until, keep_size, with_object
 from nacrefs.mds.step import Blocked, Released, Restoring, Step, Unreported
 from nacrefs.mds.targets import Targets
 from nacrefs.mds.tx import Tx
+from nacrefs.mds.warmup import Warmups
+from nacrefs.mds.warmupdesk import WARMUP_REQUESTS, WarmupDesk
 from nacrefs.mds.work import Work
 
 log = logging.getLogger("nacre.mds")
@@ -74,7 +76,7 @@ ADDRESSED: Final[tuple[type[wire.Request[Any]], ...]] = (
     wire.Attach, wire.Keepalive, wire.Detach, wire.Reclaim, wire.Yield, wire.GetOsts, wire.Inspect, wire.As,
     wire.SetPool, wire.Register, wire.Heartbeat, wire.SetLock, wire.GetLock, wire.CancelLock, wire.CopiesFailed,
     wire.ListCopies, wire.Resync, wire.JoinMirrors, wire.ReportDamage,
-    *APPEND_REQUESTS, *QUOTA_REQUESTS, *HSM_REQUESTS, *LINK_REQUESTS, *FSCK_REQUESTS,
+    *APPEND_REQUESTS, *QUOTA_REQUESTS, *HSM_REQUESTS, *LINK_REQUESTS, *WARMUP_REQUESTS, *FSCK_REQUESTS,
     *LIFECYCLE_REQUESTS, *READS, *WRITES,
 )  # fmt: skip
 """All requests that an MDS answers."""
@@ -121,6 +123,8 @@ class Mds:
         self._link_desk = LinkDesk(self, self._hsm_desk)
         self.lifecycle = Lifecycle(self)
         self._lifecycle_desk = LifecycleDesk(self)
+        self.warmups = Warmups(self)
+        self._warmup_desk = WarmupDesk(self, self.warmups)
         self._evictor.on_evicted = self._session_ended
         self._reading = Tx(mdt, writable=False)
         self._registering = asyncio.Lock()
@@ -153,6 +157,7 @@ class Mds:
         self.hsm.start()
         self.links.start()
         self.lifecycle.start()
+        self.warmups.start()
         self.resyncer.start()
         self._spawn(self._watch())
 
@@ -160,6 +165,7 @@ class Mds:
         """Commit what is queued and end."""
         self._stopping = True
         await self._fsck.stop()
+        await self.warmups.stop()
         await self.links.stop()
         await self.lifecycle.stop()
         await self.hsm.stop()
@@ -304,6 +310,7 @@ class Mds:
         table.update(self._hsm_desk.handlers())
         table.update(self._link_desk.handlers())
         table.update(self._lifecycle_desk.handlers())
+        table.update(self._warmup_desk.handlers())
         check_service(table, ADDRESSED)
         return table
 

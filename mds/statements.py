@@ -40,6 +40,8 @@ from nacrefs.mds.schema import (
     rule,
     session,
     usage,
+    warmup,
+    warmup_item,
     xattr,
 )
 
@@ -406,6 +408,31 @@ class Statements:
             .limit(key("limit"))
             .offset(literal_column("0")),
             "parent first last limit",
+        )
+
+        # --- warmup
+        self.warmups = self._text(select(warmup).order_by(warmup.c.id), "")
+        columns = [column.name for column in warmup.columns]
+        self.put_warmup = self._put(warmup, "id", " ".join(columns[1:]))
+        self.delete_warmup = self._delete(warmup, "id")
+        self.put_warmup_item = self._put(warmup_item, "job number", "fid")
+        # job, after, limit -> number, fid; in order
+        self.warmup_items = self._text(
+            select(warmup_item.c.number, warmup_item.c.fid)
+            .where(warmup_item.c.job == key("job"), warmup_item.c.number > key("after"))
+            .order_by(warmup_item.c.number)
+            .limit(key("limit"))
+            .offset(literal_column("0")),
+            "job after limit",
+        )
+        # job -> number of the last, how many
+        self.warmup_items_left = self._text(
+            select(func.max(warmup_item.c.number), func.count()).where(warmup_item.c.job == key("job")), "job"
+        )
+        # job, number: those up to it are done
+        self.delete_warmup_items = self._text(
+            delete(warmup_item).where(warmup_item.c.job == key("job"), warmup_item.c.number <= key("number")),
+            "job number",
         )
 
         # --- targets

@@ -41,6 +41,7 @@ COMMANDS: Final = {
     "stats": ("servers", "Show what a mount or server has been asked, and what it cost."),
     "status": ("servers", "Show servers, OSTs, sessions, leases and queues."),
     "umount": ("mounts", "Unmount, after everything that was written has been stored."),
+    "warmup": ("warmup", "Bring files to the OSTs before they are needed."),
 }
 """Our own commands: the module of `client.cli` in which each is, as `NAME_command`, and what it does."""
 

@@ -60,7 +60,7 @@ def _schedule(every: str | None, cron: str | None) -> tuple[float, str]:
     if every is not None and cron is not None:
         raise click.UsageError("--every or --cron, not both")
     try:
-        return (0.0 if every in (None, "never") else parse_duration(str(every))), cron or ""
+        return (0.0 if every in (None, "never") else float(parse_duration(str(every)))), cron or ""
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 
@@ -99,9 +99,10 @@ _conflict = click.option(
 @click.option(
     "--import",
     "imports",
-    type=click.Choice(["metadata", "none"]),
+    type=click.Choice(["metadata", "data", "none"]),
     default="metadata",
-    help="What appears now: all names (metadata), or nothing before the first refresh. [metadata]",
+    help="What appears now: all names (metadata); names, and contents by themselves, too (data); or nothing before the "
+    "first refresh (none). [metadata]",
 )
 @click.option(
     "--details",

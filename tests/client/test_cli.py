@@ -23,6 +23,7 @@ SUBCOMMANDS = {
     "pool": ("list", "set", "rm"),
     "archive": ("add", "list", "show", "test", "rm", "import"),
     "link": ("create", "list", "show", "refresh", "pause", "resume", "log", "rm"),
+    "warmup": ("start", "list", "status", "cancel"),
     "hsm": (
         "state",
         "action",
