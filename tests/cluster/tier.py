@@ -4,7 +4,7 @@ import asyncio
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from aiohttp import ClientSession, web
 from msgspec.structs import replace
@@ -123,7 +123,7 @@ class Proxy:
         self._holding = ""
         self._go_on = asyncio.Event()
 
-    async def __aenter__(self) -> "Proxy":
+    async def __aenter__(self) -> Self:
         self._session = ClientSession(auto_decompress=False)
         app = web.Application(client_max_size=1 << 30)
         app.router.add_route("*", "/{tail:.*}", self._pass)
