@@ -93,11 +93,11 @@ def start_command(
     verb = "check" if check else "evict" if evict else "warm"
 
     async def work(mds: Any) -> dict[str, Any]:
-        number = 0
+        number, job = 0, dict[str, Any]()
         for at in range(0, len(fids), LISTING_MAX):
             more = at + LISTING_MAX < len(fids)
             order = AddWarmup(tuple(fids[at : at + LISTING_MAX]), number, verb, more, after, width, os.geteuid())
-            job: dict[str, Any] = json.loads((await mds.call(order)).report)
+            job = json.loads((await mds.call(order)).report)
             number = job["id"]
         return await _watch(mds, number, as_json) if wait else job
 
