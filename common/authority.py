@@ -54,6 +54,7 @@ OF_CLIENTS: Final[Mapping[type[Request[Any]], Scope]] = {
 """What every key may ask."""
 
 OF_ADMINISTRATORS: Final[frozenset[type[Request[Any]]]] = frozenset({
+    wire.Scrub, wire.VerifyFile,
     wire.SetPool, wire.SetQuota, wire.SetProject, wire.CheckQuota, wire.SetArchive, wire.ProbeArchive,
     wire.ImportArchive, wire.Fsck, wire.WatchFsck, wire.SetLink, wire.RemoveLink, wire.OrderLink,
     wire.SetLifecycle, wire.RemoveRule, wire.SetRuleState, wire.RunRule,
@@ -61,6 +62,7 @@ OF_ADMINISTRATORS: Final[frozenset[type[Request[Any]]]] = frozenset({
 """What an administrator's key may ask besides."""
 
 OF_SERVERS: Final[frozenset[type[Request[Any]]]] = frozenset({
+    wire.ScrubOst, wire.VerifyObject,
     wire.Register, wire.Heartbeat, wire.JoinMirrors, wire.ReportDamage,
     # From the MDS to OSSes, over the connections that these have made to it.
     wire.Destroy, wire.Glimpse, wire.TruncateObjects, wire.Fence, wire.RaiseFloors, wire.SyncObject,

@@ -986,6 +986,98 @@ class WatchFsck(Request[FsckReport], frozen=True, array_like=True, tag=61):
     stop: bool = False
 
 
+# ------------------------------------------------------------------------------------------- client → MDS: scrub
+
+
+class ScrubOrder(enum.IntEnum):
+    """What is to happen with the scrub of an OST."""
+
+    STATUS = 0
+    START = 1
+    """begin, or go on where it was paused"""
+    PAUSE = 2
+    STOP = 3
+    """the next one begins at the beginning"""
+
+
+class Damage(Message, frozen=True, array_like=True, gc=False):
+    """Bytes `[start, end)` of an object (and so of its file) that are not those that were written. `problem`: what is
+    wrong, if it is not that they do not match their checksums. `mended`: they are right again."""
+
+    fid: int
+    number: int
+    start: int
+    end: int
+    problem: str = ""
+    mended: bool = False
+
+
+class FoundDamage(Message, frozen=True, array_like=True, gc=False):
+    """Damage of a file at `path` (empty: it has none) on an OST, and what becomes of it."""
+
+    ost: int
+    damage: Damage
+    path: bytes
+    repair: Repair
+    mend: str
+
+
+class ScrubState(Message, frozen=True, array_like=True, gc=False):
+    """The latest scrub of an OST. `state`: never, running, paused, stopped, done, or why it failed. `objects` of
+    `total` have been looked at. Times are Unix times (0: not yet). `count`: how many damages are known, with the page
+    of them behind the number that was asked for."""
+
+    ost: int
+    state: str
+    objects: int = 0
+    total: int = 0
+    bytes: int = 0
+    started_s: int = 0
+    ended_s: int = 0
+    count: int = 0
+    damages: tuple[Damage, ...] = ()
+
+
+class ScrubReport(Message, frozen=True, array_like=True, gc=False):
+    """The scrubs of some OSTs, with a page of the damages of each; `down`: OSTs that could not be asked."""
+
+    osts: tuple[ScrubState, ...]
+    found: tuple[FoundDamage, ...]
+    down: tuple[int, ...]
+
+
+class Scrub(Request[ScrubReport], frozen=True, array_like=True, tag=62):
+    """Start, pause, stop or look at the scrubs of OSTs (none named: all). A scrub reads every block of every object, at
+    most `bytes_per_s` (0: as fast as the disk is, -1: as configured), while nobody else wants the disk. It goes on
+    when its OSS was restarted."""
+
+    order: ScrubOrder = ScrubOrder.STATUS
+    osts: tuple[int, ...] = ()
+    bytes_per_s: int = -1
+    after: int = 0
+
+
+class FileVerified(Message, frozen=True, array_like=True, gc=False):
+    """A piece of a file has been read, in all copies that should be good. `stripe` and `offset`: where to go on (-1:
+    done). `end`: how far its longest object reaches. `unchecked`: what could not be read, and why."""
+
+    stripe: int
+    offset: int
+    checked_bytes: int
+    end: int
+    found: tuple[FoundDamage, ...] = ()
+    unchecked: tuple[str, ...] = ()
+
+
+class VerifyFile(Request[FileVerified], frozen=True, array_like=True, tag=63):
+    """Have the OSTs read a piece of a file and compare it with its checksums, and copies with each other. What differs
+    is mended where there is a good copy."""
+
+    fid: int
+    stripe: int = 0
+    offset: int = 0
+
+
 # -------------------------------------------------------------------------------------------- mirrors: anybody → MDS
 
 
@@ -1758,6 +1850,35 @@ class ProbeObjects(Request[ObjectFacts], frozen=True, array_like=True, tag=89):
     """MDS → OSS: these objects, but for those that do not exist."""
 
     objects: tuple[ObjectId, ...]
+
+
+class ScrubOst(Request[ScrubState], frozen=True, array_like=True, tag=90):
+    """MDS → OSS: start, pause, stop or look at the scrub of an OST, with the damages behind number `after`."""
+
+    ost: int
+    order: ScrubOrder
+    bytes_per_s: int = -1
+    after: int = 0
+
+
+class Verified(Message, frozen=True, array_like=True, gc=False):
+    """A piece of an object has been read: up to `offset` (-1: all of it), of `size`. `digest`: xxh3-64 over the sum
+    string of the piece, by which copies can be compared."""
+
+    offset: int
+    checked_bytes: int
+    size: int
+    digest: bytes
+    damages: tuple[Damage, ...] = ()
+
+
+class VerifyObject(Request[Verified], frozen=True, array_like=True, tag=91):
+    """MDS → OSS: read a piece of an object, from `offset` on, and compare it with its checksums."""
+
+    ost: int
+    fid: int
+    number: int
+    offset: int = 0
 
 
 class Synced(Message, frozen=True, array_like=True, gc=False):

@@ -130,8 +130,8 @@ def sync_directory(directory: str) -> None:
 class IoThreads:
     """The threads in which file system calls may wait."""
 
-    def __init__(self, count: int) -> None:
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="oss-io")
+    def __init__(self, count: int, name: str = "oss-io", begin: Callable[[], None] | None = None) -> None:
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix=name, initializer=begin)
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of `call`, made in a thread. It is waited for even if the waiter is cancelled: its buffers and

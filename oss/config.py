@@ -32,6 +32,13 @@ class MirrorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """So much is compared each second; 0: as fast as the disks are."""
 
 
+class ScrubConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Reading everything to see whether it is still what was written."""
+
+    bytes_per_s: Size = Size(100 << 20)
+    """So much is read each second, unless `nacre scrub` says otherwise; 0: as fast as the disks are."""
+
+
 class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the server says what it does."""
 
@@ -67,6 +74,7 @@ class OssConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ost: OstConfig = OstConfig()
     mirror: MirrorConfig = MirrorConfig()
     rdma: RdmaConfig = RdmaConfig()
+    scrub: ScrubConfig = ScrubConfig()
     log: LogConfig = LogConfig()
 
     def check(self) -> None:
@@ -96,6 +104,8 @@ class OssConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"ost.dirty_bytes = {self.ost.dirty_bytes} is below 16 MiB")
         if self.mirror.resync_bytes_per_s < 0:
             raise ValueError(f"mirror.resync_bytes_per_s = {self.mirror.resync_bytes_per_s} is below 0")
+        if self.scrub.bytes_per_s < 0:
+            raise ValueError(f"scrub.bytes_per_s = {self.scrub.bytes_per_s} is below 0")
         if self.ost.flush_after <= 0:
             raise ValueError(f"ost.flush_after = {self.ost.flush_after} is not above 0")
 

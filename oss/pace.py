@@ -7,15 +7,15 @@ class Pace:
     """A rate; 0 means none. What was not used is not saved up."""
 
     def __init__(self, bytes_per_s: int) -> None:
-        self._bytes_per_s = bytes_per_s
+        self.bytes_per_s = bytes_per_s
         self._next_s = 0.0
 
     async def take(self, size: int) -> None:
         """Wait until `size` more bytes may be moved."""
-        if not self._bytes_per_s:
+        if not self.bytes_per_s:
             return
         now_s = asyncio.get_running_loop().time()
         start_s = max(now_s, self._next_s)
-        self._next_s = start_s + size / self._bytes_per_s
+        self._next_s = start_s + size / self.bytes_per_s
         if start_s > now_s:
             await asyncio.sleep(start_s - now_s)

@@ -5,6 +5,7 @@ import errno
 import logging
 import resource
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +37,7 @@ from nacrefs.oss.target import Limits, Target
 
 log = logging.getLogger("nacre.oss")
 _DOUBTFUL_AT_ONCE: Final = 1000
+_DAMAGE_S: Final = 60.0
 _OTHER_FILES: Final = 1024
 """Descriptors for everything but object files."""
 
@@ -64,8 +66,14 @@ class OssServer:
         self._gate = Gate(Admission(self.keyring.capability_keys(), self._mds_time.now_s))
         self._others: dict[str, Remote] = {}
         self._service = Service(
-            self._gate, self._threads, self._pool, self._connect, int(config.mirror.resync_bytes_per_s)
+            self._gate,
+            self._threads,
+            self._pool,
+            self._connect,
+            int(config.mirror.resync_bytes_per_s),
+            int(config.scrub.bytes_per_s),
         )
+        self._service.scrubs.report = self._report_damage
         self.mover = Mover(
             self._gate, self._service.for_clients(), self._credentials, config.host_name(), int(config.mover_bytes)
         )
@@ -95,6 +103,7 @@ class OssServer:
         try:
             _allow_files(len(self.config.osts) * self.config.ost.open_objects + _OTHER_FILES)
             self._open_targets()
+            self._service.scrubs.start(self.targets)
             await self._listen()
             self._mds = Remote(
                 self.config.mds,
@@ -127,6 +136,7 @@ class OssServer:
         self._others.clear()
         self.registered.clear()
         await self.mover.close()
+        await self._service.scrubs.stop()
         await asyncio.gather(*(target.close() for target in self.targets))
         self.targets.clear()
         self._threads.close()
@@ -238,6 +248,11 @@ class OssServer:
                     here.copies.raise_floor((floor.fid, floor.number), floor.generation)
                 after = (floor.fid, floor.number, floor.ost)
             more = not page.end
+
+    async def _report_damage(self, objects: Sequence[ObjectId]) -> None:
+        """Tell the MDS of what a scrub has found."""
+        assert self._mds is not None
+        await self._mds.call(ReportDamage(tuple(objects)), deadline_s=_DAMAGE_S)
 
     def _connect(self, address: str) -> Remote:
         """The connection to another OSS, begun when first needed."""

@@ -24,12 +24,14 @@ from nacrefs.common.wire import (
     Read,
     ReadSums,
     Right,
+    ScrubOst,
     Seek,
     StatObject,
     Sync,
     SyncObject,
     Truncate,
     TruncateObjects,
+    VerifyObject,
     Write,
 )
 from nacrefs.oss import blockio
@@ -39,8 +41,10 @@ from nacrefs.oss.gate import Call, Gate
 from nacrefs.oss.inventory import Inventory
 from nacrefs.oss.reads import Reads
 from nacrefs.oss.resync import Resync
+from nacrefs.oss.scrub import Scrubs
 from nacrefs.oss.seek import Seeks
 from nacrefs.oss.target import Target
+from nacrefs.oss.verify import Verifier
 
 _ANY: Final = int(Right.READ | Right.WRITE)
 Handlers = Mapping[type[Any], Callable[[Any, Any], Any]]
@@ -62,6 +66,7 @@ class Service:
         pool: BufferPool,
         connect: Callable[[str], Remote],
         resync_bytes_per_s: int = 0,
+        scrub_bytes_per_s: int = 0,
     ) -> None:
         self.gate = gate
         self.mover: Stopper | None = None
@@ -70,6 +75,8 @@ class Service:
         self._changes = Changes(gate, threads)
         self._seeks = Seeks(gate, threads)
         self._inventory = Inventory(gate, threads)
+        self._verifier = Verifier(gate, scrub_bytes_per_s)
+        self.scrubs = Scrubs(gate, self._verifier)
         self._resync = Resync(gate, self._changes, threads, connect, resync_bytes_per_s)
 
     def for_clients(self) -> Handlers:
@@ -96,6 +103,8 @@ class Service:
             SyncObject: self._resync.sync_object,
             ListObjects: self._inventory.list_objects,
             ProbeObjects: self._inventory.probe_objects,
+            ScrubOst: self.scrubs.scrub_ost,
+            VerifyObject: self._verifier.verify_object,
         }
 
     def stat(self, request: StatObject, call: Call) -> ObjectStat:

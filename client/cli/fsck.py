@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import click
 
-from nacrefs.client.cli.outcome import json_option, print_json, words_of
+from nacrefs.client.cli.checks import CHECK_CODES, CLEAN, FAILED, LEFT, MENDED, CheckCommand, CheckError
+from nacrefs.client.cli.outcome import json_option, print_json
 from nacrefs.client.cli.progress import Update, progress_bar
 from nacrefs.common.config import parse_duration
 from nacrefs.common.fid import ROOT, format_fid, parse_fid
@@ -15,51 +16,9 @@ from nacrefs.common.remote import Remote
 from nacrefs.common.wire import Fsck, FsckReport, Problem, Repair, WatchFsck
 
 POLL_S: Final = 0.2
-CLEAN, MENDED, LEFT, FAILED, USAGE, INTERRUPTED = 0, 1, 4, 8, 16, 32
-
-_CODES: Final = """\b
-Exit codes: e2fsck's, added up:
-  0   nothing is wrong
-  1   problems were found, and mended
-  4   problems were found, and are left
-  8   it could not be done, or not everything could be looked at
-  16  wrong usage
-  32  interrupted"""
 
 
-class _Code(click.ClickException):
-    """An error with an exit code of fsck's own."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.exit_code = code
-
-
-class FsckCommand(click.Command):
-    """A command that ends as e2fsck does."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """As usual, but for the exit code."""
-        try:
-            return super().make_context(*args, **kwargs)
-        except click.UsageError as error:
-            raise _Code(f"{error.format_message().rstrip('.')} (see `nacre fsck --help`)", USAGE) from None
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """As usual, but for the exit code."""
-        try:
-            return super().invoke(ctx)
-        except click.UsageError as error:
-            raise _Code(f"{error.format_message().rstrip('.')} (see `nacre fsck --help`)", USAGE) from None
-        except (KeyboardInterrupt, click.Abort):
-            raise _Code("interrupted", INTERRUPTED) from None
-        except OSError as error:
-            if ctx.find_root().params.get("debug"):
-                raise
-            raise _Code(words_of(error), FAILED) from None
-
-
-@click.command("fsck", cls=FsckCommand, epilog=_CODES)
+@click.command("fsck", cls=CheckCommand, epilog=CHECK_CODES)
 @click.argument("where", metavar="PATH|URL")
 @click.option("--repair", is_flag=True, help="Mend what can be mended. [only tell]")
 @click.option(
@@ -72,7 +31,7 @@ class FsckCommand(click.Command):
 @click.option(
     "--grace", default="30s", show_default=True, metavar="TIME", help="Leave objects alone that are younger than this."
 )
-@click.option("--keyring", metavar="FILE", help="For a URL: the cluster's client key.")
+@click.option("--keyring", metavar="FILE", help="An administrator's key. [the mount's]")
 @json_option
 def fsck_command(where: str, repair: bool, orphans: str, grace: str, keyring: str | None, as_json: bool) -> int:
     """Check a filesystem while it is used: names, link counts, sizes, objects on the OSTs, usage.
@@ -175,7 +134,7 @@ def show(report: FsckReport, problems: list[Problem]) -> None:
     for why in report.unchecked:
         click.echo(f"not everything was looked at: {why}", err=True)
     if report.error:
-        raise _Code(report.error, exit_code(report, problems))
+        raise CheckError(report.error, exit_code(report, problems))
     mended = sum(problem.repair is Repair.MENDED for problem in problems)
     left = len(problems) - mended
     looked = f"{report.inodes:,} files and {report.objects:,} objects looked at"

@@ -10,7 +10,7 @@ import click
 from nacrefs.client.cli.outcome import EXIT_CODES, json_option, print_json
 from nacrefs.common.config import format_size, parse_size
 from nacrefs.common.fid import format_fid
-from nacrefs.common.layout import LayoutSpec
+from nacrefs.common.layout import CopyState, LayoutSpec
 from nacrefs.common.layoutspec import format_spec
 
 ATTRIBUTE: Final = "nacre.layout"
@@ -24,7 +24,9 @@ ATTRIBUTE: Final = "nacre.layout"
 )
 @click.option("-i", "--first-ost", type=int, default=-1, metavar="OST", help="The OST of the first stripe. [any]")
 @click.option("-p", "--pool", default="", help="Only OSTs of this pool.")
-@click.option("-m", "--mirrors", type=int, default=1, help="How many copies, each on other OSTs. [1]")
+@click.option(
+    "-m", "--mirrors", type=int, default=1, help="How many copies (1 to 3), each on other OSTs: see `nacre mirror`. [1]"
+)
 @click.option(
     "--inline", metavar="SIZE", help="Files up to this size (at most 64K) live in the MDT; 0: none. [default: as usual]"
 )
@@ -158,7 +160,19 @@ def describe(path: str) -> dict[str, Any]:
         "osts": [int(ost) for ost in fields["osts"].split(",")] if fields.get("osts") else [],
         "generation": int(fields.get("generation", 0)),
         "inline": int(fields.get("inline", -1)),
+        "copies": _copies(fields),
     }
+
+
+def _copies(fields: dict[str, str]) -> list[str]:
+    """The state of each object of a file that has copies (docs/mirrors.md)."""
+    if "osts" not in fields or fields.get("mirrors", "1") == "1":
+        return []
+    states = [CopyState.GOOD.name.lower()] * len(fields["osts"].split(","))
+    for state in CopyState:
+        for number in filter(None, fields.get(state.name.lower(), "").split(",")):
+            states[int(number)] = state.name.lower()
+    return states
 
 
 def _line(one: dict[str, Any]) -> str:
@@ -168,6 +182,11 @@ def _line(one: dict[str, Any]) -> str:
         words.append(f"{one['mirrors']} mirrors")
     if one["osts"]:
         words.append(f"OSTs {','.join(map(str, one['osts']))}")
+    words += [
+        f"object {number} on OST {one['osts'][number]} is {state}"
+        for number, state in enumerate(one["copies"])
+        if state != "good"
+    ]
     if one["first_ost"] >= 0:
         words.append(f"from OST {one['first_ost']}")
     if one["pool"]:

@@ -1,4 +1,4 @@
-"""`Fsck` and `WatchFsck`: one check at a time, which ends when nobody asks for it any more."""
+"""`Fsck` and `WatchFsck`: one check at a time, which ends when nobody asks for it any more. With them, scrubs."""
 
 import asyncio
 import errno
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 from nacrefs.common.rpc import Call, Handler
 from nacrefs.common.wire import Fsck, FsckReport, Request, WatchFsck
 from nacrefs.mds.fsck.job import FsckJob
+from nacrefs.mds.scrubbing import SCRUB_REQUESTS, ScrubDesk
 
 if TYPE_CHECKING:
     from nacrefs.mds.service import Mds
 
-FSCK_REQUESTS: Final[tuple[type[Request[Any]], ...]] = (Fsck, WatchFsck)
+FSCK_REQUESTS: Final[tuple[type[Request[Any]], ...]] = (Fsck, WatchFsck, *SCRUB_REQUESTS)
 UNWATCHED_S: Final = 60.0
 
 
@@ -21,6 +22,7 @@ class FsckDesk:
 
     def __init__(self, mds: "Mds") -> None:
         self._mds = mds
+        self._scrubs = ScrubDesk(mds)
         self._name = ""
         self._job: FsckJob | None = None
         self._task: asyncio.Task[None] | None = None
@@ -28,7 +30,7 @@ class FsckDesk:
 
     def handlers(self) -> Mapping[type[Request[Any]], Handler]:
         """The table of `FSCK_REQUESTS`."""
-        return {Fsck: self._begin, WatchFsck: self._watch}
+        return {Fsck: self._begin, WatchFsck: self._watch, **self._scrubs.handlers()}
 
     async def stop(self) -> None:
         """End what is under way."""

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from nacrefs.common.fid import ROOT
 from nacrefs.common.wire import Fsck, FsckReport, Problem, QuotaDrift, Repair
 from nacrefs.mds.check import STAGES, Finding, tree_findings, usage_drifts, words_of_drift
 from nacrefs.mds.fsck.asking import Osts
 from nacrefs.mds.fsck.mending import MENDS as OBJECT_MENDS
 from nacrefs.mds.fsck.mending import ObjectMender
 from nacrefs.mds.fsck.objects import ObjectCheck
+from nacrefs.mds.fsck.paths import path_if_any
 from nacrefs.mds.fsck.tree import MENDS as TREE_MENDS
 from nacrefs.mds.fsck.tree import TreeMender
 from nacrefs.mds.snapshot import Snapshot, read_all
@@ -181,21 +181,8 @@ class FsckJob:
         if key in self._problems or len(self._problems) >= PROBLEMS_MAX:
             return
         repair = Repair.POSSIBLE if mend and not why else Repair.LEFT
-        self._problems[key] = Problem(
-            finding.kind, finding.fid, self._path(finding.fid), finding.text, repair, why or mend
-        )
-
-    def _path(self, fid: int) -> bytes:
-        """The path of a fid; empty if it has none, or the tree is damaged just there."""
-        store, parts, seen = self._mds.mdt.store, list[bytes](), set[int]()
-        while fid != ROOT:
-            names = store.fetchall(store.statements.names, (fid,))
-            if not names or fid in seen:
-                return b""
-            seen.add(fid)
-            fid, name = min(names)
-            parts.append(name)
-        return b"/" + b"/".join(reversed(parts))
+        path = path_if_any(self._mds.mdt.store, finding.fid) if finding.fid else b""
+        self._problems[key] = Problem(finding.kind, finding.fid, path, finding.text, repair, why or mend)
 
 
 def _key(finding: Finding) -> tuple[str, int, str]:

@@ -38,6 +38,8 @@ SUBCOMMANDS = {
     ),
     "key": ("list", "new", "limit", "rotate", "revoke", "prune", "extract"),
     "quota": ("set", "get", "list", "rm", "check", "project"),
+    "mirror": ("status", "resync", "verify", "replace"),
+    "scrub": ("start", "status", "pause", "stop", "files"),
 }
 EVERY: list[tuple[str, ...]] = [
     *[(name,) for name in sorted({*COMMANDS, *PLUGINS} - SUBCOMMANDS.keys())],
