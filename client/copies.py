@@ -218,6 +218,7 @@ class Copies:
         """A change of one copy. An OSS that has lost the MDS gets some time to find it again."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + TRUST_S
+        again = False
         while True:
             try:
                 written: Written = await self._ask(ost, request, data=data, connect_s=CONNECT_S)
@@ -225,6 +226,11 @@ class Copies:
             except _Untrusted as error:
                 if loop.time() >= until_s:
                     raise OSError(error.errno, error.strerror) from None
+            except OSError as error:
+                if error.errno != errno.EBADMSG or again:
+                    raise
+                again = True  # it may have been damaged on the way only
+                continue
             await asyncio.sleep(_POLL_S)
 
     # -------------------------------------------------------------------------------------------------------- both

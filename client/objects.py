@@ -37,6 +37,8 @@ EXPIRY_MARGIN_S: Final = 10.0
 _EXTENTS: Final = 1024
 """Most extents in one request of ours."""
 _STALE: Final = (errno.EKEYEXPIRED, errno.ESTALE)
+MISMATCHES_MAX: Final = 3
+"""So often bytes that do not match their checksums are asked for."""
 ZEROS: Final = memoryview(bytes(1 << 20))
 
 
@@ -72,6 +74,10 @@ class _Batch:
         self.end = start + size
 
 
+class Mismatch(OSError):
+    """Bytes came that do not match their checksums."""
+
+
 class Objects:
     """I/O on the objects of files whose layout and capability the cache knows."""
 
@@ -105,12 +111,13 @@ class Objects:
         return layout, capability
 
     async def _granting(self, inode: Inode, right: Right, work: Callable[[Layout, Capability], Awaitable[Any]]) -> Any:
-        """Do I/O, and once more with a new layout and capability if the OSTs say that the old ones are."""
+        """Do I/O, and once more with a new layout and capability if the OSTs say that the old ones are, or that the
+        bytes were damaged."""
         layout, capability = await self._granted(inode, right)
         try:
             return await work(layout, capability)
         except OSError as error:
-            if error.errno not in _STALE:
+            if error.errno not in _STALE and error.errno != errno.EBADMSG:  # which may have been on the way only
                 raise
         await self.refresh(inode)
         return await work(*(await self._granted(inode, right)))
@@ -197,8 +204,15 @@ class Objects:
         wanted = tuple((low, high - low) for low, high in extents)
         ost = layout.osts[stripe]
         server = await self.session.server_of(ost)
-        data = await server.call(Read(ost, fid, stripe, layout.generation, capability, wanted), into=targets)
-        return self._verify(fid, stripe, ost, wanted, targets, data)
+        tries = 0
+        while True:
+            data = await server.call(Read(ost, fid, stripe, layout.generation, capability, wanted), into=targets)
+            try:
+                return self._verify(fid, stripe, ost, wanted, targets, data)
+            except Mismatch:  # on the disk, or only on the way
+                tries += 1
+                if tries == MISMATCHES_MAX:
+                    raise
 
     def _verify(
         self,
@@ -221,7 +235,7 @@ class Objects:
                 bad = first_mismatch(target if length == size else target[:length], start, part)
                 if bad is not None:
                     self.session.meter.add("checksum_mismatches")
-                    raise OSError(
+                    raise Mismatch(
                         errno.EIO,
                         f"bytes at {bad} of object {number} of inode {fid:#x} on OST {ost} do not match their checksum",
                     )
