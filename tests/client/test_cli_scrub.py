@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -118,6 +119,27 @@ def test_an_ost_is_lost_while_files_are_written_and_returns(cluster: ProcessClus
     assert succeed_json("mirror", "status", mount, "--wait") == {"copies": []}
     assert nacre("mirror", "verify", file).returncode == CLEAN
     assert {path.read_bytes() for path in objects_of(cluster, file)} == {bytes(contents)}
+
+
+def test_copies_of_an_ost_that_is_lost_for_good_move_to_others(cluster: ProcessCluster) -> None:
+    mount = Path(cluster.mount)
+    file = mount / "safe" / "moved"
+    contents = os.urandom(MIB)
+    synced(file, contents)
+    (described,) = succeed_json("getstripe", file)
+    lost = described["osts"][0]
+    first = next(path for path in objects_of(cluster, file) if path.name.endswith(".0"))
+    cluster.kill(next(name for name in ("oss0", "oss1") if _serves(cluster, name, first)))
+    while any(ost["index"] == lost and ost["up"] for ost in succeed_json("df", mount)["osts"]):
+        time.sleep(0.1)
+    succeed("mirror", "replace", mount, str(lost), "--wait")
+    (described,) = succeed_json("getstripe", file)
+    assert lost not in described["osts"]
+    assert described["copies"] == ["good", "good"]
+    assert file.read_bytes() == contents
+    cluster.up()
+    assert nacre("mirror", "verify", file).returncode == CLEAN
+    assert nacre("fsck", mount, "--grace", "0").returncode == CLEAN
 
 
 def _serves(cluster: ProcessCluster, name: str, path: Path) -> bool:
