@@ -75,6 +75,14 @@ def test_pyverbs_is_never_needed_to_develop_or_test() -> None:
     assert not [need for extra in ("dev", "test") for need in extras[extra] if re.search(r"pyverbs|rdma", need)]
 
 
+def test_every_test_that_the_guarantees_name_is_there() -> None:
+    named = re.findall(r"`((?:\w+/)*\w+(?:\.py)?)(?:::(test_\w+))?`", (ROOT / "docs/guarantees.md").read_text())
+    files = [(ROOT / "tests" / path, test) for path, test in named if "/" in path]
+    assert len(files) > 40
+    assert not [str(path) for path, test in files if not path.exists()]
+    assert not [test for path, test in files if test and f"def {test}(" not in path.read_text()]
+
+
 LEAVERS = """
 import asyncio, os, subprocess, threading
 
