@@ -47,7 +47,7 @@ OF_CLIENTS: Final[Mapping[type[Request[Any]], Scope]] = {
     wire.Inspect: WHOLE, wire.GetQuota: WHOLE, wire.ListQuotas: WHOLE,
     # To an OSS: a capability, which every one of these brings along, says what may be done.
     wire.Read: OWN, wire.Write: OWN, wire.Punch: OWN, wire.Truncate: OWN, wire.StatObject: OWN, wire.Sync: OWN,
-    wire.ReadSums: OWN,
+    wire.ReadSums: OWN, wire.Seek: OWN,
     # From the MDS to its clients.
     wire.Recall: OWN, wire.Evicted: OWN,
 }  # fmt: skip
