@@ -55,6 +55,7 @@ class FileIO:
         if not handle.readable:
             raise OSError(errno.EBADF, "the file is not open for reading")
         inode, file = handle.inode, handle.file
+        self._session.used.add(inode.fid)
         if not inode.lease or not self._session.live:
             if cached and handle.direct and self.kernel is not None:
                 return self._read_mapped(self.kernel, handle, offset, size)

@@ -205,6 +205,8 @@ class Namespace:
 
     async def _setattr(self, fid: int, changes: Changes) -> Stat:
         inode = self._cache.inode(fid)
+        if changes.valid & Set.ATIME:
+            self._session.used.discard(fid)  # who sets it knows of the reads before
         file = inode.file
         request = SetAttr(fid, *changes)
         if file is not None and changes.valid & Set.MTIME:

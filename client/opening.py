@@ -86,6 +86,8 @@ class Opening:
         handle = OpenFile(inode, file, flags)
         if handle.readable:
             file.readers += 1
+            if not handle.writable:
+                self._session.used.add(inode.fid)  # what the kernel has cached it reads without a word to us
         if handle.writable:
             file.writers += 1
         return handle

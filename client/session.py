@@ -7,6 +7,7 @@ docs/coherence.md.
 
 import asyncio
 import errno
+import itertools
 import logging
 import time
 import uuid
@@ -46,6 +47,9 @@ from nacrefs.common.wire import (
 )
 
 log = logging.getLogger("nacre.client")
+
+USED_MAX: Final = 10_000
+"""Files that one keepalive reports as used; others come with the next."""
 
 RECLAIM_MAX: Final = 10_000
 YIELD_MAX: Final = 1000
@@ -108,6 +112,8 @@ class Session:
         self.squash = -1
         """whom the MDS takes for the anonymous user (`wire.Session`)"""
         self.read_only = False
+        self.used: set[int] = set()
+        """Files that were opened for reading, or read, since the last keepalive."""
         self.on_limits: Callable[[], None] = lambda: None
         """told when quotas have changed"""
         self._limits = 1
@@ -148,6 +154,8 @@ class Session:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.mds.connected:
             try:
+                if self.used:
+                    await self.mds.call(Keepalive(tuple(self.used)[:USED_MAX]), deadline_s=DETACH_S)
                 await self.mds.call(Detach(), deadline_s=DETACH_S)
             except OSError as error:
                 log.warning("could not detach from %s: %s", self.mds.address, error.strerror)
@@ -245,7 +253,13 @@ class Session:
         """Tell the MDS that we are here; refresh the OST table if it has changed."""
         sent_s = self.clock.monotonic_s()
         number = self.number
-        alive = await self.mds.call(Keepalive())
+        used = tuple(itertools.islice(self.used, USED_MAX))
+        self.used.difference_update(used)
+        try:
+            alive = await self.mds.call(Keepalive(used))
+        except OSError:
+            self.used.update(used)
+            raise
         if number != self.number:
             return
         self._heard(sent_s)

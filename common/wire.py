@@ -290,7 +290,9 @@ class Alive(Message, frozen=True, array_like=True, gc=False):
 
 
 class Keepalive(Request[Alive], frozen=True, array_like=True, tag=2):
-    """I am here."""
+    """I am here. `used`: regular files that programs have opened for reading, or read, since the last one."""
+
+    used: tuple[int, ...] = ()
 
 
 class Detach(Request[Done], frozen=True, array_like=True, tag=3):

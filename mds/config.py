@@ -85,6 +85,8 @@ class TierConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The lifecycle tier: what storage costs, and how cold objects are asked for."""
 
     prices: PricesConfig = PricesConfig()
+    access_s: Duration = Duration(60)
+    """How exactly access times are kept: a file that is read gets a new one if its last is older than this."""
     thaw_days: int = 1
     """For how many days an object of a cold class is made readable when its file is read."""
     thaw_tier: str = "Standard"
@@ -169,6 +171,8 @@ class MdsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             self.layout.spec.check()
         except ValueError as error:
             raise ValueError(f"layout: {error}") from None
+        if not 0 <= self.tier.access_s <= 86400:
+            raise ValueError(f"tier.access_s = {self.tier.access_s:g} is not in 0..86400 seconds")
         if not 1 <= self.tier.thaw_days <= 365:
             raise ValueError(f"tier.thaw_days = {self.tier.thaw_days} is not in 1..365")
         if self.tier.thaw_tier not in ("Expedited", "Standard", "Bulk"):

@@ -22,7 +22,7 @@ from nacrefs.mds import hsmsteps
 from nacrefs.mds.hsmarchive import Archiver
 from nacrefs.mds.hsmclasses import Classes
 from nacrefs.mds.hsmclean import Cleaner
-from nacrefs.mds.hsmqueue import Action, Wanted
+from nacrefs.mds.hsmqueue import Action, Thawing, Wanted
 from nacrefs.mds.hsmrestore import Restorer
 from nacrefs.mds.hsmrows import CANCELED, FAILED, RELEASED, STARTED, SUCCEED, WAITING, ActionRow, hsm_of
 from nacrefs.mds.hsmsteps import Gone, NotDue, Return
@@ -71,7 +71,7 @@ class Coordinator:
         self.movers = Movers(mds)
         self._archiver = Archiver(mds, self.movers)
         self._restorer = Restorer(mds, self.movers)
-        self._classes = Classes(mds, self.movers)
+        self.classes = Classes(mds, self.movers)
         self._cleaner = Cleaner(mds, self.movers, self.archives)
         self.active: dict[int, Action] = {}
         """By fid."""
@@ -132,6 +132,7 @@ class Coordinator:
     def archives_changed(self) -> None:
         """The table of archives is another one."""
         self._mds.mdt.keeping = {number for number, spec in self.archives.items() if spec.keep}
+        self.movers.limit({number: spec.rate_mibps * (1 << 20) for number, spec in self.archives.items()})
 
     # ----------------------------------------------------------------------------------------------------------- queue
 
@@ -311,6 +312,7 @@ class Coordinator:
     async def _run(self, action: Action) -> None:
         row = action.row
         failure: OSError | None = None
+        thawing = False
         state = SUCCEED
         try:
             action.row = row = row._replace(
@@ -332,6 +334,9 @@ class Coordinator:
             state, failure = CANCELED, OSError(errno.ECANCELED, "it was canceled")
         except Gone:
             state, failure = CANCELED, OSError(errno.ENOENT, "the file was removed")
+        except Thawing as why:
+            state, failure, thawing = FAILED, OSError(errno.EAGAIN, str(why)), True
+            action.row = action.row._replace(attempts=action.row.attempts - 1)
         except NotDue as why:
             state, failure = CANCELED, OSError(errno.ECANCELED, str(why))
         except OSError as error:
@@ -355,7 +360,7 @@ class Coordinator:
         if again:
             delay_s = min(RETRY_MOST_S, RETRY_S * 2 ** min(row.attempts - 1, 20))
             if row.kind == HsmAction.RESTORE:
-                delay_s = min(delay_s, 5.0)
+                delay_s = self._mds.settings.thaw_poll_s if thawing else min(delay_s, 5.0)
             action.row = row._replace(
                 state=WAITING, reason=reason, not_before_ns=now_ns + round(delay_s * 1e9), changed_ns=now_ns,
                 key="", upload="",
@@ -530,7 +535,7 @@ class Coordinator:
         self._cleaner.clean()
 
     async def _transition(self, action: Action) -> None:
-        await self._classes.move(action, self.archive_of(action.row.archive))
+        await self.classes.move(action, self.archive_of(action.row.archive))
 
     async def _release(self, action: Action) -> None:
         fid, up, ended = action.row.fid, self.movers.up(), action.succeeded(self._mds.clock.now_ns())
@@ -544,6 +549,10 @@ class Coordinator:
 
     async def _restore(self, action: Action) -> None:
         fid = action.row.fid
+        inode = self._reading.inode(fid)
+        if inode is not None and inode.attr.flags & RELEASED:
+            copy = hsm_of(self._reading, inode)
+            await self.classes.thaw(action, copy, self.archive_of(copy.archive))
         up = self.movers.up()
         back: Return | None = await self._journal.submit_own(lambda step: hsmsteps.begin_restore(step, fid, up))
         if back is None:

@@ -166,7 +166,9 @@ class HsmDesk:
         )
         hsm.archives[number] = spec
         hsm.archives_changed()
-        return Inspection(msgspec.json.encode({"id": number, "can": _common(probed)}))
+        can = _common(probed)
+        hsm.classes.learned(number, can)
+        return Inspection(msgspec.json.encode({"id": number, "can": can}))
 
     def free_number(self) -> int:
         """A number that no archive ever had."""
@@ -182,7 +184,9 @@ class HsmDesk:
     async def _probe(self, request: wire.ProbeArchive, call: Call) -> Inspection:
         spec = self._named(request.name)
         probed = await self._mds.hsm.ask_everybody(wire.MoveProbe(spec))
-        return Inspection(msgspec.json.encode({"id": spec.id, "servers": len(probed), "can": _common(probed)}))
+        can = _common(probed)
+        self._mds.hsm.classes.learned(spec.id, can)
+        return Inspection(msgspec.json.encode({"id": spec.id, "servers": len(probed), "can": can}))
 
     # ----------------------------------------------------------------------------------------------------------- import
 

@@ -21,10 +21,14 @@ class Wanted(NamedTuple):
     storage_class: str = ""
 
 
+class Thawing(Exception):
+    """A copy in a cold class cannot be read yet; the text says what the archive is doing."""
+
+
 class Action:
     """One action that is not over."""
 
-    __slots__ = ("canceled", "done", "failed", "ready", "row", "task", "total", "unit", "waiters")
+    __slots__ = ("canceled", "done", "failed", "ready", "row", "task", "thawing", "total", "unit", "waiters")
 
     def __init__(self, row: ActionRow) -> None:
         self.row = row
@@ -32,6 +36,8 @@ class Action:
         self.done = 0
         self.total = 0
         self.canceled = False
+        self.thawing = False
+        """The archive has been asked to make the copy readable."""
         self.failed: OSError | None = None
         self.ready: set[int] = set()
         """Parts that are back."""

@@ -7,13 +7,14 @@ asks for.
 import asyncio
 import errno
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from nacrefs.common import wire
 from nacrefs.common.layout import Layout, by_stripe
 from nacrefs.common.wire import Moved, MovedMany, MoveGet, MoveMany, MovePut, Right, Stripes
+from nacrefs.mds.lifecycle.pace import Pace
 
 if TYPE_CHECKING:
     from nacrefs.mds.service import Mds
@@ -52,6 +53,8 @@ class Movers:
         self._hurrying = 0
         """Moves that are in a hurry and wait."""
         self._small: dict[Any, _Small] = {}
+        self._paces: dict[int, tuple[Pace, Pace]] = {}
+        """By archive: for everything, and for recalls."""
 
     def up(self) -> list[int]:
         """The OSTs that are there."""
@@ -66,6 +69,30 @@ class Movers:
 
     # ----------------------------------------------------------------------------------------------------------- moves
 
+    def limit(self, rates: Mapping[int, float]) -> None:
+        """How many bytes per second may go to and come from each archive; 0: any number."""
+        self._paces = {
+            archive: self._paces[archive] if archive in self._paces and self._paces[archive][0].rate == rate
+            else (Pace(rate), Pace(rate))
+            for archive, rate in rates.items()
+            if rate > 0
+        }  # fmt: skip
+
+    async def _turn(self, request: wire.Request[Any], size: int) -> None:
+        """Wait until an archive's rate allows this. Those who wait for bytes wait for one another, not for archiving;
+        archiving waits for all."""
+        if not self._paces or not isinstance(request, MovePut | wire.MovePart | MoveGet):
+            return
+        both = self._paces.get(request.archive.id)
+        if both is None:
+            return
+        everything, recalls = both
+        if isinstance(request, MoveGet):
+            everything.take(size)
+            await recalls.turn(size)
+        else:
+            await everything.turn(size)
+
     async def move(
         self,
         layout: Layout | None,
@@ -76,6 +103,7 @@ class Movers:
     ) -> Any:
         """Have a move made by the OSS that has most of its bytes, or one with less to do. Moves that are in a `hurry`
         are begun before all others."""
+        await self._turn(request, end - start)
         while True:
             peers = self._peers(layout, start, end)
             if not peers:
@@ -108,6 +136,7 @@ class Movers:
         if size > SMALL_BYTES:
             moved: Moved = await self.move(layout, 0, size, order, hurry)
             return moved
+        await self._turn(order, size)
         peers = self._peers(layout, 0, size)
         if not peers:
             raise OSError(errno.EAGAIN, "no OSS is there")

@@ -70,6 +70,7 @@ class MdsServer:
                 reserve_bytes=int(config.ost.reserve_bytes),
                 layout=config.layout.spec,
                 prices=config.tier.prices.by_class,
+                access_s=float(config.tier.access_s),
                 thaw_days=config.tier.thaw_days,
                 thaw_tier=config.tier.thaw_tier,
                 thaw_poll_s=float(config.tier.thaw_poll_s),

@@ -59,6 +59,7 @@ from nacrefs.mds.targets import Targets
 from nacrefs.mds.tx import Tx
 from nacrefs.mds.warmup import Warmups
 from nacrefs.mds.warmupdesk import WARMUP_REQUESTS, WarmupDesk
+from nacrefs.mds.uses import Uses
 from nacrefs.mds.work import Work
 
 log = logging.getLogger("nacre.mds")
@@ -122,6 +123,7 @@ class Mds:
         self.links = Links(self)
         self._link_desk = LinkDesk(self, self._hsm_desk)
         self.lifecycle = Lifecycle(self)
+        self.uses = Uses(self.journal, settings.access_s)
         self._lifecycle_desk = LifecycleDesk(self)
         self.warmups = Warmups(self)
         self._warmup_desk = WarmupDesk(self, self.warmups)
@@ -168,6 +170,7 @@ class Mds:
         await self.warmups.stop()
         await self.links.stop()
         await self.lifecycle.stop()
+        await self.uses.stop()
         await self.hsm.stop()
         await self.reaper.stop()
         await self.resyncer.stop()
@@ -545,6 +548,7 @@ class Mds:
 
     def _keepalive(self, request: wire.Keepalive, call: Call) -> wire.Alive:
         self.sessions.heard(call.peer)
+        self.uses.note(request.used)
         return wire.Alive(self.targets.version, self.targets.tight, self.mdt.accounts.version)
 
     async def _detach(self, request: wire.Detach, call: Call) -> wire.Done:

@@ -19,6 +19,7 @@ class Settings(NamedTuple):
     layout: LayoutSpec = DEFAULT_SPEC
     prices: Mapping[str, float] = MappingProxyType({})
     """Of a GiB for a month, by storage class; OST: on our own disks."""
+    access_s: float = 60.0
     thaw_days: int = 1
     thaw_tier: str = "Standard"
     thaw_poll_s: float = 60.0

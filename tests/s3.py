@@ -103,11 +103,11 @@ def s3_server() -> Generator[S3Server]:
 def s3() -> Generator[S3Server]:
     """SeaweedFS, running."""
     with s3_server() as server:
-        _start_obstore(server)
+        _start_obstore(server.endpoint, server.access, server.secret)
         yield server
 
 
-def _start_obstore(server: S3Server) -> None:
+def _start_obstore(endpoint: str, access: str, secret: str) -> None:
     """obstore has an event loop of its own, made at its first request, for as long as the process lives."""
     import obstore
     from obstore.store import S3Store
@@ -116,9 +116,9 @@ def _start_obstore(server: S3Server) -> None:
     head: Any = obstore.head
     store = make(
         "none",
-        endpoint=server.endpoint,
-        access_key_id=server.access,
-        secret_access_key=server.secret,
+        endpoint=endpoint,
+        access_key_id=access,
+        secret_access_key=secret,
         client_options={"allow_http": True, "pool_max_idle_per_host": "0"},
     )
     with contextlib.suppress(Exception):
@@ -145,6 +145,7 @@ def cold_s3() -> Generator[str]:
                 if attempt.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.05)
+        _start_obstore(f"http://127.0.0.1:{port}", "a", "b")
         yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()

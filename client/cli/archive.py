@@ -57,6 +57,9 @@ def _ask(where: str, keyring: str | None, request: Any) -> Any:
 @click.option("--template", default="", help="Of keys. [{path}~{fid}]")
 @click.option("--keep", is_flag=True, help="Objects of removed files stay.")
 @click.option("--part-size", default="0", metavar="SIZE", help="Of parts of large objects, 5M to 1G. [8M]")
+@click.option(
+    "--rate-mibps", "rate", default=0.0, type=click.FloatRange(min=0), help="Most MiB per second there and back. [any]"
+)
 @_keyring
 @json_option
 def add_command(
@@ -70,6 +73,7 @@ def add_command(
     template: str,
     keep: bool,
     part_size: str,
+    rate: float,
     keyring: str | None,
     as_json: bool,
 ) -> None:
@@ -87,7 +91,7 @@ def add_command(
     kind = "dir" if target.startswith("file:") else "s3"
     path = os.path.abspath(credentials) if credentials else ""
     spec = ArchiveSpec(
-        0, name, kind, target, endpoint, region, path, storage_class, template, keep, int(part_bytes)
+        0, name, kind, target, endpoint, region, path, storage_class, template, keep, int(part_bytes), rate
     )  # fmt: skip
     report = json.loads(_ask(where, keyring, SetArchive(spec)).report)
     if as_json:

@@ -345,6 +345,17 @@ class Lifecycle:
 
     # ------------------------------------------------------------------------------------- between queue and archive
 
+    def thaw_of(self, fid: int) -> tuple[int, str]:
+        """For how many days, and how fast, a cold copy of a file is made readable."""
+        settings, reading = self._mds.settings, self._mds.journal.reading
+        days, tier = 0, ""
+        inode = reading.inode(fid)
+        for file in [] if inode is None else candidates_of(reading, inode):
+            place = self.judge().place(file.parent)
+            for rule in () if place is None else place.rules:
+                days, tier = days or rule.thaw.days, tier or rule.thaw.tier
+        return days or settings.thaw_days, tier or settings.thaw_tier
+
     def _guard(self, step: Step, row: ActionRow) -> None:
         """Raise NotDue unless what a rule wanted is still due, now that it begins."""
         cause, _, identity = row.cause.partition(":")

@@ -64,6 +64,8 @@ class Run:
         """Why the rule is not to run again by itself."""
         self._moved = asyncio.Event()
         self._full = False
+        self._warmer: list[tuple[int, str]] = []
+        """Archives and classes with copies that may have to go to a colder one."""
         self._taken = 0
         self._taken_bytes = 0
         self._limits = Limits() if recall else rule.limits
@@ -82,6 +84,7 @@ class Run:
         top = directory_fid(tx, self.rule.directory)
         self._judge.owners(self.rule)
         now_ns = self.now_ns
+        await self._find_classes()
         for act, source in self._sources(top, now_ns):
             while not self.stopped and not self._full:
                 begun_s = time.perf_counter()
@@ -95,6 +98,20 @@ class Run:
                     await self._act(act, due)
         while self.pending:
             await self._wait()
+
+    async def _find_classes(self) -> None:
+        """Where copies are that are to go to a colder class some day."""
+        classes = [step.storage_class for step in self.rule.transitions[1:] if step.storage_class]
+        if not classes or self.recall:
+            return
+        coldest = max(map(STORAGE_CLASSES.index, classes))
+        names = {step.archive for step in self.rule.transitions if step.archive}
+        hsm = self._mds.hsm
+        for spec in [spec for spec in hsm.archives.values() if spec.name in names]:
+            if await hsm.classes.able(spec, "class_change"):
+                self._warmer += [(spec.id, storage_class) for storage_class in ("", *STORAGE_CLASSES[:coldest])]
+            else:
+                self.tally.because(f"archive {spec.name} cannot change storage classes")
 
     def _sources(self, top: int, now_ns: int) -> Iterator[tuple[Act, Pages]]:
         """Where files may be with which something is due, act by act."""
@@ -112,13 +129,8 @@ class Run:
             yield aged(Act.EXPIRE, ALL_STATES, rule.expiration)
         if rule.release is not None:  # before archiving: what this run archives, the next one releases
             yield aged(Act.RELEASE, (COPIED,), rule.release)
-        classes = [step.storage_class for step in rule.transitions[1:] if step.storage_class]
-        if classes:
-            coldest = max(map(STORAGE_CLASSES.index, classes))
-            names = {step.archive for step in rule.transitions if step.archive}
-            for spec in [spec for spec in self._mds.hsm.archives.values() if spec.name in names]:
-                for storage_class in ("", *STORAGE_CLASSES[:coldest]):
-                    yield Act.TRANSITION, by_class(store, queries, spec.id, storage_class)
+        for archive, storage_class in self._warmer:
+            yield Act.TRANSITION, by_class(store, queries, archive, storage_class)
         if rule.transitions:
             yield aged(Act.ARCHIVE, (0,), rule.transitions[0].age)
 

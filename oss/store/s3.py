@@ -350,7 +350,7 @@ class S3Store:
         await self.put(key, [memoryview(b"probe")], {"nacre-fid": "probe"})
         found["write"] = True
         try:
-            found["read"] = bytes(await self.get(key, 0, 5)) == b"probe"
+            found["read"] = await self._can_read(key)
             about = await self.head(key)
             found["metadata"] = ("nacre-fid", "probe") in about.meta
             wanted = self.spec.storage_class or "STANDARD"
@@ -373,6 +373,14 @@ class S3Store:
                 raise
             return False
         return True
+
+    async def _can_read(self, key: str) -> bool:
+        try:
+            return bytes(await self.get(key, 0, 5)) == b"probe"
+        except OSError as error:
+            if error.errno != errno.ENODATA or self.spec.storage_class not in _COLD:
+                raise
+            return True  # it would have to be thawed first, which takes hours
 
     async def _refuses_damage(self, key: str) -> bool:
         full = self._full(f"{key}-damaged")

@@ -22,7 +22,9 @@ from nacrefs.common.wire import (
     Set,
     SetArchive,
     SetAttr,
+    SetHsm,
     SetLifecycle,
+    SetPool,
     SetRuleState,
     XattrFlag,
 )
@@ -380,3 +382,41 @@ async def test_the_report_says_what_is_where_and_what_it_saves(ruled: Ruled) -> 
     assert report["released_bytes"] == 1 << 20
     assert place["saved"] == round((0.08 - 0.023) / 1024, 4)
     assert report["rules"][0]["total"]["archived"]["files"] == 1
+
+
+async def test_full_osts_get_room_by_releasing_what_was_not_used_for_longest(ruled: Ruled) -> None:
+    data = await ruled.mkdir(b"data")
+    fids = [await ruled.file(b"file%d" % number, data, 300_000) for number in range(4)]
+    for days, fid in enumerate(fids):
+        await ruled.aged(fid, (10 - days) * DAY_S)
+    await ruled.put(ARCHIVING, Watermarks={"High": 0, "Low": 0, "Every": "1s"})
+    await ruled.run("tidy")
+    await ruled.ask(SetHsm((fids[1],), int(HsmFlag.NORELEASE)))
+    handle = await open_file(ruled.vfs_one, fids[2], os.O_WRONLY)
+    await settle(ruled.vfs_one.write(handle, 0, memoryview(b"changed")))
+    await close(ruled.vfs_one, handle)
+    await ruled.rules.keeper.keep()
+    assert [ruled.flags(fid) & HsmFlag.RELEASED != 0 for fid in fids] == [True, False, False, True]
+    marks = (await ruled.ask(AskLifecycle("status")))["watermarks"]
+    assert marks["released"] == 2
+    assert "no more files could be released: archive more" in marks["problem"]
+    assert marks["groups"][0]["name"] == "OST 0"
+
+
+async def test_the_oldest_go_first_and_no_more_than_must(ruled: Ruled) -> None:
+    data = await ruled.mkdir(b"data")
+    fids = [await ruled.file(b"file%d" % number, data, 300_000) for number in range(4)]
+    for fid, days in zip(fids, (3, 9, 1, 6), strict=True):
+        await ruled.aged(fid, days * DAY_S)
+    await ruled.put(ARCHIVING)
+    await ruled.run("tidy")
+    table = ruled.rules.keeper.table()
+    used = {ost.index: ost.total_bytes - ost.free_bytes for ost in table}
+    # What is on all OSTs together must shrink by about one file and a half.
+    wanted = sum(used.values()) - 450_000
+    total = sum(ost.total_bytes for ost in table)
+    await ruled.vfs_one.session.mds.call(SetPool("all", tuple(used)))
+    pools = {"all": {"High": 100 * wanted / total, "Low": 100 * wanted / total}}
+    await ruled.put(ARCHIVING, Watermarks={"High": 100, "Low": 100, "Pools": pools})
+    await ruled.rules.keeper.keep()
+    assert [ruled.flags(fid) & HsmFlag.RELEASED != 0 for fid in fids] == [False, True, False, True]
