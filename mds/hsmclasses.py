@@ -44,6 +44,7 @@ class Classes:
         if not await self.able(spec, "class_change"):
             raise OSError(errno.EOPNOTSUPP, f"archive {spec.name} cannot change storage classes")
         copy: HsmRow = await self._mds.journal.submit_own(lambda step: hsmsteps.good_copy(step, row.fid))
+        await self.thaw(action, copy, spec)  # what is frozen cannot be copied, not even by the archive
         order = wire.MoveClass(spec, copy.key, row.storage_class)
         moved: wire.ArchiveEntry = await self._movers.ask_one(order)
         ended = action.succeeded(self._mds.clock.now_ns())

@@ -57,9 +57,9 @@ from nacrefs.mds.sizes import Sizes, Told, counted_until, keep_size, with_object
 from nacrefs.mds.step import Blocked, Released, Restoring, Step, Unreported
 from nacrefs.mds.targets import Targets
 from nacrefs.mds.tx import Tx
+from nacrefs.mds.uses import Uses
 from nacrefs.mds.warmup import Warmups
 from nacrefs.mds.warmupdesk import WARMUP_REQUESTS, WarmupDesk
-from nacrefs.mds.uses import Uses
 from nacrefs.mds.work import Work
 
 log = logging.getLogger("nacre.mds")

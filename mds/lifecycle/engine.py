@@ -54,6 +54,8 @@ class Standing(msgspec.Struct):
     reason: str = ""
     last_run_ns: int = 0
     counts: Counts = msgspec.field(default_factory=Counts)
+    reckoned: tuple[int, int] = (-1, 0)
+    """From when the next run was reckoned last, and when that is: cron costs a tenth of a millisecond."""
 
     def row(self) -> tuple[Any, ...]:
         """The row."""
@@ -64,9 +66,12 @@ class Standing(msgspec.Struct):
         """When it runs next by itself; None: it does not."""
         if not self.rule.enabled or self.state != ACTIVE:
             return None
-        last = datetime.fromtimestamp(max(self.last_run_ns, self.counts.put_ns) // NS, UTC).astimezone()
-        following: datetime = croniter(self.rule.schedule, last).get_next(datetime)
-        return round(following.timestamp()) * NS
+        since_ns = max(self.last_run_ns, self.counts.put_ns)
+        if self.reckoned[0] != since_ns:
+            last = datetime.fromtimestamp(since_ns // NS, UTC).astimezone()
+            following: datetime = croniter(self.rule.schedule, last).get_next(datetime)
+            self.reckoned = since_ns, round(following.timestamp()) * NS
+        return self.reckoned[1]
 
 
 class Lifecycle:
@@ -304,8 +309,13 @@ class Lifecycle:
         except OSError as error:
             run.tally.problem = error.strerror or str(error)
             log.warning("lifecycle rule %s: %s", identity, run.tally.problem)
+        try:
+            await self._note(identity, run)
         finally:
             self.runs.pop(identity, None)
+
+    async def _note(self, identity: str, run: Run) -> None:
+        """A run is over: its counts are kept, and the rule is suspended if it failed too often."""
         run.tally.ended_ns = self._mds.clock.now_ns()
         current = self.standing.get(identity)
         if current is None:

@@ -232,6 +232,25 @@ async def test_a_file_that_is_used_between_queue_and_action_is_left_alone(ruled:
     assert ruled.flags(fid) == 0
 
 
+async def test_what_a_run_had_queued_goes_on_after_a_restart_and_is_judged_again(ruled: Ruled) -> None:
+    data = await ruled.mkdir(b"data")
+    cold, used = await ruled.file(b"cold", data), await ruled.file(b"used", data)
+    for fid in (cold, used):
+        await ruled.aged(fid, 40 * DAY_S)
+    await ruled.put({**ARCHIVING, "Transitions": [{"DaysAfterLastAccess": 30, "Archive": "cold"}]})
+    ruled.mds.mds.hsm.hold()
+    await ruled.ask(RunRule("tidy"))
+    async with asyncio.timeout(20):
+        while len(ruled.mds.mds.hsm.active) < 2:
+            await asyncio.sleep(0.01)
+    await ruled.aged(used, DAY_S)
+    await ruled.restart_mds()
+    async with asyncio.timeout(40):
+        while ruled.mds.mds.hsm.active:
+            await asyncio.sleep(0.05)
+    assert (ruled.flags(cold), ruled.flags(used)) == (HsmFlag.EXISTS | HsmFlag.ARCHIVED, 0)
+
+
 async def test_limits_end_a_run_early_and_the_next_goes_on(ruled: Ruled) -> None:
     data = await ruled.mkdir(b"data")
     for number in range(5):

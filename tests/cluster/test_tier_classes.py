@@ -147,11 +147,16 @@ async def test_rules_move_copies_to_colder_classes_step_by_step(cold: Cold, cold
         assert (await cold.run_rule("cool"))["transitioned"]["files"] == 1
         (entry,) = client.list_objects_v2(Bucket=bucket)["Contents"]
         assert entry["StorageClass"] == "GLACIER"
+        steps.append({"DaysAfterModification": "0s", "StorageClass": "DEEP_ARCHIVE"})
+        await mds.call(SetLifecycle(json.dumps({"Rules": [rule]})))
+        assert (await cold.run_rule("cool"))["transitioned"]["files"] == 1
+        (entry,) = client.list_objects_v2(Bucket=bucket)["Contents"]
+        assert entry["StorageClass"] == "DEEP_ARCHIVE"
     finally:
         client.close()
     assert (await cold.run_rule("cool"))["matched"] == 0
     (place,) = json.loads((await mds.call(AskLifecycle("report"))).report)["places"]
-    assert (place["storage_class"], place["files"]) == ("GLACIER", 1)
+    assert (place["storage_class"], place["files"]) == ("DEEP_ARCHIVE", 1)
     await cold.act(HsmAction.RELEASE, fid)
     assert await read_file(await cold.vfs(), ROOT, b"file") == b"x" * 100_000
 

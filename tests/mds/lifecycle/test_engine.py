@@ -1,0 +1,101 @@
+"""Rules of an MDS on both engines: kept, run, and what is asked about them. (With archives: tests/cluster.)"""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from nacrefs.common.wire import (
+    AskLifecycle,
+    Create,
+    Lookup,
+    Mkdir,
+    Mode,
+    RemoveRule,
+    RunRule,
+    Set,
+    SetAttr,
+    SetLifecycle,
+)
+from tests.mds.served import Client, Served
+
+ROOT = 1
+DAY_NS = 86400 * 10**9
+RULE: dict[str, Any] = {
+    "ID": "old",
+    "Directory": "/data",
+    "Filter": {"NamePattern": "*.tmp"},
+    "Expiration": {"DaysAfterModification": 30},
+    "Schedule": "0 3 * * *",
+}
+
+
+async def file(client: Client, parent: int, name: bytes, mtime_ns: int) -> int:
+    made = await client.call(Create(parent, name, 0o644, 0, 0, Mode.CLOSED))
+    assert made.node is not None
+    fid = made.node.attr.fid
+    await client.call(SetAttr(fid, Set.ATIME | Set.MTIME, atime_ns=mtime_ns, mtime_ns=mtime_ns))
+    return fid
+
+
+async def ask(client: Client, what: str, fid: int = 0) -> Any:
+    return json.loads((await client.call(AskLifecycle(what, fid))).report)
+
+
+async def run(served: Served, client: Client, rule: str) -> Any:
+    await client.call(RunRule(rule))
+    async with asyncio.timeout(30):
+        while rule in served.mds.lifecycle.runs:
+            await asyncio.sleep(0.005)
+    (one,) = (await ask(client, "status"))["rules"]
+    return one["last"]
+
+
+@pytest.fixture
+async def client(served: Served) -> Client:
+    await served.oss()
+    return await served.client()
+
+
+async def test_a_rule_deletes_what_is_old_and_nothing_else(served: Served, client: Client) -> None:
+    data = await client.call(Mkdir(ROOT, b"data", 0o755, 0, 0))
+    assert data.node is not None
+    parent = data.node.attr.fid
+    now_ns = served.mds.clock.now_ns()
+    old_ns = now_ns - 40 * DAY_NS
+    old = await file(client, parent, b"old.tmp", old_ns)
+    for number in range(120):  # more than a page
+        await file(client, parent, b"%d.tmp" % number, old_ns - number)
+    await file(client, parent, b"young.tmp", now_ns)
+    await file(client, parent, b"old.txt", old_ns)
+    await file(client, ROOT, b"outside.tmp", old_ns)
+    await client.call(SetLifecycle(json.dumps({"Rules": [RULE]})))
+    explained = await ask(client, "explain", old)
+    assert explained["names"][0]["rules"][0]["act"] == "expire"
+    last = await run(served, client, "old")
+    assert (last["expired"]["files"], last["failed"], last["left"]) == (121, 0, 0)
+    names = (
+        (parent, b"old.tmp", False), (parent, b"7.tmp", False), (parent, b"young.tmp", True),
+        (parent, b"old.txt", True), (ROOT, b"outside.tmp", True),
+    )  # fmt: skip
+    for directory, name, there in names:
+        assert ((await client.call(Lookup(directory, name))).node is not None) is there, name
+    assert (await run(served, client, "old"))["matched"] == 0
+
+
+async def test_rules_are_kept_with_their_counts_and_go_when_they_are_removed(served: Served, client: Client) -> None:
+    marks = {"High": 90, "Low": 80}
+    await client.call(Mkdir(ROOT, b"data", 0o755, 0, 0))
+    await client.call(SetLifecycle(json.dumps({"Rules": [RULE], "Watermarks": marks})))
+    await run(served, client, "old")
+    store = served.mds.mdt.store
+    rows = {row[0]: row for row in store.fetchall(store.statements.rules)}
+    assert set(rows) == {"old", " watermarks"}
+    assert json.loads(rows["old"][2]) == RULE
+    assert json.loads(rows["old"][6])["last"]["ended_ns"] > 0
+    assert await ask(client, "rules") == {"Rules": [RULE], "Watermarks": marks}
+    assert (await ask(client, "report"))["places"] == []
+    await client.call(RemoveRule("old"))
+    await client.call(SetLifecycle('{"Rules": []}'))
+    assert store.fetchall(store.statements.rules) == []
