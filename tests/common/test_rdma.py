@@ -317,6 +317,33 @@ async def test_the_death_of_either_side_ends_the_other(links: tuple[RdmaLink, Rd
     assert near.state is far.state is State.CLOSED
 
 
+@pytest.mark.parametrize("victim", ["client", "server"])
+@pytest.mark.parametrize("turns", range(7))
+async def test_a_side_that_dies_at_any_moment_leaves_the_other_an_answer_or_an_error_and_no_stale_byte(
+    victim: str, turns: int, fabric: MemoryFabric
+) -> None:
+    async with ends("rdma", devices=True) as both:
+        remote = await both.connected()
+        reading = [registered(300_000) for _ in range(4)]
+        writing = [registered(300_000) for _ in range(4)]
+        calls: list[asyncio.Future[Any]] = [remote.call(read(300_000), into=[view]) for view in reading]
+        calls += [remote.call(write(300_000), data=[view]) for view in writing]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        link = remote.link if victim == "client" else both.peer.link
+        assert isinstance(link, RdmaLink)
+        link.tcp.close()
+        answers = await results(calls)  # asked again over another connection, what had no answer
+        assert not [answer for answer in answers if isinstance(answer, BaseException)]
+        await until(lambda: remote.generation == 2)
+        expected = (bytes(range(256)) * 1200)[:300_000]
+        assert all(bytes(view) == expected for view in reading)
+        for view in reading:
+            view[:] = b"z" * len(view)  # its owner's again, for something else
+        await remote.call(Inspect("and whatever was still under way is over"))
+        assert all(bytes(view) == b"z" * len(view) for view in reading)
+
+
 async def test_what_had_been_sent_before_the_other_side_died_still_arrives(
     links: tuple[RdmaLink, RdmaLink, End, End],
 ) -> None:
