@@ -287,14 +287,20 @@ def ticket_secret(keyring: Keyring, key: str, client: str, now_s: float) -> byte
     return _ticket_secret(known.secret_bytes, key)
 
 
-def _capability_mac(key: bytes, fid: int, generation: int, session: int, rights: int, expires_s: int) -> bytes:
-    message = _CAPABILITY.pack(fid, generation, session, rights, expires_s)
+def _capability_mac(
+    key: bytes, fid: int, generation: int, session: int, rights: int, expires_s: int, holder: str
+) -> bytes:
+    message = _CAPABILITY.pack(fid, generation, session, rights, expires_s) + holder.encode()
     return hashlib.blake2b(message, key=key, digest_size=16).digest()
 
 
-def sign_capability(key: bytes, fid: int, generation: int, session: int, rights: Right, expires_s: int) -> Capability:
-    """A capability that lets `session` do I/O on `fid` in layout generation `generation` until `expires_s`."""
-    return Capability(int(rights), expires_s, _capability_mac(key, fid, generation, session, int(rights), expires_s))
+def sign_capability(
+    key: bytes, fid: int, generation: int, session: int, rights: Right, expires_s: int, holder: str = ""
+) -> Capability:
+    """A capability that lets `session` do I/O on `fid` in layout generation `generation` until `expires_s`, on
+    connections of the principal `holder` (empty: of servers)."""
+    mac = _capability_mac(key, fid, generation, session, int(rights), expires_s, holder)
+    return Capability(int(rights), expires_s, mac)
 
 
 def check_capability(
@@ -306,6 +312,7 @@ def check_capability(
     session: int,
     right: Right,
     now_s: float,
+    holder: str = "",
 ) -> None:
     """Whether a capability, signed under one of these keys, allows (any of) `right`.
 
@@ -313,7 +320,7 @@ def check_capability(
     """
     rights, expires_s = capability.rights, capability.expires_s
     try:
-        macs = [_capability_mac(key, fid, generation, session, rights, expires_s) for key in keys]
+        macs = [_capability_mac(key, fid, generation, session, rights, expires_s, holder) for key in keys]
     except struct.error:
         raise OSError(errno.EACCES, "capability has fields out of range") from None
     if not any(hmac.compare_digest(mac, capability.mac) for mac in macs):

@@ -106,7 +106,9 @@ class Server:
         peer = Peer(self.service_of(who), self.meter, self._pool)
         peer.in_service_max = self._in_service_max
         peer.name, peer.role, peer.key = who.client, who.role, who.key_name
-        peer.principal, peer.export = who.key.principal or who.key_name, who.key.export
+        peer.export = who.key.export
+        if who.role is not Role.SERVER:  # among those nobody is somebody in particular
+            peer.principal = who.key.principal or who.key_name
         peer.on_closed = self._gone
         peer.attach(link)
         self.peers.add(peer)

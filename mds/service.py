@@ -274,7 +274,9 @@ class Mds:
 
     def _capability(self, fid: int, generation: int, session: int, rights: Right) -> Capability:
         expires_s = int(self.now_s()) + self.settings.capability_s
-        return sign_capability(self._key, fid, generation, session, rights, expires_s)
+        known = self.sessions.by_id.get(session)
+        holder = "" if known is None else known.principal
+        return sign_capability(self._key, fid, generation, session, rights, expires_s, holder)
 
     def _server_capability(self, fid: int, generation: int) -> Capability:
         """What lets one OST read a copy from another."""

@@ -8,6 +8,7 @@ it holds) · ESTALE an older layout generation than the object has seen (`gate`)
 import asyncio
 import errno
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final
 
 from nacrefs.common.auth import check_capability
@@ -17,6 +18,7 @@ OFFSET_MAX: Final = (1 << 63) - 1
 FID_MAX: Final = (1 << 64) - 1
 NUMBER_MAX: Final = (1 << 32) - 1
 _SEEN_MAX: Final = 8192
+_RETIRED_MAX: Final = 4
 
 
 def invalid(text: str) -> OSError:
@@ -55,32 +57,47 @@ class Admission:
 
     def __init__(self, keys: Sequence[bytes], now_s: Callable[[], float]) -> None:
         self._keys = tuple(keys)
+        self._retired: tuple[bytes, ...] = ()
         self._now_s = now_s
-        self._seen: dict[bytes, tuple[int, int, int, int, int]] = {}
+        self._seen: dict[bytes, tuple[int, int, int, str, int, int]] = {}
         self._in_service: dict[int, int] = {}
         self._ended: dict[int, asyncio.Event] = {}
         self.fenced: set[int] = set()
 
-    def check(self, capability: Capability, fid: int, generation: int, session: int, right: int) -> None:
-        """OSError unless `session` may do this to `fid` now. `right` (of `wire.Right`, as a plain integer, whose `&`
-        costs a tenth of an enum's) may be several, of which one is enough."""
+    def check(
+        self, capability: Capability, fid: int, generation: int, session: int, right: int, holder: str = ""
+    ) -> None:
+        """OSError unless `session`, of the principal `holder`, may do this to `fid` now. `right` (of `wire.Right`, as a
+        plain integer, whose `&` costs a tenth of an enum's) may be several, of which one is enough."""
         if session in self.fenced:
             raise _fenced(session)
-        facts = (fid, generation, session, capability.rights, capability.expires_s)
+        facts = (fid, generation, session, holder, capability.rights, capability.expires_s)
         now_s = self._now_s()
         if self._seen.get(capability.mac) == facts and capability.rights & right and now_s <= capability.expires_s:
             return
-        check_capability(
-            self._keys, capability, fid=fid, generation=generation, session=session, right=Right(right), now_s=now_s
-        )
+        check = partial(
+            check_capability, capability=capability, fid=fid, generation=generation, session=session,
+            right=Right(right), now_s=now_s, holder=holder,
+        )  # fmt: skip
+        try:
+            check(self._keys)
+        except PermissionError:
+            if not self._retired:
+                raise
+            check(self._retired)
+            raise OSError(errno.EKEYEXPIRED, "capability was signed under a server's key that is over") from None
         if len(self._seen) >= _SEEN_MAX:
             self._seen.clear()
         self._seen[capability.mac] = facts
 
     def change_keys(self, keys: Sequence[bytes]) -> None:
-        """Go by other keys from now on: what was signed under one that is not among them is refused."""
-        if self._keys != tuple(keys):
-            self._keys = tuple(keys)
+        """Go by other keys from now on. What was signed under one that is not among them any more is over, as its
+        holder is told, so that he asks the MDS for another."""
+        now = tuple(keys)
+        if self._keys != now:
+            retired = (*self._keys, *self._retired)
+            self._retired = tuple(key for key in retired if key not in now)[:_RETIRED_MAX]
+            self._keys = now
             self._seen.clear()
 
     def enter(self, session: int) -> None:

@@ -23,9 +23,10 @@ R = TypeVar("R")
 
 
 class Peer(Protocol):
-    """Who asks: `name` is kept over reconnects, `session` is what capabilities must be for."""
+    """Who asks: `name` is kept over reconnects, `session` and `principal` are what capabilities must be for."""
 
     name: str
+    principal: str
     session: int
     state: Any
 
@@ -117,7 +118,8 @@ class Gate:
         mirrored = request.capability.rights & _MIRRORED
         if mirrored:
             self.trust.check()
-        self.admission.check(request.capability, request.fid, request.generation, call.peer.session, right)
+        peer = call.peer
+        self.admission.check(request.capability, request.fid, request.generation, peer.session, right, peer.principal)
         if mirrored:
             target.copies.check(request.fid, request.number, request.generation, target.where)
         return target

@@ -34,6 +34,7 @@ class _Own:
     """Who asks this server's own handlers: the mover."""
 
     name = "0.mover"
+    principal = ""
     session = 0
     state: Any = None
 

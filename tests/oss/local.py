@@ -40,6 +40,7 @@ class LocalPeer:
     def __init__(self, session: int = SESSION) -> None:
         self.name = f"{session}.test"
         self.session = session
+        self.principal = ""
         self.state: Any = None
         self.xids = itertools.count(1)
 

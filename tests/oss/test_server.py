@@ -92,7 +92,9 @@ class Cluster:
         )
 
     def capability(self, session: int = SESSION) -> Capability:
-        return sign_capability(self.keyring.capability_key(), FID, 0, session, Right.READ | Right.WRITE, 1 << 40)
+        return sign_capability(
+            self.keyring.capability_key(), FID, 0, session, Right.READ | Right.WRITE, 1 << 40, "client"
+        )
 
     @asynccontextmanager
     async def mds(self, at: str = "") -> AsyncGenerator[tuple[StandInMds, str], None]:
