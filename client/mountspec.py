@@ -80,7 +80,7 @@ def parse_source(text: str) -> tuple[str, str]:
         place, slash, path = rest.partition("/")
         if not separator or not scheme or not place:
             raise ConfigError(f"{text!r} is not a filesystem: write tcp://HOST:PORT[,tcp://HOST:PORT…][/DIRECTORY]")
-        if scheme == "tcp":
+        if scheme in ("tcp", "tls"):
             _check_place(text, place)
         if slash and path:
             if index < len(parts) - 1:

@@ -164,6 +164,8 @@ class Programs:
             if layout.mirrors > 1:
                 raise OSError(errno.EOPNOTSUPP, "mirrored files are written through the mount")
             osts = [await self._ost(session, index) for index in sorted(set(layout.osts))]
+            if any(ost.address.startswith("tls://") for ost in osts):
+                raise OSError(errno.EOPNOTSUPP, "the OSTs speak TLS, which only the mount does")
         except BaseException:
             await asyncio.shield(self._give_back(number))
             raise

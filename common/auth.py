@@ -37,6 +37,7 @@ import msgspec
 
 from nacrefs.common.config import ConfigError, parse_config
 from nacrefs.common.export import Export
+from nacrefs.common.tlsfiles import Tls
 from nacrefs.common.wire import Capability, Right, Role, Ticket
 
 NONCE_BYTES: Final = 32
@@ -92,6 +93,8 @@ class Keyring(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     cluster: str
     keys: dict[str, Key]
+    tls: Tls | None = None
+    """Certificates, where addresses begin with tls://."""
 
     def find(self, name: str) -> Key | None:
         """The key of this name, if it is good now."""
@@ -105,7 +108,7 @@ class Keyring(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for word in wanted:
             if good := self._good(word):
                 name, key = good[0]
-                return Credentials(self.cluster, name, key.secret_bytes)
+                return Credentials(self.cluster, name, key.secret_bytes, self.tls)
         outdated = any(key.role in wanted for key in self.keys.values())
         raise OSError(
             errno.EACCES,
@@ -141,6 +144,7 @@ class Credentials(msgspec.Struct, frozen=True):
     cluster: str
     key: str
     secret: bytes
+    tls: Tls | None = None
 
     def __repr__(self) -> str:
         return f"Credentials(cluster={self.cluster!r}, key={self.key!r}, secret=…)"
@@ -239,6 +243,9 @@ def _keyring_toml(keyring: Keyring) -> str:
         limits = [f"{field} = {quoted(value)}" for field, value in _values(key.export) if value != standard[field]]
         if limits:
             lines += ["", f"[keys.{quoted(name)}.export]", *limits]
+    if keyring.tls is not None:
+        lines += ["", "[tls]"]
+        lines += [f"{field} = {quoted(value)}" for field, value in msgspec.to_builtins(keyring.tls).items() if value]
     return "\n".join(lines) + "\n"
 
 

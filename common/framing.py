@@ -54,8 +54,11 @@ class FramingError(ConnectionError):
     """The bytes are not a nacrefs frame (EPROTO); the connection cannot go on."""
 
 
-def _not_a_frame() -> FramingError:
-    return FramingError(errno.EPROTO, "not a nacrefs frame (wrong magic number): the other side speaks something else")
+def _not_a_frame(seen: bytes = b"") -> FramingError:
+    who = "speaks something else"
+    if seen[:1] in (b"\x15", b"\x16"):  # an alert, or the beginning of a handshake
+        who = "speaks TLS (write tls:// there, or tcp:// here)"
+    return FramingError(errno.EPROTO, f"not a nacrefs frame (wrong magic number): the other side {who}")
 
 
 class Frame(NamedTuple):
@@ -186,7 +189,7 @@ class Decoder:
         """FramingError if the first bytes of a header are wrong: a stranger may send no more, and wait for us."""
         seen = bytes(self._memory[start : min(self._end, start + len(_MAGIC_BYTES))])
         if not _MAGIC_BYTES.startswith(seen):
-            raise _not_a_frame()
+            raise _not_a_frame(seen)
 
     def _parse_header(self, start: int) -> _Header:
         """Take a header out of the small buffer."""
@@ -194,7 +197,7 @@ class Decoder:
             self._memory, start
         )
         if magic != MAGIC:
-            raise _not_a_frame()
+            raise _not_a_frame(bytes(self._memory[start : start + 1]))
         if check != _hash(self._memory[start : start + _LEAD_BYTES]) & _LOW_HALF:
             raise FramingError(errno.EPROTO, "frame header is damaged (checksum mismatch)")
         if version != PROTOCOL_VERSION:

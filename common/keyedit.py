@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from nacrefs.common.auth import SECRET_BYTES, Key, Keyring, RoleName
 from nacrefs.common.export import Export
+from nacrefs.common.tlsfiles import Tls
 
 NAME_CHARACTERS_MAX: Final = 64
 
@@ -102,4 +103,5 @@ def without_ended(keyring: Keyring, now_s: float) -> Keyring:
 
 def only(keyring: Keyring, names: Sequence[str]) -> Keyring:
     """What goes to who has these keys: them, without what servers say about them. KeyError if one is not there."""
-    return replace(keyring, keys={name: replace(keyring.keys[name], export=Export()) for name in names})
+    tls = None if keyring.tls is None else Tls(ca=keyring.tls.ca)
+    return replace(keyring, keys={name: replace(keyring.keys[name], export=Export()) for name in names}, tls=tls)

@@ -68,7 +68,7 @@ class Server:
         for other in self._listeners:
             if other.address.replace("rdma://", "tcp://", 1) == address:
                 return address  # an rdma:// listener serves TCP at its port, too
-        listener = await transport.listen(address, self._accept)
+        listener = await transport.listen(address, self._accept, self.keyring.tls)
         self._listeners.append(listener)
         return listener.address
 
@@ -215,11 +215,10 @@ class Remote(Peer):
         return self._call(request, (), None, GREETING_S, self._greeting or self.link)
 
     async def _connect(self) -> None:
-        link = await transport.connect(self.address)
+        credentials = current(self._credentials)
+        link = await transport.connect(self.address, credentials.tls)
         try:
-            self.server, self.role, link = await greet_server(
-                link, current(self._credentials), self._client, self._handshake_s
-            )
+            self.server, self.role, link = await greet_server(link, credentials, self._client, self._handshake_s)
             self._carrier = self._greeting = link
             link.start(self)
             if self._overloaded:

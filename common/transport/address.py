@@ -5,21 +5,37 @@ import errno
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from nacrefs.common.transport import mem, rdma, tcp
+from nacrefs.common.tlsfiles import Tls
+from nacrefs.common.transport import mem, rdma, tcp, tls
 from nacrefs.common.transport.link import Accept, Link, Listener
 
 
 class Transport(NamedTuple):
-    """How to connect to, and listen at, what follows `scheme://`."""
+    """How to connect to, and listen at, what follows `scheme://`, with which certificates."""
 
-    connect: Callable[[str], Awaitable[Link]]
-    listen: Callable[[str, Accept], Awaitable[Listener]]
+    connect: Callable[[str, Tls | None], Awaitable[Link]]
+    listen: Callable[[str, Accept, Tls | None], Awaitable[Listener]]
+
+
+def _plain(
+    connect: Callable[[str], Awaitable[Link]], listen: Callable[[str, Accept], Awaitable[Listener]]
+) -> Transport:
+    """A transport that has no use for certificates."""
+
+    def connect_without(place: str, _: Tls | None) -> Awaitable[Link]:
+        return connect(place)
+
+    def listen_without(place: str, accept: Accept, _: Tls | None) -> Awaitable[Listener]:
+        return listen(place, accept)
+
+    return Transport(connect_without, listen_without)
 
 
 TRANSPORTS: dict[str, Transport] = {
-    "mem": Transport(mem.connect, mem.listen),
-    "rdma": Transport(rdma.connect, rdma.listen),
-    "tcp": Transport(tcp.connect, tcp.listen),
+    "mem": _plain(mem.connect, mem.listen),
+    "rdma": _plain(rdma.connect, rdma.listen),
+    "tcp": _plain(tcp.connect, tcp.listen),
+    "tls": Transport(tls.connect, tls.listen),
 }
 
 
@@ -31,7 +47,7 @@ def _transport(address: str) -> tuple[Transport, str]:
     return TRANSPORTS[scheme], place.rstrip("/")
 
 
-async def connect(addresses: str) -> Link:
+async def connect(addresses: str, certificates: Tls | None = None) -> Link:
     """A link to the first of these addresses (URLs separated by commas, best first) that answers. Where TCP is among
     them, RDMA is left out if it cannot be used, and the log says why, once."""
     wanted = [address.strip() for address in addresses.split(",")]
@@ -40,7 +56,7 @@ async def connect(addresses: str) -> Link:
     for address in wanted:
         transport, place = _transport(address)
         try:
-            link = await transport.connect(place)
+            link = await transport.connect(place, certificates)
         except OSError as error:
             if isinstance(error, rdma.Unavailable) and optional:
                 rdma.say_once(f"{error.strerror}; going on over TCP")
@@ -53,10 +69,10 @@ async def connect(addresses: str) -> Link:
     raise failure
 
 
-async def listen(address: str, accept: Accept) -> Listener:
+async def listen(address: str, accept: Accept, certificates: Tls | None = None) -> Listener:
     """Accept links at one address."""
     transport, place = _transport(address)
-    return await transport.listen(place, accept)
+    return await transport.listen(place, accept, certificates)
 
 
 async def settle() -> None:

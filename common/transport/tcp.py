@@ -250,9 +250,11 @@ class TcpLink:
 class TcpListener:
     """Accepts connections on a listening socket, which it owns."""
 
+    scheme = "tcp"
+
     def __init__(self, sock: socket.socket, accept: Accept) -> None:
         host, port = sock.getsockname()[:2]
-        self.address = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+        self.address = f"{self.scheme}://[{host}]:{port}" if ":" in host else f"{self.scheme}://{host}:{port}"
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._accept = accept
@@ -271,7 +273,11 @@ class TcpListener:
                 self._loop.remove_reader(self._sock.fileno())
                 self._loop.call_later(1.0, self._retry)
                 return
-            self._accept(TcpLink(sock, f"{peer[0]}:{peer[1]}"))
+            self.took(sock, f"{peer[0]}:{peer[1]}")
+
+    def took(self, sock: socket.socket, peername: str) -> None:
+        """Hand on a connection."""
+        self._accept(TcpLink(sock, peername))
 
     def _retry(self) -> None:
         if self._sock.fileno() >= 0:
@@ -290,8 +296,19 @@ def _split(place: str, scheme: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+def host_of(place: str, scheme: str) -> str:
+    """The host of `HOST:PORT`; OSError (EINVAL) if it is none."""
+    return _split(place, scheme)[0]
+
+
 async def connect(place: str, scheme: str = "tcp") -> TcpLink:
     """A link to `HOST:PORT`; OSError, naming it as an address of `scheme`, if nobody answers there."""
+    sock = await connected(place, scheme)
+    return TcpLink(sock, place.replace("[", "").replace("]", ""))
+
+
+async def connected(place: str, scheme: str) -> socket.socket:
+    """A socket that is connected to `HOST:PORT`; OSError, naming it as an address of `scheme`, if nobody answers."""
     host, port = _split(place, scheme)
     loop = asyncio.get_running_loop()
     try:
@@ -315,7 +332,7 @@ async def connect(place: str, scheme: str = "tcp") -> TcpLink:
             sock.close()
             raise
         else:
-            return TcpLink(sock, f"{host}:{port}")
+            return sock
     assert failure is not None
     raise OSError(
         failure.errno or errno.ECONNREFUSED, f"cannot connect to {scheme}://{place}: {failure.strerror or failure}"
@@ -324,6 +341,11 @@ async def connect(place: str, scheme: str = "tcp") -> TcpLink:
 
 async def listen(place: str, accept: Accept, scheme: str = "tcp") -> Listener:
     """Accept links at `HOST:PORT` (port 0: any free one); OSError naming the address if it is taken."""
+    return TcpListener(await listening(place, scheme), accept)
+
+
+async def listening(place: str, scheme: str) -> socket.socket:
+    """A socket that listens at `HOST:PORT`; OSError naming the address, as one of `scheme`, if it is taken."""
     host, port = _split(place, scheme)
     loop = asyncio.get_running_loop()
     try:
@@ -344,4 +366,4 @@ async def listen(place: str, accept: Accept, scheme: str = "tcp") -> Listener:
         raise OSError(
             error.errno or errno.EINVAL, f"cannot listen at {scheme}://{place}: {error.strerror}{hint}"
         ) from None
-    return TcpListener(sock, accept)
+    return sock
