@@ -5,6 +5,8 @@ import msgspec
 import pytest
 
 from nacrefs.common import wire
+from nacrefs.common.authority import OF_ADMINISTRATORS, OF_CLIENTS, OF_SERVERS
+from nacrefs.common.codec import request_types
 from tests.common.wire_golden import Row, enumerations, messages, pinned, requests, sample, today
 
 REGENERATE = "if a field was appended, with a default, run: python -m tests.common.wire_golden"
@@ -113,3 +115,10 @@ def test_every_enumeration_of_the_wire_is_pinned() -> None:
     assert {"Lease", "Want", "Mode", "Right", "Role", "AttrFlag", "Set", "RenameFlag", "XattrFlag"} <= set(
         enumerations()
     )
+
+
+def test_every_request_says_who_may_send_it() -> None:
+    """A new request needs a line in `common/authority.py`: a client's (about what?), an administrator's, a server's."""
+    listed = [*OF_CLIENTS, *OF_ADMINISTRATORS, *OF_SERVERS]
+    assert {kind.__name__ for kind in request_types()} == {kind.__name__ for kind in listed}
+    assert len(listed) == len(set(listed))
