@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: dev apt types check test test-slow soak test-mpi test-rdma test-rdma-short rdma-vm native ad-nacre bench bench-native bench-peers scale demo clean
+.PHONY: dev apt types check test test-slow soak test-mpi test-rdma test-rdma-short rdma-vm native ad-nacre bench bench-native bench-peers scale demo clean fuzz
 
 # Packages go into the current Python environment. Debian's own Python refuses that (PEP 668), so there, and only there,
 # a .venv in the checkout is made and used.
@@ -64,6 +64,11 @@ check: dev types
 
 test: dev
 	$(PYTHON) -m pytest -m "not slow" --ignore=tests/bench
+
+# Hostile bytes at every decoder and at live servers, each test for SECONDS. A failure names its FUZZ_SEED.
+SECONDS ?= 60
+fuzz: dev
+	FUZZ_SECONDS=$(SECONDS) $(PYTHON) -m pytest tests/fuzz --timeout=0
 
 test-slow: dev
 	$(PYTHON) -m pytest -m slow --ignore=tests/bench --timeout=1800
