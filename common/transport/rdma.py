@@ -7,7 +7,9 @@ proven peer gets a queue pair. Whoever cannot or will not says why, and the conn
 import asyncio
 import errno
 import logging
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -111,10 +113,16 @@ class Endpoint:
 
     def link(self, link: Link, *, exposes: bool) -> RdmaLink:
         """A link, not connected yet, beside a TCP link; OSError if memory or the device do not suffice."""
+        return RdmaLink(link, self, self.registered(exposes), exposes=exposes)
+
+    def registered(self, exposes: bool) -> Registered:
+        """The arena as the other side may, or may not, touch it."""
         registered = self._registered.get(exposes)
         if registered is None:
+            if not self._arena.held_bytes:
+                self._arena.take(1)
             registered = self._registered[exposes] = Registered(self._device.domain(exposes), self._arena)
-        return RdmaLink(link, self, registered, exposes=exposes)
+        return registered
 
     def adopt(self, link: RdmaLink) -> None:
         """Completions of its queue pair are the link's."""
@@ -309,12 +317,25 @@ class RdmaListener:
             self._closed = None
 
 
+async def _prepare(place: str, *, exposes: bool) -> None:
+    """Open the device that leads to a place, and register memory with it, which may take a moment. What does not work
+    is told when it is needed."""
+    host, _, port = place.rpartition(":")
+    with suppress(OSError, ValueError):
+        found = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)
+        family, kind, protocol, _, where = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(where)  # sends nothing, but chooses our address
+            _endpoint(str(probe.getsockname()[0])).registered(exposes)
+
+
 async def connect(place: str) -> Link:
     """A TCP link to `HOST:PORT` that is to become RDMA in its handshake; Unavailable if this machine has none."""
     try:
         _fabric().ports()
     except OSError as error:
         raise Unavailable(error.errno or errno.ENODEV, f"rdma://{place}: {error.strerror}") from None
+    await _prepare(place, exposes=True)  # now, while no deadline of a handshake is running
     link = await tcp.connect(place, "rdma")
     if _distrusted.get(link.peername, 0.0) > asyncio.get_running_loop().time():
         link.close()
@@ -341,6 +362,7 @@ async def listen(place: str, accept: Accept) -> Listener:
         if not _listening[loop]:
             del _listening[loop]
 
+    await _prepare(place, exposes=False)
     listener = await tcp.listen(place, accepted, "rdma")
     _listening[loop] = _listening.get(loop, 0) + 1
     return RdmaListener(listener, closed)

@@ -324,6 +324,7 @@ async def test_the_first_address_that_answers_is_taken(place: str) -> None:
     far = await accepted.get()
     for end in (link, far, listener):
         end.close()
+    await address.settle()
 
 
 @pytest.mark.parametrize("bad", ["", "host:1", "tcp://host", "tcp://:1", "tcp://h:x", "tcp://h:70000"])
@@ -350,6 +351,7 @@ async def test_a_taken_address_is_named(place: str) -> None:
     listener.close()
     listener.close()
     (await address.listen(listener.address, lambda link: None)).close()
+    await address.settle()
 
 
 # ---------------------------------------------------------------------------------------------------- a bare TCP socket
