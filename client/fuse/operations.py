@@ -158,7 +158,8 @@ class Operations:
         handle, changes = abi.decode_setattr(view, time.time_ns())
         # With nothing to set at all the kernel wants setuid and setgid to go, but leaves that to us (chown(-1, -1),
         # which is the owner's; fallocate, whose own request takes them away from who is not the owner).
-        if request.nodeid in self._setid and (changes.valid & Set.KILL_PRIVILEGES or not changes.valid):
+        # Another mount may have set them meanwhile.
+        if not changes.valid or (request.nodeid in self._setid and changes.valid & Set.KILL_PRIVILEGES):
             return self._kill_and_set(request, changes, handle)
         self._setid.discard(request.nodeid)  # the answer's mode decides
         return then(self._fs.setattr(request.nodeid, changes, handle), self._attr, request.unique)

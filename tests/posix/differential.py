@@ -253,7 +253,7 @@ class Calls:
         p = self.path()
         flags = self.dice.choice((
             os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDWR, os.O_WRONLY | os.O_APPEND, os.O_RDWR | os.O_APPEND,
-            os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_CREAT, os.O_RDONLY | os.O_DIRECTORY, os.O_PATH,
+            os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_CREAT, os.O_RDONLY | os.O_DIRECTORY,
             os.O_RDONLY | os.O_NOFOLLOW, os.O_RDONLY | os.O_TRUNC,
         ))  # fmt: skip
 
@@ -345,7 +345,9 @@ class Calls:
             table = world.descriptors
             if not table:
                 return None
-            os.fstat(table[int(one * len(table))])  # the kernel looks at the size that it knows
+            source_stat = os.fstat(table[int(one * len(table))])  # the kernel looks at the size that it knows
+            if source_stat.st_ino == os.fstat(table[int(two * len(table))]).st_ino:
+                return None  # it sees an overlap only within one mount
             return os.copy_file_range(table[int(one * len(table))], table[int(two * len(table))], count, source, target)
 
         return f"copy_file_range({count}, {source}, {target})", (), act
