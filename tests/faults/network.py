@@ -54,8 +54,9 @@ class Network:
         """Make them; the test is skipped where that is not allowed."""
         try:
             self._namespace("hub")
-        except (subprocess.CalledProcessError, FileNotFoundError):
-            pytest.skip("network namespaces cannot be made here (they need root, and the package iproute2)")
+        except (subprocess.CalledProcessError, FileNotFoundError) as error:
+            reason = getattr(error, "stderr", b"").decode().strip() or str(error)
+            pytest.skip(f"network namespaces cannot be made here (they need root, and the package iproute2): {reason}")
         hub = self._name("hub")
         _ip("-n", hub, "link", "add", "bridge", "type", "bridge")
         _ip("-n", hub, "link", "set", "bridge", "up")
