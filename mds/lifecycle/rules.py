@@ -224,7 +224,13 @@ def decide(rule: Rule, file: File, now_ns: int) -> Decision:
         else:
             return Decision(Act.RELEASE, _because(release))
     next_ns = min(coming, default=None)
-    return Decision(None, waits or ("it is not old enough" if coming else "all is done"), next_ns)
+    if not coming:
+        rest = "all is done"
+    elif file.archived and not file.dirty:
+        rest = "what was due is done"
+    else:
+        rest = "it is not old enough"
+    return Decision(None, waits or rest, next_ns)
 
 
 def _target(steps: Sequence[Transition], file: File, now_ns: int, coming: list[int]) -> Transition | None:

@@ -20,10 +20,12 @@ from nacrefs.common.auth import new_keyring
 from nacrefs.common.layout import Layout
 from nacrefs.common.observe import Meter
 from nacrefs.common.remote import Remote
+from nacrefs.common.rpc import Call, Service
 from nacrefs.common.wire import (
     ArchiveSpec,
     Attach,
     Detach,
+    Done,
     Evicted,
     GetAttr,
     Mkdir,
@@ -148,7 +150,7 @@ async def measure(directory: Path, count: int, seconds: float) -> None:
     server = MdsServer(MdsConfig(database=url, listen="mem://policy", metrics=""), keyring)
     await server.start()
     rules = server.mds.lifecycle
-    service: Any = {Recall: lambda request, call: Recalled(()), Evicted: lambda request, call: None}
+    service: Service = {Recall: give_back, Evicted: leave}
     mds = Remote("mem://policy", keyring.credentials(Role.ADMIN), "bench", service, Meter())
     try:
         await mds.open()
@@ -184,6 +186,16 @@ async def measure(directory: Path, count: int, seconds: float) -> None:
     finally:
         await mds.aclose()
         await server.stop()
+
+
+def give_back(request: Recall, call: Call) -> Recalled:
+    """A client that keeps nothing."""
+    return Recalled(())
+
+
+def leave(request: Evicted, call: Call) -> Done:
+    """A client that is told to go."""
+    return Done()
 
 
 async def forever(rules: Any) -> None:
