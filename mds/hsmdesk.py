@@ -32,6 +32,7 @@ HSM_REQUESTS: Final[tuple[type[wire.Request[Any]], ...]] = (
 )  # fmt: skip
 _encode = msgspec.msgpack.Encoder().encode
 _BY_HAND: Final = 0x7F & ~int(HsmFlag.RELEASED)
+_BY_OWNERS: Final = int(HsmFlag.NORELEASE | HsmFlag.NOARCHIVE)
 
 
 class HsmDesk:
@@ -109,6 +110,10 @@ class HsmDesk:
         self._mds.sessions.heard(call.peer)
         if (request.set | request.clear) & ~_BY_HAND:
             raise OSError(errno.EINVAL, "these flags cannot be set or cleared by hand")
+        if (request.set | request.clear) & ~_BY_OWNERS and call.peer.role is wire.Role.CLIENT:
+            raise OSError(
+                errno.EACCES, "only norelease and noarchive are set and cleared without an administrator's key"
+            )
         return await self._each(
             request.fids,
             lambda fid: self._mds.journal.submit_own(

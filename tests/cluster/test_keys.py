@@ -27,6 +27,7 @@ from nacrefs.common.wire import (
     Destroy,
     Fence,
     Fsck,
+    HsmFlag,
     ImportArchive,
     ObjectId,
     ProbeArchive,
@@ -37,6 +38,7 @@ from nacrefs.common.wire import (
     Right,
     Role,
     SetArchive,
+    SetHsm,
     SetPool,
     SetProject,
     StatObject,
@@ -239,7 +241,7 @@ async def test_what_is_an_administrator_s_is_refused_to_others(world: World) -> 
     vfs, file = await planted(world)
     orders: list[Request[Any]] = [
         SetPool("p", (0,)), SetProject(file.fid, 7), CheckQuota(True), ProbeArchive("a"), ImportArchive("a", 1),
-        SetArchive(ArchiveSpec(0, "a", "dir", "file:///tmp")), Fsck("job"),
+        SetArchive(ArchiveSpec(0, "a", "dir", "file:///tmp")), Fsck("job"), SetHsm((file.fid,), int(HsmFlag.LOST)),
     ]  # fmt: skip
     await all_refused(vfs.session.mds, orders, errno.EACCES)
 
