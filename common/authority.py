@@ -56,7 +56,7 @@ OF_CLIENTS: Final[Mapping[type[Request[Any]], Scope]] = {
 OF_ADMINISTRATORS: Final[frozenset[type[Request[Any]]]] = frozenset({
     wire.Scrub, wire.VerifyFile,
     wire.SetPool, wire.SetQuota, wire.SetProject, wire.CheckQuota, wire.SetArchive, wire.ProbeArchive,
-    wire.ImportArchive, wire.Fsck, wire.WatchFsck, wire.SetLink, wire.RemoveLink, wire.OrderLink,
+    wire.ImportArchive, wire.SaveCatalogue, wire.Fsck, wire.WatchFsck, wire.SetLink, wire.RemoveLink, wire.OrderLink,
     wire.SetLifecycle, wire.RemoveRule, wire.SetRuleState, wire.RunRule,
 })  # fmt: skip
 """What an administrator's key may ask besides."""
@@ -66,7 +66,7 @@ OF_SERVERS: Final[frozenset[type[Request[Any]]]] = frozenset({
     wire.Register, wire.Heartbeat, wire.JoinMirrors, wire.ReportDamage,
     # From the MDS to OSSes, over the connections that these have made to it.
     wire.Destroy, wire.Glimpse, wire.TruncateObjects, wire.Fence, wire.RaiseFloors, wire.SyncObject,
-    wire.ListObjects, wire.ProbeObjects, wire.MoveMany,
+    wire.ListObjects, wire.ProbeObjects, wire.MoveMany, wire.MoveRead,
     wire.MovePut, wire.MoveBegin, wire.MovePart, wire.MoveComplete, wire.MoveAbort, wire.MoveGet, wire.MoveSync,
     wire.MoveDelete, wire.MoveList, wire.MoveProbe, wire.MoveHead, wire.MoveThaw, wire.MoveStop, wire.MoveClass,
 })  # fmt: skip

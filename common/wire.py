@@ -1421,6 +1421,12 @@ class ImportArchive(Request[Imported], frozen=True, array_like=True, tag=116):
     limit: int = LISTING_MAX
 
 
+class SaveCatalogue(Request[Inspection], frozen=True, array_like=True, tag=170):
+    """Write down in an archive's bucket what of the tree cannot be seen from its objects; what was written, as JSON."""
+
+    name: str
+
+
 class HsmState(Message, frozen=True, array_like=True, gc=False):
     """A file in the lifecycle tier: its flags and archive, and what is being done with it (`action` 0: nothing) with
     bytes moved, bytes in all, and the reason of the last failure."""
@@ -1721,6 +1727,19 @@ class MoveMany(Request[MovedMany], frozen=True, array_like=True, tag=168):
     """Carry out orders about small files, which are cheaper together; answered when all are over."""
 
     orders: tuple[MovePut | MoveGet, ...]
+
+
+class Bytes(Message, frozen=True, array_like=True, gc=False):
+    """The bytes of an object."""
+
+    data: bytes
+
+
+class MoveRead(Request[Bytes], frozen=True, array_like=True, tag=169):
+    """An object of an archive that is small enough for one answer; ENOENT if there is none."""
+
+    archive: ArchiveSpec
+    key: str
 
 
 class MoveSync(Request[Glimpsed], frozen=True, array_like=True, tag=134):

@@ -25,6 +25,7 @@ from nacrefs.mds.hsmclean import Cleaner
 from nacrefs.mds.hsmqueue import Action, Thawing, Wanted
 from nacrefs.mds.hsmrestore import Restorer
 from nacrefs.mds.hsmrows import CANCELED, FAILED, RELEASED, STARTED, SUCCEED, WAITING, ActionRow, hsm_of
+from nacrefs.mds.hsmsave import Saver
 from nacrefs.mds.hsmsteps import Gone, NotDue, Return
 from nacrefs.mds.movers import Movers
 from nacrefs.mds.step import Step
@@ -73,6 +74,7 @@ class Coordinator:
         self._restorer = Restorer(mds, self.movers)
         self.classes = Classes(mds, self.movers)
         self._cleaner = Cleaner(mds, self.movers, self.archives)
+        self.saver = Saver(mds, self.movers, self.archives)
         self.active: dict[int, Action] = {}
         """By fid."""
         self._waiting: dict[int, dict[int, list[Action]]] = defaultdict(dict)
@@ -104,6 +106,7 @@ class Coordinator:
         for row in store.fetchall(store.statements.actions):
             self._enqueue(Action(ActionRow(*row)))
         self._spawn(self._cleaner.run())
+        self._spawn(self.saver.run())
         self.pump()
 
     async def stop(self) -> None:

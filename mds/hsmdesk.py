@@ -2,9 +2,7 @@
 
 import asyncio
 import errno
-import stat
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -13,12 +11,9 @@ from msgspec.structs import replace
 
 from nacrefs.common import wire
 from nacrefs.common.rpc import Call, Handler
-from nacrefs.common.wire import ArchiveEntry, ArchiveSpec, HsmFlag, Imported, Inspection, Queued, Restored
+from nacrefs.common.wire import ArchiveSpec, HsmFlag, Inspection, Queued, Restored
 from nacrefs.mds import hsmsteps
-from nacrefs.mds.hsmrows import ARCHIVED, COPIED, RELEASED, HsmRow, hsm_of
-from nacrefs.mds.inode import DIRECTORY_BLOCKS, DIRECTORY_BYTES
-from nacrefs.mds.namespace.layouts import new_layout
-from nacrefs.mds.namespace.names import check_name
+from nacrefs.mds.hsmimport import Importer
 from nacrefs.mds.step import Step
 from nacrefs.mds.tx import Tx
 from nacrefs.mds.work import Work
@@ -28,7 +23,7 @@ if TYPE_CHECKING:
 
 HSM_REQUESTS: Final[tuple[type[wire.Request[Any]], ...]] = (
     wire.Restore, wire.SetArchive, wire.GetArchives, wire.ProbeArchive, wire.ImportArchive, wire.GetHsm,
-    wire.HsmRequest, wire.HsmCancel, wire.SetHsm,
+    wire.HsmRequest, wire.HsmCancel, wire.SetHsm, wire.SaveCatalogue,
 )  # fmt: skip
 _encode = msgspec.msgpack.Encoder().encode
 _BY_HAND: Final = 0x7F & ~int(HsmFlag.RELEASED)
@@ -40,6 +35,7 @@ class HsmDesk:
 
     def __init__(self, mds: "Mds") -> None:
         self._mds = mds
+        self._importer = Importer(mds)
         self._reading = Tx(mds.mdt, writable=False)
 
     def handlers(self) -> dict[type[wire.Request[Any]], Handler]:
@@ -50,6 +46,7 @@ class HsmDesk:
             wire.GetArchives: self._archives,
             wire.ProbeArchive: self._probe,
             wire.ImportArchive: self._import,
+            wire.SaveCatalogue: self._save,
             wire.GetHsm: lambda request, call: wire.HsmStates(tuple(map(self._mds.hsm.state, request.fids))),
             wire.HsmRequest: self._request,
             wire.HsmCancel: self._cancel,
@@ -193,27 +190,13 @@ class HsmDesk:
         self._mds.hsm.classes.learned(spec.id, can)
         return Inspection(msgspec.json.encode({"id": spec.id, "servers": len(probed), "can": can}))
 
-    # ----------------------------------------------------------------------------------------------------------- import
-
-    async def _import(self, request: wire.ImportArchive, call: Call) -> Imported:
+    async def _import(self, request: wire.ImportArchive, call: Call) -> wire.Imported:
         self._mds.sessions.heard(call.peer)
-        spec = self._named(request.name)
-        page: wire.ArchiveListing = await self._mds.hsm.ask_one(
-            wire.MoveList(spec, request.prefix, request.after, min(request.limit, 500), True)
-        )
-        made = skipped = size = 0
-        problems: list[str] = []
-        for entry in page.entries:
-            work = partial(import_entry, spec, entry, request.parent)
-            try:
-                done: bool = await self._mds.journal.submit_own(work)
-            except OSError as error:
-                problems.append(f"{entry.key}: {error.strerror}")
-                continue
-            made += done
-            skipped += not done
-            size += entry.size if done else 0
-        return Imported(page.after, made, skipped, size, tuple(problems[:100]))
+        return await self._importer.page(self._named(request.name), request)
+
+    async def _save(self, request: wire.SaveCatalogue, call: Call) -> Inspection:
+        self._mds.sessions.heard(call.peer)
+        return Inspection(msgspec.json.encode(await self._mds.hsm.saver.save(self._named(request.name))))
 
 
 def _common(probed: list[Inspection]) -> dict[str, Any]:
@@ -239,108 +222,3 @@ def check_spec(spec: ArchiveSpec) -> None:
         raise OSError(errno.EINVAL, "parts have 5 MiB to 1 GiB")
     if spec.template and "{fid}" not in spec.template:
         raise OSError(errno.EINVAL, "a template needs {fid}, or two files could have one key")
-
-
-def import_entry(spec: ArchiveSpec, entry: ArchiveEntry, parent: int, step: Step) -> bool:
-    """Make the file, directory or symbolic link that an object is of; False if there is one already."""
-    tx, meta = step.tx, dict(entry.meta)
-    parts = entry.key.rstrip("/").split("/")
-    own = _number(meta.get("nacre-fid", ""), 16)
-    if not entry.key.endswith("/"):
-        stem, tilde, _ = parts[-1].rpartition("~")
-        if tilde and own:
-            parts[-1] = stem
-    mode = _number(meta.get("file-permissions", ""), 8)
-    uid, gid = _number(meta.get("file-owner", "")), _number(meta.get("file-group", ""))
-    for part in parts[:-1]:
-        parent = _directory(step, parent, hsmsteps.name_of(part), None, 0, 0)
-    name = hsmsteps.name_of(parts[-1])
-    if entry.key.endswith("/"):
-        before = tx.dentry(parent, name)
-        _directory(step, parent, name, stat.S_IMODE(mode) if mode else None, uid, gid)
-        return before is None
-    check_name(name)
-    existing = tx.lookup(parent, name)
-    if existing is not None:
-        row = hsm_of(tx, existing)
-        if row.archive == spec.id and _number(meta.get("nacre-version", "")) > row.version and (
-            existing.attr.flags & RELEASED and row.key.partition("~")[2].split(".")[0] == f"{own:x}"
-        ):  # fmt: skip
-            step.leases.changed(existing.attr.fid)
-            return _describe(step, existing.attr.fid, spec, entry, meta)
-        return False
-    directory = tx.need_directory(parent)
-    layout = new_layout(step, directory)
-    released = entry.size > 0
-    inode = tx.new_inode(
-        stat.S_IFREG | (stat.S_IMODE(mode) if mode else 0o644),
-        uid,
-        gid,
-        step.now_ns,
-        size=entry.size,
-        blocks=1 if released else 0,
-        flags=ARCHIVED | COPIED | (RELEASED if released else 0),
-        layout=layout,
-        project=directory.project,
-    )
-    step.leases.changed(parent, name)
-    tx.set_dentry(parent, name, inode.attr.fid)
-    tx.touch(parent, 0, 1, step.now_ns)
-    return _describe(step, inode.attr.fid, spec, entry, meta)
-
-
-def _describe(step: Step, fid: int, spec: ArchiveSpec, entry: ArchiveEntry, meta: dict[str, str]) -> bool:
-    edited = step.tx.edit(fid)
-    version = _number(meta.get("nacre-version", ""))
-    mtime_ns = _time(meta.get("file-mtime", "")) or entry.mtime_ns
-    atime_ns = _time(meta.get("file-atime", "")) or mtime_ns
-    edited.data_version = version
-    edited.attr = replace(
-        edited.attr, size=entry.size, mtime_ns=mtime_ns, atime_ns=atime_ns, change=edited.attr.change + 1
-    )
-    digest = bytes.fromhex(meta.get("nacre-checksum", "")) if len(meta.get("nacre-checksum", "")) == 16 else b""
-    flags = HsmFlag.EXISTS | HsmFlag.ARCHIVED | (HsmFlag.RELEASED if entry.size else HsmFlag(0))
-    row = HsmRow(
-        fid, int(flags), spec.id, entry.key, version, entry.size, entry.etag, max(1, entry.size) if digest else 0,
-        digest, b"", entry.storage_class, step.now_ns,
-    )  # fmt: skip
-    step.tx.set_hsm(fid, row)
-    return True
-
-
-def _directory(step: Step, parent: int, name: bytes, mode: int | None, uid: int, gid: int) -> int:
-    """The directory of that name, made if need be; its mode and owner if they are known."""
-    tx = step.tx
-    check_name(name)
-    found = tx.lookup(parent, name)
-    if found is None:
-        inode = tx.new_inode(
-            stat.S_IFDIR | (0o755 if mode is None else mode),
-            uid,
-            gid,
-            step.now_ns,
-            nlink=2,
-            size=DIRECTORY_BYTES,
-            blocks=DIRECTORY_BLOCKS,
-            parent=parent,
-            project=tx.need_directory(parent).project,
-        )
-        step.leases.changed(parent, name)
-        tx.set_dentry(parent, name, inode.attr.fid)
-        tx.touch(parent, 1, 1, step.now_ns)
-        return inode.attr.fid
-    if not found.is_directory:
-        raise OSError(errno.ENOTDIR, f"{name!r} is there and is no directory")
-    return found.attr.fid
-
-
-def _number(text: str, base: int = 10) -> int:
-    try:
-        return int(text, base)
-    except ValueError:
-        return 0
-
-
-def _time(text: str) -> int:
-    """Nanoseconds of `123ns`, as FSx writes it."""
-    return _number(text.removesuffix("ns"))

@@ -19,8 +19,10 @@ from nacrefs.common.auth import CredentialSource
 from nacrefs.common.buffers import BufferPool
 from nacrefs.common.checksum import block_sums
 from nacrefs.common.wire import (
+    BODY_BYTES_MAX,
     ArchiveEntry,
     ArchiveListing,
+    Bytes,
     Done,
     Glimpsed,
     Inspection,
@@ -38,6 +40,7 @@ from nacrefs.common.wire import (
     MovePart,
     MoveProbe,
     MovePut,
+    MoveRead,
     MoveResult,
     MoveStop,
     MoveSync,
@@ -78,6 +81,7 @@ class Mover:
             MoveList: self._list,
             MoveProbe: self._probe,
             MoveHead: self._head,
+            MoveRead: self._read,
             MoveThaw: self._thaw,
             MoveClass: self._class,
             MoveStop: self._stop,
@@ -290,6 +294,13 @@ class Mover:
 
     async def _head(self, request: MoveHead, call: Call) -> ArchiveEntry:
         return await self.archives.of(request.archive).head(request.key)
+
+    async def _read(self, request: MoveRead, call: Call) -> Bytes:
+        store = self.archives.of(request.archive)
+        size = (await store.head(request.key)).size
+        if size > BODY_BYTES_MAX // 2:
+            raise OSError(errno.EFBIG, f"archive {request.archive.name}, object {request.key!r}: {size} bytes")
+        return Bytes(bytes(await store.get(request.key, 0, size, size)))
 
     async def _thaw(self, request: MoveThaw, call: Call) -> Thaw:
         return Thaw(await self.archives.of(request.archive).thaw(request.key, request.days, request.tier))

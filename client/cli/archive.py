@@ -191,6 +191,23 @@ def rm_command(where: str, name: str, keyring: str | None, as_json: bool) -> Non
         print_json({"removed": name})
 
 
+@archive_command.command("catalogue", epilog=EXIT_CODES)
+@click.argument("where", metavar="MNT|URL")
+@click.argument("name")
+@_keyring
+@json_option
+def catalogue_command(where: str, name: str, keyring: str | None, as_json: bool) -> None:
+    """Write into the bucket of archive NAME what its objects do not say: directories, symbolic links, names, and what
+    changed about files since they were copied. The MDS does so every hour by itself; `import` reads it."""
+    from nacrefs.common.wire import SaveCatalogue
+
+    report = json.loads(_ask(where, keyring, SaveCatalogue(name)).report)
+    if as_json:
+        print_json(report)
+        return
+    click.echo(f"{report['records']:,} names written; {report['uncopied']:,} files have no copy in {name}")
+
+
 @archive_command.command("import", epilog=EXIT_CODES)
 @click.argument("directory")
 @click.argument("name")

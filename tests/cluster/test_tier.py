@@ -6,10 +6,12 @@ import json
 import os
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import settle
 from nacrefs.common.wire import (
     ArchiveSpec,
@@ -18,6 +20,7 @@ from nacrefs.common.wire import (
     HsmRequest,
     ImportArchive,
     RenameFlag,
+    SaveCatalogue,
     Set,
     SetArchive,
     SetAttr,
@@ -267,6 +270,97 @@ async def test_the_bucket_alone_is_enough(tier: Tier, tmp_path: Path) -> None:
             assert await read_file(again, found.fid, name) == data
         while other.mds.mds.hsm.active:
             await asyncio.sleep(0.01)
+
+
+async def test_the_bucket_has_directories_links_and_what_changed_since(tier: Tier, tmp_path: Path) -> None:
+    vfs = await tier.vfs()
+    mds = vfs.session.mds
+
+    def seen(one: Any) -> tuple[Any, ...]:
+        return one.mode, one.nlink, one.uid, one.gid, one.size, one.mtime_ns, one.atime_ns
+
+    async def make(parent: int, name: bytes, mode: int) -> int:
+        made = (await settle(vfs.mkdir(parent, name, mode, CRED))).attr
+        assert made is not None
+        return made.fid
+
+    top = await make(ROOT, b"top", 0o750)
+    empty = await make(top, b"empty \xff", 0o711)
+    large = os.urandom(19_000_000)
+    fids = {
+        name: await write_file(vfs, top, name, data)
+        for name, data in {
+            b"kept": b"k" * 70_000,
+            b"large": large,
+            b"gone": b"g" * 70_000,
+            b"anew": b"a" * 70_000,
+        }.items()
+    }
+    await settle(vfs.symlink(top, b"link", b"../some where", CRED))
+    await settle(vfs.link(fids[b"kept"], empty, b"second"))
+    for fid in fids.values():
+        await tier.archived(fid, release=False)
+    acl = bytes.fromhex("0200000001000600ffffffff02000400d204000004000400ffffffff10000600ffffffff20000000ffffffff")
+    await vfs.setxattr(fids[b"kept"], b"user.colour", b"gr\0n", XattrFlag(0))
+    await vfs.setxattr(fids[b"large"], b"system.posix_acl_access", acl, XattrFlag(0))
+    await vfs.setxattr(top, b"user.of", b"a directory", XattrFlag(0))
+    await mds.call(SetAttr(fids[b"large"], Set.UID | Set.GID | Set.MTIME, uid=17, gid=18, mtime_ns=5_000_000_001))
+    await settle(vfs.rename(top, b"large", ROOT, b"moved", RenameFlag(0)))
+    await mds.call(SetAttr(top, Set.MTIME | Set.ATIME, mtime_ns=77_000_000_000, atime_ns=78_000_000_000))
+    directories = [seen(await attr(vfs, fid)) for fid in (top, empty)]
+    saved = json.loads((await mds.call(SaveCatalogue("cold"))).report)
+    assert (saved["records"], saved["uncopied"]) == (9, 0)
+    assert json.loads((await mds.call(SaveCatalogue("cold"))).report)["records"] == 9
+    # After the catalogue: one is removed, one is copied anew, one is new.
+    await settle(vfs.unlink(top, b"gone"))
+    handle = await open_file(vfs, fids[b"anew"], os.O_RDWR)
+    await settle(vfs.write(handle, 0, memoryview(b"A")))
+    await close(vfs, handle)
+    await tier.archived(fids[b"anew"], release=False)
+    await tier.archived(await write_file(vfs, top, b"new", b"n" * 70_000), release=False)
+    async with asyncio.timeout(30):
+        while tier.mds.mds.mdt.store.fetchall("SELECT key FROM hsm_gone"):
+            await asyncio.sleep(0.05)
+
+    async def found(some: Vfs, parent: int, name: bytes) -> Any:
+        entry = (await settle(some.lookup(parent, name))).attr
+        assert entry is not None, name
+        return entry
+
+    (tmp_path / "d").mkdir()
+    async with cluster(tmp_path / "d") as other:
+        again = await other.vfs()
+        await again.session.mds.call(SetArchive(replace(tier.spec, id=0)))
+        after, made = "", 0
+        while True:
+            done = await again.session.mds.call(ImportArchive("cold", ROOT, "", after))
+            assert done.problems == ()
+            made, after = made + done.made, done.after
+            if not after:
+                break
+        assert made == 8
+        new_top = await found(again, ROOT, b"top")
+        new_empty = await found(again, new_top.fid, b"empty \xff")
+        assert [seen(await attr(again, fid)) for fid in (new_top.fid, new_empty.fid)] == directories
+        moved = await found(again, ROOT, b"moved")
+        assert seen(moved) == seen(await attr(vfs, fids[b"large"]))
+        assert await settle(again.getxattr(moved.fid, b"system.posix_acl_access")) == acl
+        kept = await found(again, new_top.fid, b"kept")
+        assert seen(kept) == seen(await attr(vfs, fids[b"kept"]))
+        assert kept.fid == (await found(again, new_empty.fid, b"second")).fid
+        assert await settle(again.getxattr(kept.fid, b"user.colour")) == b"gr\0n"
+        assert await settle(again.getxattr(new_top.fid, b"user.of")) == b"a directory"
+        link = await found(again, new_top.fid, b"link")
+        assert await settle(again.readlink(link.fid)) == b"../some where"
+        assert (await settle(again.lookup(new_top.fid, b"gone"))).attr is None
+        assert await read_file(again, ROOT, b"moved") == large
+        assert await read_file(again, new_top.fid, b"anew") == b"A" + b"a" * 69_999
+        assert await read_file(again, new_top.fid, b"new") == b"n" * 70_000
+        row = other.mds.mds.mdt.store.fetchall(f"SELECT digests FROM hsm WHERE fid = {moved.fid}")[0]
+        assert len(row[0]) == 8 * 3
+        while other.mds.mds.hsm.active:
+            await asyncio.sleep(0.01)
+        assert check(other.mds.mds.mdt.store) == []
 
 
 async def test_many_small_files(tier: Tier) -> None:
