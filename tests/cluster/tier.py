@@ -13,7 +13,7 @@ from yarl import URL
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import settle
 from nacrefs.common.wire import ArchiveSpec, HsmAction, HsmFlag, HsmState, SetArchive
-from nacrefs.mds.check import check
+from nacrefs.mds.fsck.job import fsck
 from nacrefs.mds.hsm import Coordinator
 from tests.client.world import World, cluster
 
@@ -79,7 +79,7 @@ class Tier(World):
             while set(await self.keys()) != files("key FROM hsm WHERE key <> ''"):
                 await asyncio.sleep(0.1)  # what is removed while it is open goes when it is closed
         assert await names.uploads() == []
-        assert check(store) == []
+        assert await fsck(self.mds.mds) == []
 
     def stored(self) -> set[str]:
         """The files that have objects."""
