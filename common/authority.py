@@ -42,7 +42,7 @@ OF_CLIENTS: Final[Mapping[type[Request[Any]], Scope]] = {
     wire.CopiesFailed: FILES, wire.ListCopies: WHOLE, wire.Resync: WHOLE,
     wire.Restore: FILES, wire.GetHsm: FILES, wire.HsmRequest: FILES, wire.HsmCancel: FILES, wire.SetHsm: FILES,
     wire.AskLifecycle: WHOLE, wire.GetArchives: WHOLE, wire.GetLinks: WHOLE, wire.GetLinkLog: WHOLE,
-    wire.GetArchives: WHOLE, wire.GetLinks: WHOLE, wire.GetLinkLog: WHOLE, wire.GetWarmups: WHOLE,
+    wire.GetWarmups: WHOLE,
     wire.AddWarmup: WHOLE, wire.CancelWarmup: WHOLE,
     wire.Inspect: WHOLE, wire.GetQuota: WHOLE, wire.ListQuotas: WHOLE,
     # To an OSS: a capability, which every one of these brings along, says what may be done.

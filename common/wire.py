@@ -1492,7 +1492,8 @@ class LinkSpec(Message, frozen=True, array_like=True, gc=False):
     `metadata` (names appear at once), `data` (contents come by themselves, too) or `none` (with the first refresh).
     `auto_import`: which of `new`, `changed` and `deleted` keys a refresh follows. `conflict`: what becomes of files
     that differ on both sides (`fail`, `skip`, `overwrite-if-dirty`, `overwrite`). Refreshed every `every_s` seconds, or
-    as `cron` says, or (neither) when asked. `details`: ask each new object for mode, owner and times."""
+    as `cron` says, or (neither) when asked. `details`: ask each new object for mode, owner and times. `auto_export`:
+    which of `new`, `changed` and `deleted` files the bucket follows."""
 
     id: int
     fid: int
@@ -1502,6 +1503,7 @@ class LinkSpec(Message, frozen=True, array_like=True, gc=False):
     every_s: float = 0.0
     cron: str = ""
     details: bool = False
+    auto_export: tuple[str, ...] = ()
 
 
 class SetLink(Request[Inspection], frozen=True, array_like=True, tag=148):
@@ -1526,7 +1528,8 @@ class GetLinks(Request[Inspection], frozen=True, array_like=True, tag=150):
 
 
 class OrderLink(Request[Done], frozen=True, array_like=True, tag=151):
-    """Have a link do something now: `refresh`, `pause` or `resume`."""
+    """Have a link do something now: `refresh`, `pause`, `resume`, or `flush`, which is answered when the bucket has
+    all that was written before (EIO with the reason if something cannot be sent)."""
 
     id: int
     verb: str

@@ -17,7 +17,7 @@ import psycopg
 from msgspec.structs import replace
 
 from nacrefs.common.layout import Layout
-from nacrefs.mds import accounts
+from nacrefs.mds import accounts, linkmarks
 from nacrefs.mds.cache import ABSENT
 from nacrefs.mds.engine import Cursor
 from nacrefs.mds.inode import Inode, encode_layout, row_of
@@ -28,6 +28,8 @@ from nacrefs.mds.tx import COPIED, XATTRS, Tx
 def flush(tx: Tx) -> None:
     """Begin a transaction and write the batch's changes; OSError if the engine refuses, after which: `discard`."""
     store = tx.mdt.store
+    if tx.mdt.exports:
+        linkmarks.mark(tx)
     try:
         store.begin()
         with store.pipeline():
@@ -61,6 +63,9 @@ def publish(tx: Tx) -> None:
         else:
             mdt.intents[fid] = intent
     mdt.accounts.apply(tx.usage, tx.quotas)
+    for fid in tx.unmarked:
+        mdt.dirty.pop(fid, None)
+    mdt.dirty.update(tx.marked)
     if tx.ghosts:
         mdt.bury(tx.ghosts)
     for writer, writes in tx.mirror_writers.items():

@@ -22,7 +22,7 @@ from nacrefs.mds import hsmsteps
 from nacrefs.mds.hsmarchive import Archiver
 from nacrefs.mds.hsmclasses import Classes
 from nacrefs.mds.hsmclean import Cleaner
-from nacrefs.mds.hsmqueue import Action, Thawing, Wanted
+from nacrefs.mds.hsmqueue import EXPORT, Action, Thawing, Wanted
 from nacrefs.mds.hsmrestore import Restorer
 from nacrefs.mds.hsmrows import CANCELED, FAILED, RELEASED, STARTED, SUCCEED, WAITING, ActionRow, hsm_of
 from nacrefs.mds.hsmsave import Saver
@@ -213,16 +213,17 @@ class Coordinator:
         flags = row.flags_now(inode)
         released = inode.attr.flags & RELEASED
         linked = step.tx.mdt.linked
-        if row.archive in linked and kind in (HsmAction.ARCHIVE, HsmAction.REMOVE):
+        export = kind == HsmAction.ARCHIVE and cause == EXPORT
+        if row.archive in linked and kind in (HsmAction.ARCHIVE, HsmAction.REMOVE) and not export:
             raise OSError(errno.EPERM, "it belongs to a link: its copy is the object in the link's bucket")
         if kind == HsmAction.ARCHIVE:
             archive = self.archive_of(archive).id
-            if archive in linked:
+            if archive in linked and not export:
                 raise OSError(errno.EPERM, f"archive {archive} is the bucket of a link")
             if flags & HsmFlag.NOARCHIVE:
                 raise OSError(errno.EPERM, "it is marked noarchive")
             clean = flags & HsmFlag.ARCHIVED and not flags & (HsmFlag.DIRTY | HsmFlag.LOST) and row.archive == archive
-            if (clean and not step.tx.opens(fid) and not step.leases.others(fid)) or released:
+            if (clean and not export and not step.tx.opens(fid) and not step.leases.others(fid)) or released:
                 return None
         elif kind == HsmAction.RESTORE:
             if not released:

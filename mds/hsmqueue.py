@@ -7,6 +7,8 @@ from typing import Any, Final, NamedTuple
 from nacrefs.common.wire import HsmAction
 from nacrefs.mds.hsmrows import SUCCEED, ActionRow
 
+EXPORT: Final = "export"
+"""The cause of an ARCHIVE into a link's bucket."""
 MOVES_PER_FILE: Final = 16
 """Parts of one file that are under way, or wait for an OSS."""
 

@@ -11,6 +11,7 @@ from nacrefs.common.layout import Layout, LayoutSpec
 from nacrefs.common.wire import ArchiveSpec, Attr, HsmFlag, Lease, Mode, Node, Right
 from nacrefs.mds.hsmrows import ARCHIVED, COPIED, PARTLY, RELEASED, ActionRow, HsmRow, hsm_of, upload_row
 from nacrefs.mds.inode import Inode
+from nacrefs.mds.linkmarks import key_of
 from nacrefs.mds.namespace.bits import INLINE, OPEN_WRITE
 from nacrefs.mds.namespace.nodes import need_file
 from nacrefs.mds.namespace.xattrs import path_of
@@ -104,7 +105,8 @@ def plan_archive(step: Step, action: ActionRow, spec: ArchiveSpec) -> Plan:
         ("nacre-fid", f"{fid:x}"),
         ("nacre-version", str(inode.data_version)),
     )
-    key = _free_key(step, action, row, spec)
+    linked = spec.id in tx.mdt.linked
+    key = _link_key(step, action) if linked else _free_key(step, action, row, spec)
     part_bytes = part_bytes_of(attr.size, spec.part_bytes)
     in_parts = data is None and attr.size > part_bytes
     forget_attempt(step, action, row)
@@ -128,6 +130,16 @@ def _free_key(step: Step, action: ActionRow, row: HsmRow, spec: ArchiveSpec) -> 
     if first and store.fetchone(store.statements.is_gone, (spec.id, key)) is None:
         return key
     return f"{key}.{action.id:x}" + (f"-{action.attempts}" if action.attempts > 1 else "")
+
+
+def _link_key(step: Step, action: ActionRow) -> str:
+    """The key of a file in its link's bucket: its path."""
+    root = next((fid for fid, link in step.tx.mdt.exports.items() if link == action.archive), 0)
+    key = key_of(step.tx, action.fid, root)
+    store = step.tx.mdt.store
+    if store.fetchone(store.statements.is_gone, (action.archive, key)) is not None:
+        raise OSError(errno.EAGAIN, "the object that had its name is being deleted")
+    return key
 
 
 def put_action(step: Step, row: ActionRow) -> None:
@@ -163,7 +175,24 @@ def end_archive(step: Step, plan: Plan, row: HsmRow, ended: ActionRow) -> bool:
     flags = old.flags & (HsmFlag.NORELEASE | HsmFlag.NOARCHIVE) | HsmFlag.EXISTS | HsmFlag.ARCHIVED
     put_hsm(step, inode, row._replace(flags=int(flags)))
     put_action(step, ended)
+    if row.archive in tx.mdt.linked:
+        _exported(step, old, row)
     return True
+
+
+def _exported(step: Step, old: HsmRow, row: HsmRow) -> None:
+    """The bucket of a file's link has the file; but if it has been moved meanwhile, not under its name."""
+    tx, fid = step.tx, row.fid
+    if old.archive == row.archive and old.key and old.key != row.key:
+        tx.run("delete_link_object", (old.archive, old.key.encode(), fid))
+    tx.run("put_link_object", (row.archive, row.key.encode(), fid, ""))
+    root = next((directory for directory, link in tx.mdt.exports.items() if link == row.archive), 0)
+    try:
+        same = key_of(tx, fid, root) == row.key
+    except OSError:
+        same = False
+    if same:
+        tx.sent(fid)
 
 
 def put_hsm(step: Step, inode: Inode, row: HsmRow) -> None:

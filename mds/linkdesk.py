@@ -92,8 +92,12 @@ class LinkDesk:
             links.ask(link)
         elif request.verb in ("pause", "resume"):
             await links.pause(link, request.verb == "pause")
+        elif request.verb == "flush":
+            if link.exporter is None:
+                raise OSError(errno.EINVAL, "the link's bucket does not follow its files (--auto-export)")
+            await link.exporter.flush()
         else:
-            raise OSError(errno.EINVAL, f"a link can do refresh, pause and resume, not {request.verb[:80]!r}")
+            raise OSError(errno.EINVAL, f"a link can do refresh, pause, resume and flush, not {request.verb[:80]!r}")
         return wire.Done()
 
     def _log(self, request: wire.GetLinkLog, call: Call) -> Inspection:
@@ -142,6 +146,9 @@ class LinkDesk:
             "refreshing": None if refresh is None else msgspec.to_builtins(refresh.counts),
             "wanted": link.wanted,
             "ended": link.ended,
+            "auto_export": list(spec.auto_export),
+            "unsent": 0 if link.exporter is None else len(link.exporter.waiting()),
+            "unsent_reasons": {} if link.exporter is None else link.exporter.failures(),
             **(self._totals(row.id) if totals else {}),
         }
 
@@ -167,6 +174,9 @@ def check_link(spec: LinkSpec) -> None:
     for mode in spec.auto_import:
         if mode not in AUTO_IMPORT:
             raise OSError(errno.EINVAL, f"what is imported by itself is {', '.join(AUTO_IMPORT)}, not {mode!r}")
+    for mode in spec.auto_export:
+        if mode not in AUTO_IMPORT:
+            raise OSError(errno.EINVAL, f"what the bucket follows is {', '.join(AUTO_IMPORT)}, not {mode!r}")
     if spec.conflict not in CONFLICT:
         raise OSError(errno.EINVAL, f"conflicts are decided by {', '.join(CONFLICT)}, not {spec.conflict!r}")
     if spec.cron and (len(spec.cron.split()) != 5 or not croniter.is_valid(spec.cron)):

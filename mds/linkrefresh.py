@@ -88,6 +88,7 @@ class Refresh:
         entries = [entry for entry in entries if entry.key]  # without: the prefix itself as a directory
         self.counts.keys += len(entries)
         known = self._known([entry.key.encode() for entry in entries])
+        deleted = self._deleted(entries)
         modes = self._link.spec.auto_import
         new: list[Item] = []
         problems: list[tuple[bytes, str]] = []
@@ -99,11 +100,19 @@ class Refresh:
                 continue
             if item.directory:
                 self._markers.append(item.parts)
+            if item.key in deleted:
+                continue
             before = known.get(item.key)
             if before is None or not before.fid:
                 new.append(item)
                 continue
             self._seen.add(before.fid)
+            if before.fid in self._mds.hsm.active:
+                continue  # it is being sent, or brought in: who does that knows the object
+            if before.fid in self._mds.mdt.dirty and not self._force:
+                if (before.etag, before.size) != (entry.etag, entry.size) and (before.archived_ns or 0) < self.began_ns:
+                    self._conflict(before.key, "object and file have both changed, and the file is to be sent")
+                continue
             if (before.etag, before.size) != (entry.etag, entry.size) and (before.archived_ns or 0) < self.began_ns:
                 changed.append((before, entry))
         if new and "new" in modes:
@@ -111,6 +120,16 @@ class Refresh:
         if changed and "changed" in modes:
             await self._each(changed, self._change)
         await self._report(problems, known)
+
+    def _deleted(self, entries: Sequence[ArchiveEntry]) -> set[bytes]:
+        """Keys whose objects are still to be deleted, since their files were."""
+        if self._link.id not in self._mds.mdt.deleting:
+            return set()
+        store, link = self._mds.mdt.store, self._link.id
+        is_gone = store.statements.is_gone
+        return {
+            entry.key.encode() for entry in entries if store.fetchone(is_gone, (link, entry.key)) is not None
+        }  # fmt: skip
 
     def _known(self, keys: list[bytes]) -> dict[bytes, Known]:
         """What is known of these keys: one search, if not too many others are between them."""

@@ -19,6 +19,7 @@ from nacrefs.common import wire
 from nacrefs.common.wire import ArchiveSpec, LinkSpec
 from nacrefs.mds import linksteps
 from nacrefs.mds.hsmrows import HsmRow, hsm_of
+from nacrefs.mds.linkexport import Exporter
 from nacrefs.mds.linkrefresh import Refresh
 from nacrefs.mds.linkrows import ACTIVE, LOG_MAX, PAUSED, REMOVING, LinkRow, link_of
 from nacrefs.mds.step import Step
@@ -55,6 +56,7 @@ class Link:
         self.lines = 0
         """The number of the log's last line."""
         self.keeper: asyncio.Task[None] | None = None
+        self.exporter: Exporter | None = None
 
 
 class Links:
@@ -77,12 +79,28 @@ class Links:
         newest = store.fetchone(store.statements.link_log_newest, (link.row.id,))
         link.lines = (newest[0] or 0) if newest is not None else 0
         self.by_id[link.row.id] = link
-        self._mds.mdt.linked = set(self.by_id)
+        self._changed()
         link.keeper = asyncio.get_running_loop().create_task(self._keep(link))
         link.keeper.add_done_callback(_report)
 
+    def _changed(self) -> None:
+        """The links are other ones, or have other settings."""
+        mdt, served = self._mds.mdt, list(self.by_id.values())
+        mdt.linked = set(self.by_id)
+        exporting = [link.row for link in served if link.row.spec.auto_export and link.row.state != REMOVING]
+        mdt.exports = {row.fid: row.id for row in exporting}
+        mdt.deleting = {row.id for row in exporting if "deleted" in row.spec.auto_export}
+        for link in served:
+            if link.exporter is None and link.row.id in mdt.exports.values():
+                link.exporter = Exporter(self._mds, link.row.id, link.row.fid, partial(self.note, link))
+            if link.exporter is not None:
+                link.exporter.modes = link.row.spec.auto_export if link.row.state == ACTIVE else ()
+
     async def stop(self) -> None:
         """End; a refresh under way begins anew next time."""
+        for link in self.by_id.values():
+            if link.exporter is not None:
+                await link.exporter.stop()
         keepers = [link.keeper for link in self.by_id.values() if link.keeper is not None]
         for keeper in keepers:
             keeper.cancel()
@@ -103,6 +121,7 @@ class Links:
             row = link.row._replace(**changes)
             await self._mds.journal.submit_own(partial(self._put_step, link, row, lines))
             link.row = row
+            self._changed()
 
     def _put_step(self, link: Link, row: LinkRow, lines: tuple[str, ...], step: Step) -> None:
         step.tx.run("put_link", row.columns())
@@ -249,6 +268,8 @@ class Links:
         if link.keeper is not None:
             link.keeper.cancel()
             await asyncio.gather(link.keeper, return_exceptions=True)
+        if link.exporter is not None:
+            await link.exporter.stop()
         await self._unbind(link)
 
     def released(self, link: Link) -> int:
@@ -267,12 +288,14 @@ class Links:
 
         def forget(step: Step) -> None:
             step.tx.run("delete_link", (number,))
+            step.tx.run("delete_link_dirties", (number,))
+            step.tx.unmarked.update(fid for fid, link in step.tx.mdt.dirty.items() if link == number)
             step.tx.run("put_archive", (number, f"{archive.name}\n{number}", _encode(archive), 1))
             step.tx.run("trim_link_log", (number, link.lines + 1))
 
         await self._mds.journal.submit_own(forget)
         del self.by_id[number]
-        self._mds.mdt.linked = set(self.by_id)
+        self._changed()
         self._mds.hsm.archives.pop(number, None)
         self._mds.hsm.archives_changed()
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from nacrefs.common.layout import Layout
 from nacrefs.common.wire import ArchiveEntry, Attr, HsmFlag, Lease
 from nacrefs.mds.cache import ABSENT
-from nacrefs.mds.hsmrows import ARCHIVED, PARTLY, RELEASED, HsmRow, hsm_of
+from nacrefs.mds.hsmrows import ARCHIVED, COPIED, PARTLY, RELEASED, HsmRow, hsm_of
 from nacrefs.mds.inode import DIRECTORY_BLOCKS, DIRECTORY_BYTES, Inode
 from nacrefs.mds.linkrows import Item
 from nacrefs.mds.namespace.bits import DEFAULT_LAYOUT, INLINE
@@ -175,11 +175,12 @@ class Inserter:
                 now_ns,
                 size=entry.size,
                 blocks=1 if entry.size else 0,
-                flags=ARCHIVED | (RELEASED if entry.size else 0),
+                flags=ARCHIVED | COPIED | (RELEASED if entry.size else 0),
                 layout=layout,
                 project=project,
             )
             attr = inode.attr
+            tx.quiet.add(attr.fid)
             inode.attr = replace(attr, atime_ns=about.atime_ns, mtime_ns=about.mtime_ns)
             taken[name] = attr.fid
             tx.add_dentry(parent, name, attr.fid)
@@ -268,6 +269,8 @@ def forget_contents(step: Step, inode: Inode, row: HsmRow) -> None:
     tx, fid, layout = step.tx, inode.attr.fid, inode.layout
     assert layout is not None
     step.leases.changed(fid)
+    tx.quiet.add(fid)
+    tx.sent(fid)
     edited = tx.edit(fid)
     if inode.is_inline:
         tx.set_data(fid, b"")
@@ -293,7 +296,7 @@ def _describe(step: Step, fid: int, link: int, entry: ArchiveEntry) -> None:
         mtime_ns=about.mtime_ns,
         ctime_ns=step.now_ns,
         change=attr.change + 1,
-        flags=attr.flags & ~(INLINE | RELEASED) | ARCHIVED | (RELEASED if entry.size else 0),
+        flags=attr.flags & ~(INLINE | RELEASED) | ARCHIVED | COPIED | (RELEASED if entry.size else 0),
     )
     tx.set_hsm(fid, row_of(fid, link, entry, edited.data_version, step.now_ns))
     tx.run("put_link_object", (link, entry.key.encode(), fid, ""))
@@ -314,6 +317,12 @@ def remove_file(step: Step, fid: int, link: int, force: bool) -> list[int] | Non
         return None
     if fid in tx.mdt.restoring:
         raise OSError(errno.EBUSY, "it is being brought in")
+    tx.sent(fid)
+    leases.changed(fid)
+    edited = tx.edit(fid)
+    edited.attr = replace(edited.attr, flags=edited.attr.flags & ~(ARCHIVED | COPIED))
+    tx.set_hsm(fid, None)  # or its end would be the end of its object
+    tx.run("delete_link_object", (link, row.key.encode(), fid))
     names = tx.names(fid)
     for parent, name in names:
         leases.changed(parent, name)
@@ -344,13 +353,16 @@ def detach(step: Step, fid: int, link: int, key: bytes) -> None:
     inode = tx.inode(fid)
     if inode is not None:
         step.leases.truth(fid)
+        tx.quiet.add(fid)
         if inode.attr.flags & RELEASED:
             raise OSError(errno.EBUSY, "its contents are in the bucket only")
         row = hsm_of(tx, inode)
         if row.archive == link:
             step.leases.changed(fid)
             edited = tx.edit(fid)
-            edited.attr = replace(edited.attr, flags=edited.attr.flags & ~ARCHIVED, change=edited.attr.change + 1)
+            edited.attr = replace(
+                edited.attr, flags=edited.attr.flags & ~(ARCHIVED | COPIED), change=edited.attr.change + 1
+            )
             tx.set_hsm(fid, None)
     tx.run("delete_link_object", (link, key, fid))
 

@@ -38,6 +38,12 @@ class Mdt:
         """Archives whose objects stay when their files are removed."""
         self.linked: set[int] = set()
         """Archives that are the prefixes of links: what is in them is never deleted because a file here changes."""
+        self.exports: dict[int, int] = {}
+        """Links whose buckets follow their files, by directory."""
+        self.deleting: set[int] = set()
+        """Links whose objects go when their files do."""
+        self.dirty: dict[int, int] = {}
+        """The table `link_dirty`: link by fid."""
         self.restoring: set[int] = set()
         """Released files that are being brought back."""
         self.number = 0
@@ -62,6 +68,7 @@ class Mdt:
         self.intents = {
             fid: Intent(fid, size, decode_layout(layout)) for fid, size, layout in store.fetchall(statements.intents)
         }
+        self.dirty = dict(store.fetchall(statements.link_dirties))
         self.mirror_writers = {(session, fid) for session, fid in store.fetchall(statements.mirror_writers)}
 
     @property

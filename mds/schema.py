@@ -22,7 +22,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA_VERSION: Final = "0007"
+SCHEMA_VERSION: Final = "0008"
 """Alembic revision of the tables below: the newest file in `migrations/versions`."""
 
 Int64: Final = BigInteger().with_variant(Integer(), "sqlite")
@@ -438,6 +438,15 @@ link_log: Final = Table(
     Column("time_ns", Int64, nullable=False),
     Column("text", Text, nullable=False),
     sqlite_with_rowid=False,
+)
+
+link_dirty: Final = Table(
+    "link_dirty",
+    metadata,
+    # A file whose link's bucket is to follow it: it was made, changed or moved. Or a directory that was moved, whose
+    # files may all have other keys by now. Written with the change.
+    Column("fid", Int64, primary_key=True, autoincrement=False),
+    Column("link", Int64, nullable=False),
 )
 
 warmup: Final = Table(

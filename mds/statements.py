@@ -27,6 +27,7 @@ from nacrefs.mds.schema import (
     inode,
     intent,
     link,
+    link_dirty,
     link_log,
     link_object,
     mdt,
@@ -409,6 +410,11 @@ class Statements:
             .offset(literal_column("0")),
             "parent first last limit",
         )
+
+        self.link_dirties = self._text(select(link_dirty), "")
+        self.put_link_dirty = self._put(link_dirty, "fid", "link")
+        self.delete_link_dirty = self._delete(link_dirty, "fid")
+        self.delete_link_dirties = self._delete(link_dirty, "link")
 
         # --- warmup
         self.warmups = self._text(select(warmup).order_by(warmup.c.id), "")

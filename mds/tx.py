@@ -53,6 +53,11 @@ class Tx:
         self.side: list[tuple[str, tuple[Any, ...]]] = []
         """Statements by name, with their parameters, that are run in this order at the end."""
         """Files whose objects the reaper is to destroy from now on."""
+        self.quiet: set[int] = set()
+        """Fids that links have changed after their buckets: these need not follow."""
+        self.marked: dict[int, int] = {}
+        self.unmarked: set[int] = set()
+        """Rows of `link_dirty` that come and go."""
         # What flush and publish need.
         self.inodes: dict[int, Inode | None] = {}
         self.base: dict[int, Inode] = {}
@@ -413,10 +418,21 @@ class Tx:
         self.side.append((statement, row))
 
     def drop_object(self, archive: int, key: str) -> None:
-        """No file needs this object any more. (The objects of links are not ours to delete.)"""
-        if archive not in self.mdt.linked:
+        """No file needs this object any more, or this upload. (Objects of links are deleted only if those say so.)"""
+        if archive not in self.mdt.linked or archive in self.mdt.deleting or "\n" in key:
             self._wrote()
             self.side.append(("put_gone", (archive, key)))
+
+    def sent(self, fid: int) -> None:
+        """The bucket has what is known of a file."""
+        if fid in self.mdt.dirty:
+            self.run("delete_link_dirty", (fid,))
+            self.unmarked.add(fid)
+
+    def mark(self, fid: int, link: int) -> None:
+        """A link's bucket is to follow a file."""
+        self.run("put_link_dirty", (fid, link))
+        self.marked[fid] = link
 
     def _drop_hsm(self, fid: int) -> None:
         """The file is gone: so is its copy, unless its archive keeps what it has."""
@@ -426,6 +442,7 @@ class Tx:
         if row is not None:
             if row[3] and row[2] in self.mdt.linked:
                 self.run("delete_link_object", (row[2], row[3].encode(), fid))
+                self.drop_object(row[2], row[3])
             elif row[3] and row[2] not in self.mdt.keeping:
                 self.drop_object(row[2], row[3])
             self.set_hsm(fid, None)

@@ -76,6 +76,11 @@ _auto_import = click.option(
     metavar="LIST",
     help="Which keys a refresh follows: new,changed,deleted (all, if not given), or none.",
 )
+_auto_export = click.option(
+    "--auto-export",
+    metavar="LIST",
+    help="Which files the bucket follows: new,changed,deleted or some of them; none. [none]",
+)
 _conflict = click.option(
     "--conflict",
     type=click.Choice(["fail", "skip", "overwrite-if-dirty", "overwrite"]),
@@ -110,6 +115,7 @@ _conflict = click.option(
     help="Ask each object for mode, owner and times that FSx for Lustre or nacrefs wrote: one more request for each.",
 )
 @_auto_import
+@_auto_export
 @_conflict
 @_every
 @_cron
@@ -127,6 +133,7 @@ def create_command(
     imports: str,
     details: bool,
     auto_import: str | None,
+    auto_export: str | None,
     conflict: str | None,
     every: str | None,
     cron: str | None,
@@ -149,6 +156,7 @@ def create_command(
         every_s,
         cron,
         details,
+        _modes(auto_export or ""),
     )
     kind = "dir" if target.startswith("file:") else "s3"
     path = os.path.abspath(credentials) if credentials else ""
@@ -206,6 +214,7 @@ _SHORT: Final = {"conflicts": "in conflict", "deferred": "in use and deferred", 
 @_every
 @_cron
 @_auto_import
+@_auto_export
 @_conflict
 @click.option("--async", "at_once", is_flag=True, help="Do not wait for the end.")
 @_keyring
@@ -218,6 +227,7 @@ def refresh_command(
     every: str | None,
     cron: str | None,
     auto_import: str | None,
+    auto_export: str | None,
     conflict: str | None,
     at_once: bool,
     keyring: str | None,
@@ -231,6 +241,8 @@ def refresh_command(
         changes |= {"every_s": every_s, "cron": cron_text}
     if auto_import is not None:
         changes["auto_import"] = _modes(auto_import)
+    if auto_export is not None:
+        changes["auto_export"] = _modes(auto_export)
     if conflict is not None:
         changes["conflict"] = conflict
 
@@ -238,7 +250,7 @@ def refresh_command(
         link = await _link_of(mds, fid, directory)
         if changes:
             fields = {name: link[name] for name in LinkSpec.__struct_fields__}
-            fields["auto_import"] = tuple(fields["auto_import"])
+            fields |= {name: tuple(fields[name]) for name in ("auto_import", "auto_export")}
             await mds.call(SetLink(LinkSpec(**{**fields, **changes}), ArchiveSpec(0, "", "", "")))
         if changes and not now:
             return await _link_of(mds, fid, directory), False
@@ -270,7 +282,35 @@ def _order(verb: str, text: str) -> None:
     del command
 
 
-_order("pause", "Do nothing about a link by itself any more: no refresh. Files still come when they are read.")
+@link_command.command("flush", epilog=EXIT_CODES)
+@_directory
+@click.option("--wait/--async", "wait", default=True, help="Wait until it is there, or only have it sent. [--wait]")
+@_keyring
+@json_option
+def flush_command(directory: str, wait: bool, keyring: str | None, as_json: bool) -> None:
+    """Have everything that was written below DIR sent to the bucket now, and return when it is there."""
+    import asyncio
+
+    mount, fid = _mount_of(directory)
+
+    async def work(mds: Any) -> dict[str, Any]:
+        link = await _link_of(mds, fid, directory)
+        flushing = asyncio.ensure_future(mds.call(OrderLink(link["id"], "flush")))
+        await asyncio.wait({flushing}, timeout=None if wait else 0.2)
+        if flushing.done():
+            flushing.result()
+        else:
+            flushing.cancel()
+        return await _link_of(mds, fid, directory)
+
+    link = _ask(mount, keyring, work)
+    if as_json:
+        print_json(link)
+
+
+_order(
+    "pause", "Do nothing about a link by itself any more: no refresh, no export. Files still come when they are read."
+)
 _order("resume", "Go on with a link that was paused.")
 
 
@@ -341,10 +381,13 @@ def show_command(directory: str, keyring: str | None, as_json: bool) -> None:
         ("it found", ", ".join(f"{count} {key}" for key, count in last.items())),
         ("files", f"{link['files']:,} of {format_size(link['bytes'])}, {link['released']:,} in the bucket only"),
         ("keys that are no files", f"{link['problems']:,}"),
+        ("the bucket follows", f"{', '.join(link['auto_export']) or 'no'} files; {link['unsent']:,} are to be sent"),
     ):
         click.echo(f"{name}: {value}")
     if link["reason"]:
         click.echo(f"the last try failed: {link['reason']}")
+    for file, reason in link["unsent_reasons"].items():
+        click.echo(f"{file} cannot be sent: {reason}")
 
 
 @link_command.command("log", epilog=EXIT_CODES)

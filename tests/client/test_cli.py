@@ -22,7 +22,7 @@ SUBCOMMANDS = {
     "oss": ("format", "serve"),
     "pool": ("list", "set", "rm"),
     "archive": ("add", "list", "show", "test", "rm", "import"),
-    "link": ("create", "list", "show", "refresh", "pause", "resume", "log", "rm"),
+    "link": ("create", "list", "show", "refresh", "flush", "pause", "resume", "log", "rm"),
     "warmup": ("start", "list", "status", "cancel"),
     "hsm": (
         "state",

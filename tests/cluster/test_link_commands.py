@@ -111,6 +111,29 @@ def test_names_are_there_and_bytes_come_after_every_server_was_killed(cluster: P
         assert (directory / str(number)).read_bytes() == DATA[number : number + 100_000]
 
 
+def test_what_is_written_is_read_by_others_and_outlives_kills(cluster: ProcessCluster, bucket: Bucket) -> None:
+    directory = cluster.mount / "sent"
+    export = ("--auto-export", "new,changed,deleted")
+    succeed("link", "create", directory, f"s3://{bucket.name}/sent", *bucket.where, *export)
+    contents = {f"d{number % 3}/{number}": DATA[number : number + 200_000] for number in range(30)}
+    for number in range(3):
+        (directory / f"d{number}").mkdir()
+    for name, data in contents.items():
+        (directory / name).write_bytes(data)
+    for name in ("mds", "oss0", "oss1"):
+        cluster.kill(name)
+        cluster.up()
+    (directory / "d0").rename(directory / "moved")
+    succeed("link", "flush", directory)
+    for name, data in contents.items():
+        key = f"sent/{name.replace('d0/', 'moved/')}"
+        assert bucket.client.get_object(Bucket=bucket.name, Key=key)["Body"].read() == data
+    bucket.client.close()
+    link = succeed_json("link", "show", directory)
+    assert (link["unsent"], link["auto_export"], link["files"]) == (0, ["new", "changed", "deleted"], 30)
+    assert "0 are to be sent" in succeed("link", "show", directory)
+
+
 def test_jobs_are_listed_and_wrong_usage_is_told(cluster: ProcessCluster, tmp_path: Path) -> None:
     path = cluster.mount / "plain"
     path.write_text("x")
