@@ -59,15 +59,24 @@ class TlsSocket(ssl.SSLSocket):
             raise ConnectionResetError(errno.ECONNRESET, _words(error)) from None
 
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
-        """Receive and decrypt; BlockingIOError if there is nothing now, 0 at the end."""
+        """Receive and decrypt, as many records as are there and have room; BlockingIOError if there is nothing now, 0
+        at the end."""
+        view = memoryview(buffer)[:_RECORDS_BYTES]
+        total = 0
         try:
-            return super().recv_into(buffer, nbytes, flags)
+            while total < len(view):
+                count = super().recv_into(view[total:])
+                if not count:
+                    break
+                total += count
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise BlockingIOError(errno.EAGAIN, "later") from None
+            if not total:
+                raise BlockingIOError(errno.EAGAIN, "later") from None
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            return 0
+            return total
         except ssl.SSLError as error:
             raise ConnectionResetError(errno.ECONNRESET, _words(error)) from None
+        return total
 
     def hang_up(self, words: bytes = b"") -> None:
         """Close, having said this as it is. The other side gets it: closing with bytes unread would take it back."""
