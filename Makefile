@@ -108,7 +108,7 @@ test-rdma: rdma-vm
 	RDMA_VM_TIMEOUT=5400 tests/rdma/rdma-vm tests/rdma/run $(PYTHON) tests/rdma
 
 test-rdma-short: rdma-vm
-	RDMA_VM_TIMEOUT=900 tests/rdma/rdma-vm tests/rdma/run $(PYTHON) $(RDMA_SHORT)
+	RDMA_VM_TIMEOUT=1500 tests/rdma/rdma-vm tests/rdma/run $(PYTHON) $(RDMA_SHORT)
 
 # The ROMIO driver, compiled into an MPICH from Debian's source (docs/mpi.md); not part of any other target.
 ad-nacre: native
