@@ -108,6 +108,14 @@ def read_by_somebody_else(path: Path) -> bytes:
         return file.read()
 
 
+def disarm(cluster: ProcessCluster, victims: tuple[str, ...]) -> None:
+    """Start the killed ones again, and those in which the fault has not happened."""
+    for name in victims:
+        if not is_dead(cluster, (name,)):
+            cluster.kill(name)
+    cluster.up()
+
+
 def victims_of(point: str) -> tuple[str, ...]:
     return ("mds",) if point.startswith("mds") else ("oss0", "oss1")
 
@@ -131,7 +139,7 @@ def test_killed_while_it_goes_out(tier: ProcessCluster, point: str, size: int) -
     wait_for(lambda: is_dead(tier, victims), f"the fault at {point}")
     if point == "oss.move.stored":  # the next attempt has another name to make a key of
         path = path.rename(path.with_suffix(".renamed"))
-    tier.up()
+    disarm(tier, victims)
     state = wait_over(path)
     if "archived" not in state["names"]:  # the order was lost with the MDS, or it was given up: it is told
         succeed("hsm", "archive", "--wait", path)
@@ -156,7 +164,7 @@ def test_killed_while_it_comes_back(tier: ProcessCluster, point: str, size: int)
     succeed("hsm", "release", "--wait", path)
     with subprocess.Popen(["cat", path], stdout=subprocess.PIPE) as reader:
         wait_for(lambda: is_dead(tier, victims), f"the fault at {point}")
-        tier.up()
+        disarm(tier, victims)
         assert reader.communicate(timeout=120)[0] == data
     assert reader.returncode == 0
     assert wait_over(path)["names"] == ["exists", "archived"]
