@@ -13,7 +13,7 @@ from typing import Final
 import click
 from click.shell_completion import CompletionItem
 
-from nacrefs.client.cli.outcome import EXIT_CODES, ExitCode, exit_code_of, words_of
+from nacrefs.client.cli.outcome import EXIT_CODES, CheckError, ExitCode, exit_code_of, words_of
 from nacrefs.common.config import ConfigError
 
 COMMANDS: Final = {
@@ -124,6 +124,8 @@ def run(arguments: list[str]) -> int:
         return _say(f"{error.format_message().rstrip('.')} (see `{where} --help`)", ExitCode.USAGE)
     except click.ClickException as error:
         return _say(error.format_message(), error.exit_code)
+    except CheckError as error:
+        return _say(str(error), error.code)
     except ConfigError as error:
         return _raise(debug) or _say(str(error), ExitCode.USAGE)
     except BrokenPipeError:

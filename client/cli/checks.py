@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import click
 
-from nacrefs.client.cli.outcome import words_of
+from nacrefs.client.cli.outcome import CheckError, words_of
 
 CLEAN, MENDED, LEFT, FAILED, USAGE, INTERRUPTED = 0, 1, 4, 8, 16, 32
 
@@ -16,14 +16,6 @@ Exit codes: e2fsck's, added up:
   8   it could not be done, or not everything could be looked at
   16  wrong usage
   32  interrupted"""
-
-
-class CheckError(click.ClickException):
-    """An error with an exit code of fsck's own."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.exit_code = code
 
 
 class CheckCommand(click.Command):

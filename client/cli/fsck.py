@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import click
 
-from nacrefs.client.cli.checks import CHECK_CODES, CLEAN, FAILED, LEFT, MENDED, CheckCommand, CheckError
-from nacrefs.client.cli.outcome import json_option, print_json
+from nacrefs.client.cli.checks import CHECK_CODES, CLEAN, FAILED, LEFT, MENDED, CheckCommand
+from nacrefs.client.cli.outcome import CheckError, json_option, print_json
 from nacrefs.client.cli.progress import Update, progress_bar
 from nacrefs.common.config import parse_duration
 from nacrefs.common.fid import ROOT, format_fid, parse_fid

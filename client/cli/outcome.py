@@ -48,6 +48,14 @@ _CODES: Final = {
 }  # fmt: skip
 
 
+class CheckError(Exception):
+    """A command that checks something did not work; `code` is of its own codes (`checks`)."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def exit_code_of(error: OSError) -> ExitCode:
     """The exit code that an errno means."""
     for code, numbers in _CODES.items():
