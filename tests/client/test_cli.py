@@ -21,26 +21,20 @@ SUBCOMMANDS = {
     "mds": ("format", "serve"),
     "oss": ("format", "serve"),
     "pool": ("list", "set", "rm"),
-    "archive": ("add", "list", "show", "test", "rm", "import"),
+    "archive": ("add", "list", "show", "test", "rm", "catalogue", "import"),
     "link": ("create", "list", "show", "refresh", "flush", "pause", "resume", "log", "rm"),
     "warmup": ("start", "list", "status", "cancel"),
     "hsm": (
-        "state",
-        "action",
-        "archive",
-        "release",
-        "restore",
-        "remove",
-        "cancel",
-        "set",
-        "clear",
-        "queue",
+        "state", "action", "archive", "release", "restore", "remove", "cancel", "set", "clear", "queue",
+    ),
+    "lifecycle": (
+        "explain", "get", "list", "pause", "put", "report", "resume", "rm", "run", "status", "stop",
     ),
     "key": ("list", "new", "limit", "rotate", "revoke", "prune", "extract"),
     "quota": ("set", "get", "list", "rm", "check", "project"),
     "mirror": ("status", "resync", "verify", "replace"),
     "scrub": ("start", "status", "pause", "stop", "files"),
-}
+}  # fmt: skip
 EVERY: list[tuple[str, ...]] = [
     *[(name,) for name in sorted({*COMMANDS, *PLUGINS} - SUBCOMMANDS.keys())],
     *[(group, name) for group, names in SUBCOMMANDS.items() for name in names],
