@@ -61,6 +61,12 @@ RULES: Final = -2
 _spec_of = msgspec.msgpack.Decoder(ArchiveSpec).decode
 
 
+def _may_pass(failure: OSError, kind: int) -> bool:
+    """Whether an action that failed is worth another try. A full archive may be given room; a reader does not wait for
+    a full OST."""
+    return failure.errno in TRANSIENT or (failure.errno == errno.ENOSPC and kind != HsmAction.RESTORE)
+
+
 class Coordinator:
     """All actions of an MDT."""
 
@@ -358,7 +364,7 @@ class Coordinator:
         again = (
             state == FAILED
             and failure is not None
-            and failure.errno in TRANSIENT
+            and _may_pass(failure, row.kind)
             and row.attempts < ATTEMPTS[HsmAction(row.kind)]
         )
         if again:

@@ -64,7 +64,7 @@ async def test_what_does_not_pass_is_eio_with_the_reason_and_can_be_tried_again(
     assert world.proxy.injected == 1
 
 
-@pytest.mark.parametrize(("how", "times"), [(503, 7), (500, 4), (-2, 3)])
+@pytest.mark.parametrize(("how", "times"), [(503, 7), (500, 4), (507, 3), (-2, 3)])
 async def test_archiving_goes_on_after_what_passes(world: Tier, how: int, times: int) -> None:
     vfs = await world.vfs()
     fid = await write_file(vfs, ROOT, b"file", DATA)
