@@ -25,12 +25,14 @@ from nacrefs.common.wire import (
     Read,
     ReadSums,
     Request,
+    ScrubOst,
     Seek,
     StatObject,
     Sync,
     SyncObject,
     Truncate,
     TruncateObjects,
+    VerifyObject,
     Write,
 )
 from tests.oss.local import FID, LocalCall, LocalOss, LocalPeer, crash_copy, local_oss
@@ -69,7 +71,9 @@ HARMLESS_TWICE = {
     ReadSums: "changes nothing",
     ListObjects: "changes nothing",
     ProbeObjects: "changes nothing",
+    ScrubOst: "starting what runs and stopping what stands changes nothing",
     Seek: "changes nothing",
+    VerifyObject: "changes nothing",
     TruncateObjects: "the file is busy at the MDS until it has been confirmed",
 }
 
