@@ -7,6 +7,7 @@ import pytest
 
 from nacrefs.client.config import CacheConfig, ClientConfig, ReadConfig, WriteConfig, load_client_config
 from nacrefs.common.config import ConfigError, Size
+from nacrefs.common.transport.rdma import RdmaConfig
 
 FILE = Path(__file__).parents[2] / "conf/client.toml"
 
@@ -14,9 +15,9 @@ FILE = Path(__file__).parents[2] / "conf/client.toml"
 def test_the_file_holds_every_key_with_its_default() -> None:
     assert load_client_config(FILE) == ClientConfig()
     keys = re.findall(r"^(\w+) =", FILE.read_text(), re.MULTILINE)
-    structs = (ClientConfig, CacheConfig, ReadConfig, WriteConfig)
+    structs = (ClientConfig, CacheConfig, ReadConfig, WriteConfig, RdmaConfig)
     fields = [name for struct in structs for name in struct.__struct_fields__]
-    assert sorted(keys) == sorted(name for name in fields if name not in ("cache", "read", "write"))
+    assert sorted(keys) == sorted(name for name in fields if name not in ("cache", "read", "write", "rdma"))
 
 
 def test_a_mistake_names_file_key_and_reason(tmp_path: Path) -> None:

@@ -298,6 +298,7 @@ async def test_explain_names_the_rule_the_time_and_the_reason(ruled: Ruled) -> N
     assert (await ruled.ask(AskLifecycle("explain", outside)))["names"][0]["rules"] == []
 
 
+@pytest.mark.slow
 async def test_a_rule_whose_actions_fail_is_suspended_and_says_why(ruled: Ruled, tmp_path: Path) -> None:
     data = await ruled.mkdir(b"data")
     for number in range(30):

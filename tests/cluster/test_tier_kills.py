@@ -15,7 +15,7 @@ from tests.s3 import boto3_client
 
 SMALL, LARGE = 300_000, 24 << 20
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from tests.client.world import close, open_file, read_file, write_file
 from tests.cluster.tier import ROOT, Proxy, Tier, add_archive, attr, tier_on
 from tests.s3 import S3Server
 
+pytestmark = pytest.mark.slow
+
 SMALL, LARGE = 300_000, (11 << 20) + 12_345
 PART_BYTES = 5 << 20
 

@@ -192,6 +192,7 @@ async def test_failures_are_counted_with_their_reasons(world: Warm) -> None:
     assert job["reasons"][f"{gone:#x}"] == "the file was removed"
 
 
+@pytest.mark.slow
 async def test_who_reads_does_not_wait_for_a_warmup(world: Warm) -> None:
     vfs = await filled(world)
     hsm = world.mds.mds.hsm

@@ -39,7 +39,7 @@ async def test_write_of_an_evicted_session_is_refused_by_the_ost(tmp_path: Path,
         session = frozen.session.number
         late = Remote(
             frozen.session.osts[layout.osts[0]].address,
-            world.keyring.credentials(Role.CLIENT),
+            world.keyring.credentials(Role.ADMIN),
             f"{session}.frozen",
             {},
             Meter(),

@@ -15,7 +15,7 @@ import pytest
 
 from tests.faults.network import PARTIES, TERM_S, NetworkCluster, address, network_cluster
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 OLD, NEW = b"o" * 100_000, b"n" * 100_000
 WAIT_S = 60.0
 

@@ -8,6 +8,8 @@ from tests.faults.crash import crash_rig
 from tests.faults.soak import SOAK_TERM_S, Soak
 from tests.harness.process import need_mounts
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.timeout(300)
 def test_chaos_leaves_two_equal_mounts_and_nothing_for_fsck(tmp_path: Path) -> None:
