@@ -24,7 +24,7 @@ def array(name: str, data: bytes) -> str:
     return f"static const uint8_t {name}[] = {{{','.join(map(str, data))}}};\n"
 
 
-def first_fields(count: int, message: wire.Message) -> bytes:
+def first_fields(count: int, message: msgspec.Struct) -> bytes:
     """A message without the defaulted fields behind, which C does not send."""
     return msgspec.msgpack.encode(msgspec.msgpack.decode(encode(message))[:count])
 
