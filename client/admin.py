@@ -1,12 +1,11 @@
 """Asking an MDS directly, with a key: what administrators' commands do when no mount is at hand."""
 
 import asyncio
-import contextlib
 import errno
 import json
 import os
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 from nacrefs.client.control import ost_report
@@ -21,8 +20,6 @@ from nacrefs.common.wire import (
     GetOsts,
     Inspect,
     Keepalive,
-    Request,
-    SetPool,
     Statfs,
 )
 
@@ -109,26 +106,3 @@ async def space(mds: Remote) -> dict[str, Any]:
         "files_free": total.files_free,
         "osts": [ost_report(ost) for ost in table.osts],
     }
-
-
-async def set_pool(mds: Remote, pool: str, osts: tuple[int, ...]) -> None:
-    """Give a pool exactly these OSTs; none removes it."""
-    await mds.call(Attach(f"admin-{uuid.uuid4().hex}", os.uname().nodename), deadline_s=DEADLINE_S)
-    await mds.call(SetPool(pool, osts), deadline_s=DEADLINE_S)
-    await mds.call(Detach(), deadline_s=DEADLINE_S)
-
-
-@contextlib.asynccontextmanager
-async def session(mds: Remote) -> AsyncGenerator[None]:
-    """A session for requests that need one."""
-    await mds.call(Attach(f"admin-{uuid.uuid4().hex}", os.uname().nodename), deadline_s=DEADLINE_S)
-    try:
-        yield
-    finally:
-        await mds.call(Detach(), deadline_s=DEADLINE_S)
-
-
-async def in_session(mds: Remote, request: Request[T]) -> T:
-    """The answer to a request that needs a session."""
-    async with session(mds):
-        return await mds.call(request)

@@ -1,7 +1,7 @@
 """An action of the lifecycle tier that is not over, and who waits for it."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, NamedTuple
 
 from nacrefs.common.wire import HsmAction
@@ -91,7 +91,12 @@ async def move_all(parts: Iterable[int], move: Callable[[int], Any]) -> None:
         for part in coming:
             await move(part)
 
-    workers = [asyncio.create_task(worker()) for _ in range(MOVES_PER_FILE)]
+    await work_together(MOVES_PER_FILE, worker)
+
+
+async def work_together(count: int, worker: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run so many workers until all have ended; the first failure stops the others."""
+    workers = [asyncio.create_task(worker()) for _ in range(count)]
     try:
         await asyncio.gather(*workers)
     finally:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from nacrefs.common.wire import HsmAction
+from nacrefs.mds.hsmqueue import work_together
 from nacrefs.mds.hsmrows import ARCHIVED, RELEASED
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace.xattrs import path_of
@@ -211,13 +212,7 @@ class Warmups:
                     return
                 await self._file(job, fid)
 
-        workers = [asyncio.create_task(worker()) for _ in range(job.row.width)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for one in workers:
-                one.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+        await work_together(job.row.width, worker)
         counts, last = job.counts.copy(), items[-1][0]
         row = job.row._replace(counts=counts, changed_ns=self._mds.clock.now_ns())
 

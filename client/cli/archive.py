@@ -3,13 +3,16 @@
 import json
 import os
 import sys
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 
+from nacrefs.client.cli.asking import ask
 from nacrefs.client.cli.outcome import EXIT_CODES, ExitCode, json_option, print_json, print_table
 from nacrefs.common.config import format_size
-from nacrefs.common.wire import ArchiveSpec
+from nacrefs.common.wire import ArchiveSpec, Request
+
+T = TypeVar("T")
 
 _keyring = click.option("--keyring", metavar="FILE", help="The cluster's client key.")
 _WORDS: Final = {
@@ -24,20 +27,8 @@ def archive_command() -> None:
     """Archives: buckets and directories to which cold files go, and from which they come back when they are read."""
 
 
-def _where(where: str, keyring: str | None) -> tuple[str, str | None]:
-    from nacrefs.client import mount
-
-    if "://" in where:
-        return where, keyring
-    mounted = mount.ask_json(where, "mount")
-    return mounted["url"], keyring or mounted["keyring"]
-
-
-def _ask(where: str, keyring: str | None, request: Any) -> Any:
-    from nacrefs.client import admin
-
-    url, key = _where(where, keyring)
-    return admin.ask(url, key, lambda mds: admin.in_session(mds, request))
+def _ask(where: str, keyring: str | None, request: Request[T]) -> T:
+    return ask(where, keyring, lambda mds: mds.call(request))
 
 
 @archive_command.command("add", epilog=EXIT_CODES)
@@ -220,33 +211,30 @@ def import_command(
 ) -> None:
     """Rebuild, below DIRECTORY, the files that archive NAME has: names, modes, owners and times come from the bucket
     alone, contents when they are first read. Files that are there already stay as they are."""
-    from nacrefs.client import admin
     from nacrefs.client.mount import mounted_at
     from nacrefs.common.wire import ImportArchive, Imported
 
     point = mounted_at(directory)
     fid = os.stat(directory).st_ino
-    url, key = _where(str(point), keyring)
     totals = {"made": 0, "skipped": 0, "bytes": 0}
     problems: list[str] = []
     watched = sys.stderr.isatty() and not as_json
 
     async def work(mds: Any) -> None:
         after = ""
-        async with admin.session(mds):
-            while True:
-                page: Imported = await mds.call(ImportArchive(name, fid, prefix, after))
-                totals["made"] += page.made
-                totals["skipped"] += page.skipped
-                totals["bytes"] += page.bytes
-                problems.extend(page.problems)
-                after = page.after
-                if watched:
-                    click.echo(f"\r{totals['made']:,} files, {format_size(totals['bytes'])} ", nl=False, err=True)
-                if not after:
-                    return
+        while True:
+            page: Imported = await mds.call(ImportArchive(name, fid, prefix, after))
+            totals["made"] += page.made
+            totals["skipped"] += page.skipped
+            totals["bytes"] += page.bytes
+            problems.extend(page.problems)
+            after = page.after
+            if watched:
+                click.echo(f"\r{totals['made']:,} files, {format_size(totals['bytes'])} ", nl=False, err=True)
+            if not after:
+                return
 
-    admin.ask(url, key, work)
+    ask(str(point), keyring, work)
     if watched:
         click.echo(err=True)
     if as_json:

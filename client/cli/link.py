@@ -4,12 +4,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import click
 
-from nacrefs.client.cli.archive import _where  # pyright: ignore[reportPrivateUsage]
+from nacrefs.client.cli.asking import ask
 from nacrefs.client.cli.outcome import EXIT_CODES, ExitCode, json_option, print_json, print_table
 from nacrefs.common.config import format_size, parse_duration
 from nacrefs.common.wire import ArchiveSpec, GetLinkLog, GetLinks, LinkSpec, OrderLink, RemoveLink, SetLink
@@ -28,13 +28,6 @@ def link_command() -> None:
 
     (Still to come: --cache, which would keep the bytes in the memory of the compute nodes instead of on OSTs.)
     """
-
-
-def _ask(where: str, keyring: str | None, work: Callable[[Any], Awaitable[T]]) -> T:
-    from nacrefs.client import admin
-
-    url, key = _where(where, keyring)
-    return admin.ask_attached(url, key, work)
 
 
 def _mount_of(directory: str) -> tuple[str, int]:
@@ -166,7 +159,7 @@ def create_command(
         made: dict[str, Any] = json.loads((await mds.call(SetLink(spec, archive))).report)
         return made if at_once or imports == "none" else await _watch(mds, made, 1, as_json)
 
-    _finish(ctx, _ask(mount, keyring, work), as_json, at_once or imports == "none")
+    _finish(ctx, ask(mount, keyring, work), as_json, at_once or imports == "none")
 
 
 async def _watch(mds: Any, link: dict[str, Any], number: int, quiet: bool) -> dict[str, Any]:
@@ -258,7 +251,7 @@ def refresh_command(
         await mds.call(OrderLink(link["id"], "refresh"))
         return (link if at_once else await _watch(mds, link, number, as_json)), not at_once
 
-    link, waited = _ask(mount, keyring, work)
+    link, waited = ask(mount, keyring, work)
     _finish(ctx, link, as_json, not waited)
 
 
@@ -275,7 +268,7 @@ def _order(verb: str, text: str) -> None:
             await mds.call(OrderLink(link["id"], verb))
             return await _link_of(mds, fid, directory)
 
-        link = _ask(mount, keyring, work)
+        link = ask(mount, keyring, work)
         if as_json:
             print_json(link)
 
@@ -303,7 +296,7 @@ def flush_command(directory: str, wait: bool, keyring: str | None, as_json: bool
             flushing.cancel()
         return await _link_of(mds, fid, directory)
 
-    link = _ask(mount, keyring, work)
+    link = ask(mount, keyring, work)
     if as_json:
         print_json(link)
 
@@ -320,7 +313,7 @@ _order("resume", "Go on with a link that was paused.")
 @json_option
 def list_command(where: str, keyring: str | None, as_json: bool) -> None:
     """Show all links."""
-    rows = _ask(where, keyring, _links)
+    rows = ask(where, keyring, _links)
     if as_json:
         print_json({"links": rows})
         return
@@ -361,7 +354,7 @@ def _ago(time_ns: int) -> str:
 def show_command(directory: str, keyring: str | None, as_json: bool) -> None:
     """Show how DIR is linked, and what the last refresh found."""
     mount, fid = _mount_of(directory)
-    link = _ask(mount, keyring, lambda mds: _link_of(mds, fid, directory, True))
+    link = ask(mount, keyring, lambda mds: _link_of(mds, fid, directory, True))
     if as_json:
         print_json(link)
         return
@@ -412,7 +405,7 @@ def log_command(directory: str, problems: bool, lines: int, keyring: str | None,
             after = page[-1]["key"].encode()
         return every
 
-    rows = _ask(mount, keyring, work)
+    rows = ask(mount, keyring, work)
     if as_json:
         print_json(rows)
         return
@@ -437,6 +430,6 @@ def rm_command(directory: str, purge: bool, keyring: str | None, as_json: bool) 
         await mds.call(RemoveLink(link["id"], purge))
         return link
 
-    link = _ask(mount, keyring, work)
+    link = ask(mount, keyring, work)
     if as_json:
         print_json({"removed": link["id"]})

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import click
 
+from nacrefs.client.cli.asking import ask
 from nacrefs.client.cli.outcome import EXIT_CODES, json_option, print_json, print_table
 from nacrefs.client.cli.space import space_report
 
@@ -53,13 +54,9 @@ def rm_command(where: str, pool: str, keyring: str | None, as_json: bool) -> Non
 
 
 def _set(where: str, pool: str, osts: tuple[int, ...], keyring: str | None, as_json: bool) -> None:
-    from nacrefs.client import admin, mount
+    from nacrefs.client.admin import DEADLINE_S
+    from nacrefs.common.wire import SetPool
 
-    if "://" in where:
-        url = where
-    else:
-        mounted = mount.ask_json(where, "mount")
-        url, keyring = mounted["url"], keyring or mounted["keyring"]
-    admin.ask(url, keyring, lambda mds: admin.set_pool(mds, pool, osts))
+    ask(where, keyring, lambda mds: mds.call(SetPool(pool, osts), deadline_s=DEADLINE_S))
     if as_json:
         print_json({"pool": pool, "osts": list(osts)})

@@ -4,11 +4,12 @@ import datetime
 import grp
 import os
 import pwd
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import click
 
+from nacrefs.client.cli.asking import ask
 from nacrefs.client.cli.outcome import EXIT_CODES, ExitCode, json_option, print_json, print_table
 from nacrefs.common.config import format_size, parse_duration, parse_size
 from nacrefs.common.fid import format_fid
@@ -95,7 +96,7 @@ def set_command(
         )
         return await mds.call(SetQuota(kind, number, limits))
 
-    _show([_ask(where, keyring, work)], as_json, one=True)
+    _show([ask(where, keyring, work)], as_json, one=True)
 
 
 @quota_command.command("get", epilog=EXIT_CODES)
@@ -108,7 +109,7 @@ def get_command(
 ) -> None:
     """Show what a user, group or project uses and may use."""
     kind, number = _account(user, group, project)
-    _show([_ask(where, keyring, lambda mds: mds.call(GetQuota(kind, number)))], as_json, one=True)
+    _show([ask(where, keyring, lambda mds: mds.call(GetQuota(kind, number)))], as_json, one=True)
 
 
 @quota_command.command("list", epilog=EXIT_CODES)
@@ -134,7 +135,7 @@ def list_command(where: str, users: bool, groups: bool, projects: bool, keyring:
                 after = page.quotas[-1].id
         return found
 
-    _show(_ask(where, keyring, work), as_json)
+    _show(ask(where, keyring, work), as_json)
 
 
 @quota_command.command("rm", epilog=EXIT_CODES)
@@ -147,7 +148,7 @@ def rm_command(
 ) -> None:
     """Limit a user, group or project no more; what it uses is counted still."""
     kind, number = _account(user, group, project)
-    _show([_ask(where, keyring, lambda mds: mds.call(SetQuota(kind, number, QuotaLimits())))], as_json, one=True)
+    _show([ask(where, keyring, lambda mds: mds.call(SetQuota(kind, number, QuotaLimits())))], as_json, one=True)
 
 
 @quota_command.command("check", epilog=EXIT_CODES)
@@ -158,7 +159,7 @@ def rm_command(
 def check_command(where: str, repair: bool, keyring: str | None, as_json: bool) -> int:
     """Count what all files use and compare it with what is recorded; the filesystem may be in use. Exit code 1 if
     something is wrong and stays so."""
-    drifts: QuotaDrifts = _ask(where, keyring, lambda mds: mds.call(CheckQuota(repair)))
+    drifts: QuotaDrifts = ask(where, keyring, lambda mds: mds.call(CheckQuota(repair)))
     rows = [
         {
             "uid": drift.uid,
@@ -198,7 +199,7 @@ def project_command(directory: str, number: int | None, recursive: bool, keyring
     mounted_at(directory)
     fid = os.stat(directory).st_ino
     asked = SetProject(fid, -1 if number is None else number, recursive)
-    info: ProjectInfo = _ask(directory, keyring, lambda mds: mds.call(asked))
+    info: ProjectInfo = ask(directory, keyring, lambda mds: mds.call(asked))
     if as_json:
         document = {"path": directory, "fid": format_fid(fid), "project": info.project}
         print_json(document if number is None else document | {"changed": info.changed})
@@ -209,12 +210,6 @@ def project_command(directory: str, number: int | None, recursive: bool, keyring
 
 
 # ------------------------------------------------------------------------------------------------------------- asking
-
-
-def _ask(where: str, keyring: str | None, work: Callable[[Remote], Awaitable[T]]) -> T:
-    from nacrefs.client import admin
-
-    return admin.ask_attached(where, keyring, work)
 
 
 def _account(user: str | None, group: str | None, project: str | None) -> tuple[QuotaKind, int]:

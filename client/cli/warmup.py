@@ -3,12 +3,12 @@
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
 import click
 
-from nacrefs.client.cli.archive import _where  # pyright: ignore[reportPrivateUsage]
+from nacrefs.client.cli.asking import ask
 from nacrefs.client.cli.hsm import _names  # pyright: ignore[reportPrivateUsage]
 from nacrefs.client.cli.outcome import EXIT_CODES, ExitCode, json_option, print_json, print_table
 from nacrefs.common.config import format_size
@@ -34,13 +34,6 @@ class _StartByDefault(click.Group):
 def warmup_command() -> None:
     """Bring files to the OSTs before they are needed: `nacre warmup PATH…`, where a directory means all below it. (A
     path that is called like a command below: ./list.)"""
-
-
-def _ask(where: str, keyring: str | None, work: Callable[[Any], Awaitable[T]]) -> T:
-    from nacrefs.client import admin
-
-    url, key = _where(where, keyring)
-    return admin.ask_attached(url, key, work)
 
 
 async def _job(mds: Any, number: int) -> dict[str, Any]:
@@ -101,7 +94,7 @@ def start_command(
             number = job["id"]
         return await _watch(mds, number, as_json) if wait else job
 
-    job = _ask(str(mount), keyring, work)
+    job = ask(str(mount), keyring, work)
     _finish(ctx, job, as_json, wait)
 
 
@@ -162,7 +155,7 @@ def list_command(where: str, keyring: str | None, as_json: bool) -> None:
         jobs: list[dict[str, Any]] = json.loads((await mds.call(GetWarmups())).report)
         return jobs
 
-    jobs = _ask(where, keyring, work)
+    jobs = ask(where, keyring, work)
     if as_json:
         print_json({"jobs": jobs})
         return
@@ -190,7 +183,7 @@ def list_command(where: str, keyring: str | None, as_json: bool) -> None:
 @click.pass_context
 def status_command(ctx: click.Context, where: str, job: int, wait: bool, keyring: str | None, as_json: bool) -> None:
     """Show a job, and why files of it failed."""
-    found = _ask(where, keyring, lambda mds: _watch(mds, job, as_json) if wait else _job(mds, job))
+    found = ask(where, keyring, lambda mds: _watch(mds, job, as_json) if wait else _job(mds, job))
     if as_json or found["state"] in _OVER:
         _finish(ctx, found, as_json, wait)
     else:
@@ -209,6 +202,6 @@ def cancel_command(where: str, job: int, keyring: str | None, as_json: bool) -> 
         await mds.call(CancelWarmup(job))
         return await _job(mds, job)
 
-    found = _ask(where, keyring, work)
+    found = ask(where, keyring, work)
     if as_json:
         print_json(found)
