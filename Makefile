@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: dev apt types check test test-slow soak test-mpi test-rdma test-rdma-short rdma-vm native ad-nacre bench bench-native bench-peers scale demo clean fuzz
+.PHONY: dev apt types check test test-slow soak test-mpi test-rdma test-rdma-short bench-rdma rdma-vm native ad-nacre bench bench-native bench-peers scale demo clean fuzz
 
 # Packages go into the current Python environment. Debian's own Python refuses that (PEP 668), so there, and only there,
 # a .venv in the checkout is made and used.
@@ -97,18 +97,40 @@ test-mpi: dev native
 
 # With a real RDMA device: Soft-RoCE in a VM (tests/rdma/rdma-vm, docs/rdma.md). `make test-rdma-short` is CI's.
 APT_RDMA := qemu-system-x86 busybox-static cpio kmod iproute2 ibverbs-providers e2fsprogs
-RDMA_SHORT := tests/rdma -m "not slow" -k "filesystem or found or send_each_way or \
-    one_write or many_buffers or wrong_key or cancelled_read_belongs or either_side"
 rdma-vm: dev types
 	@for tool in qemu-system-x86_64 busybox cpio depmod rdma mkfs.ext4; do \
 	    if PATH="$$PATH:/usr/sbin:/sbin" command -v $$tool >/dev/null; then continue; fi; \
 	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(APT_RDMA); break; done
 
+# Then the suites over every transport, and over rdma:// what else says how clients are fenced and leases recalled.
+RDMA_SUITES := tests/common/test_transport.py tests/common/test_rpc.py tests/common/test_remote.py tests/oss/test_server.py \
+    tests/cluster/test_coherence.py tests/client/test_recall.py tests/faults/test_fencing.py
+# And clusters in one process, as far as they have been run there (docs/rdma.md says why single tests are left out).
+RDMA_CLUSTERS := tests/cluster/test_mirrors.py tests/cluster/test_dead_writer.py tests/cluster/test_clocks.py \
+    tests/cluster/test_access_times.py tests/cluster/test_keys.py tests/cluster/test_write_order.py \
+    tests/cluster/test_stale_after_restart.py tests/cluster/test_scrub.py tests/cluster/test_copy_range.py \
+    tests/cluster/test_lifecycle.py tests/client/test_locks.py tests/client/test_open_files.py tests/client/test_requests.py \
+    tests/client/data/test_quota.py
+# Over a mount, with a cluster of processes.
+RDMA_MOUNTED := tests/cluster/test_requests.py::test_read_of_one_stripe_is_one_request_to_an_oss \
+    tests/cluster/test_requests.py::test_fsync_is_one_request_to_the_oss_and_one_to_the_mds \
+    tests/cluster/test_requests.py::test_remote_change_costs_its_reader_one_request
+RDMA_NOT := postgres or with_an_old_layout or under_writing or who_changed_it_is_answered or the_oldest_go_first \
+    or a_shared_file_is_limited
 test-rdma: rdma-vm
-	RDMA_VM_TIMEOUT=5400 tests/rdma/rdma-vm tests/rdma/run $(PYTHON) tests/rdma
+	RDMA_VM_TIMEOUT=5400 tests/rdma/run $(PYTHON) tests/rdma
+	RDMA_VM_TIMEOUT=5400 tests/rdma/run $(PYTHON) --timeout=1200 -p tests.rdma.conftest -m "not slow" \
+	    -k "rdma or test_recall or evicted_session" $(RDMA_SUITES)
+	RDMA_VM_TIMEOUT=5400 tests/rdma/run $(PYTHON) --timeout=1200 -p tests.rdma.conftest -m "not slow" \
+	    -k "not ($(RDMA_NOT))" $(RDMA_CLUSTERS) $(RDMA_MOUNTED)
 
 test-rdma-short: rdma-vm
-	RDMA_VM_TIMEOUT=1500 tests/rdma/rdma-vm tests/rdma/run $(PYTHON) $(RDMA_SHORT)
+	RDMA_VM_TIMEOUT=1500 tests/rdma/run $(PYTHON) -m "not slow" tests/rdma
+
+# CPU per operation over TCP and over RDMA, in the VM: look at the ratio only.
+bench-rdma: rdma-vm
+	PYTHONPATH=$(CURDIR)/build/types:$(CURDIR) tests/rdma/rdma-vm $(PYTHON) tests/bench/transports.py \
+	    --rounds 6 --scale 0.1 --best tcp rdma
 
 # The ROMIO driver, compiled into an MPICH from Debian's source (docs/mpi.md); not part of any other target.
 ad-nacre: native

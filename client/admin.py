@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 from nacrefs.client.control import ost_report
-from nacrefs.client.mountspec import find_keyring, parse_source
+from nacrefs.client.mount.spec import find_keyring, parse_source
 from nacrefs.common.auth import load_keyring
 from nacrefs.common.handshake import Refused
 from nacrefs.common.observe import Meter
@@ -20,6 +20,7 @@ from nacrefs.common.wire import (
     GetOsts,
     Inspect,
     Keepalive,
+    Reclaim,
     Statfs,
 )
 
@@ -64,13 +65,23 @@ def ask_attached(where: str, keyring: str | None, work: Callable[[Remote], Await
     if "://" in where:
         url = where
     else:
-        from nacrefs.client import mount
+        from nacrefs.client.mount import daemon as mount
 
         mounted = mount.ask_json(where, "mount")
         url, keyring = mounted["url"], keyring or mounted["keyring"]
 
     async def attached(mds: Remote) -> T:
-        await mds.call(Attach(f"admin-{uuid.uuid4().hex}", os.uname().nodename), deadline_s=DEADLINE_S)
+        client, host = f"admin-{uuid.uuid4().hex}", os.uname().nodename
+        session = await mds.call(Attach(client, host), deadline_s=DEADLINE_S)
+
+        async def greet() -> None:
+            """Take the session up again on a new connection, so that what was asked is answered once."""
+            nonlocal session
+            session = await mds.ask_now(Attach(client, host, session.session))
+            if session.grace:
+                await mds.ask_now(Reclaim(()))
+
+        mds.greet = greet
         alive = asyncio.get_running_loop().create_task(_stay(mds))
         try:
             return await work(mds)

@@ -11,11 +11,12 @@ counts only up to the ceiling. The MDS may then think that we hold more than we 
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from nacrefs.common.layout import Layout
 from nacrefs.common.wire import (
+    CAPABILITIES,
     Append,
     Attr,
     AttrFlag,
@@ -55,14 +56,17 @@ from nacrefs.common.wire import (
 if TYPE_CHECKING:
     from asyncio import Future
 
-    from nacrefs.client.file import File
+    from nacrefs.client.back import Back
+    from nacrefs.client.data.file import File
     from nacrefs.client.statahead import Walk
 
 NONE, READ, WRITE = int(Lease.NONE), int(Lease.READ), int(Lease.WRITE)
+UNSURE_MAX = 10_000
+"""Names of a directory that others may have changed before its whole listing is given up."""
 QUOTA_S = 3.0
-"""How long we trust `Node.quota`; the MDS remembers it for longer (`mds.accounts.ALLOWED_S`)."""
+"""How long we trust `Node.quota`; the MDS remembers it for longer (`mds.access.accounts.ALLOWED_S`)."""
 INLINE = int(AttrFlag.INLINE)
-_CHANGES_XATTRS = int(Set.MODE | Set.KILL_PRIVILEGES)
+_CHANGES_XATTRS = int(Set.MODE | Set.KILL_PRIVILEGES | Set.KILL_CAPABILITIES)
 ARCHIVED = int(AttrFlag.ARCHIVED)
 RELEASED = int(AttrFlag.RELEASED)
 LEASES = (Lease.NONE, Lease.READ, Lease.WRITE)
@@ -74,12 +78,14 @@ class Inode:
     """One inode as the client knows it. `attr`, `data`, `layout`, `xattrs`, `names` count only under a lease.
 
     `names` maps entries of a directory to fids, 0 for a name that is known to be absent; with `complete` a name that
-    is not in it is absent too. `order` is the sorted list of present names, made when first needed. `file` is there
-    while the file is open or dirty.
+    is not in it is absent too, unless it is among the `unsure`, which others have changed since. `order` is the sorted
+    list of present names, made when first needed. `file` is there while the file is open or dirty.
     """
 
     __slots__ = (
+        "asked",
         "attr",
+        "back",
         "before",
         "capability",
         "ceiling",
@@ -104,11 +110,13 @@ class Inode:
         "quota",
         "quota_until_s",
         "recall",
+        "recalls",
         "registered",
         "served",
         "shared",
         "stale",
         "trigger",
+        "unsure",
         "used",
         "walk",
         "xattrs",
@@ -117,6 +125,8 @@ class Inode:
     def __init__(self, fid: int) -> None:
         self.fid = fid
         self.attr: Attr | None = None
+        self.asked = -1
+        """`recalls` when the MDS was last asked for attributes, alone or with an open"""
         self.lease = NONE
         self.ceiling = WRITE
         self.before = NONE
@@ -128,6 +138,7 @@ class Inode:
         """the attributes are not valid although the lease is held"""
         self.layout: Layout | None = None
         self.capability: Capability | None = None
+        self.back: Back | None = None
         self.data: bytes | None = None
         """inline contents, or a symlink's target"""
         self.quota_until_s = 0.0
@@ -137,6 +148,7 @@ class Inode:
         self.names: dict[bytes, int] | None = None
         self.order: list[bytes] | None = None
         self.complete = False
+        self.unsure: set[bytes] | None = None
         self.filled: bytes | None = b""
         """how far an uninterrupted listing has filled `names`; None: it was interrupted"""
         self.parent = 0
@@ -156,6 +168,8 @@ class Inode:
         """the open mode that the MDS knows of, beside what leases allow"""
         self.recall: Future[None] | None = None
         """set while a recall is being served"""
+        self.recalls = 0
+        """grows when a lease ends, and when others may have changed what we know without one"""
         self.served = 0
         """reads that were answered while a recall was being served"""
         self.mutating = 0
@@ -205,19 +219,25 @@ class Inode:
         self.names = None
         self.order = None
         self.complete = False
+        self.unsure = None
         self.filled = None
         self.stale = False
         self.epoch += 1
+        self.recalls += 1
 
-    def forget_names(self, names: Iterable[bytes]) -> None:
-        """Drop single entries of a directory."""
-        self.complete = False
+    def forget_names(self, names: Collection[bytes]) -> None:
+        """Drop single entries of a directory; what is known of all others stays."""
         self.order = None
         self.filled = None
         known = self.names
         if known is not None:
             for name in names:
                 known.pop(name, None)
+        if self.complete:
+            unsure = self.unsure = self.unsure or set()
+            unsure.update(names)
+            if len(unsure) > UNSURE_MAX:
+                self.complete, self.unsure = False, None
 
     def set_name(self, name: bytes, fid: int) -> None:
         """Remember what a name of this directory stands for (0: nothing), if the lease allows to."""
@@ -229,6 +249,22 @@ class Inode:
         if names.get(name, 0) != fid or not fid:
             self.order = None
         names[name] = fid
+        if self.unsure:
+            self.unsure.discard(name)
+
+    def stands_for(self, name: bytes) -> int | None:
+        """The fid under a name of this directory, 0 if there is none, None if that must be asked. Counts under the
+        lease, as `names` does, which must be there."""
+        assert self.names is not None
+        fid = self.names.get(name)
+        if fid is None and self.complete and (not self.unsure or name not in self.unsure):
+            return 0
+        return fid
+
+    @property
+    def listed(self) -> bool:
+        """Whether `names` is all that is in this directory."""
+        return self.complete and not self.unsure
 
     @property
     def pinned(self) -> bool:
@@ -389,6 +425,8 @@ class Cache:
 
     def _commit(self, request: Commit, reply: Node) -> None:
         inode = self.node(reply)
+        if request.dirty and inode.xattrs is not None:
+            inode.xattrs.pop(CAPABILITIES, None)
         if request.dirty and reply.data is None:
             inode.data = request.data if inode.lease else None
         inode.registered = registered(inode, request.mode)
@@ -431,8 +469,10 @@ class Cache:
 
     @staticmethod
     def _name(directory: Inode, name: bytes, fid: int, attr: Attr) -> None:
-        """Remember what a name stands for, if the directory's attributes that came along are not out of date."""
-        if attr.change:
+        """Remember what a name stands for, if the directory's attributes that came along are the newest that we know.
+        If not, somebody may have used the name again since, and we have been given the lease after that."""
+        known = directory.attr
+        if attr.change and known is not None and known.change <= attr.change:
             directory.set_name(name, fid)
         else:
             directory.forget_names((name,))
@@ -487,6 +527,7 @@ class Cache:
         directory.filled = reply.entries[-1].name if reply.entries else request.after
         if reply.end:
             directory.complete = True
+            directory.unsure = None
             directory.filled = None
 
     def _changed_xattrs(self, request: SetXattr | RemoveXattr, reply: Node) -> None:

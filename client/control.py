@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from nacrefs.client.fuse.abi import Op
 from nacrefs.client.fuse.session import Session as FuseSession
-from nacrefs.client.mountspec import MountSpec
+from nacrefs.client.mount.spec import MountSpec
 from nacrefs.client.programs import Programs
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import Answer, settle

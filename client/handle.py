@@ -2,11 +2,12 @@
 
 import errno
 import os
+from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
 
 from nacrefs.client.cache import Inode
-from nacrefs.client.file import File
-from nacrefs.client.readahead import ReadAhead
+from nacrefs.client.data.file import File
+from nacrefs.client.data.readahead import ReadAhead
 
 HandleT = TypeVar("HandleT")
 
@@ -14,23 +15,48 @@ O_SYNC_ANY: Final = os.O_SYNC | os.O_DSYNC
 
 
 class OpenFile:
-    """One open of a regular file, with open(2)'s flags."""
+    """One open of a regular file, with open(2)'s flags. `reads` and `writes` say how it was opened; `readable` and
+    `writable`, whether that may be done now: not after a lock was lost that had been taken through it."""
 
-    __slots__ = ("ahead", "direct", "file", "flags", "inode", "number", "readable", "sync", "told", "writable")
+    __slots__ = (
+        "ahead", "direct", "file", "flags", "inode", "lost", "number", "readable", "reads", "sync", "told", "writable",
+        "writes",
+    )  # fmt: skip
 
     def __init__(self, inode: Inode, file: File, flags: int) -> None:
         access = flags & os.O_ACCMODE
         self.number = 0
         self.inode = inode
         self.file = file
-        self.readable = access != os.O_WRONLY
-        self.writable = access != os.O_RDONLY
+        self.readable = self.reads = access != os.O_WRONLY
+        self.writable = self.writes = access != os.O_RDONLY
+        self.lost: set[Hashable] | None = None
+        """The locks that were lost"""
         self.flags = flags
         self.sync = bool(flags & O_SYNC_ANY)
         self.direct = False
         self.ahead: ReadAhead | None = None
         self.told = file.told
         """How many of the file's losses its fsync has told of."""
+
+    def forfeit(self, lock: Hashable) -> None:
+        """A lock that was taken through it is lost: who believes to have it must not go on."""
+        self.lost = (self.lost or set()) | {lock}
+        self.readable = self.writable = False
+
+    def forgive(self, lock: Hashable) -> None:
+        """The lock has been given up by its owner, who may go on."""
+        if self.lost is not None:
+            self.lost.discard(lock)
+            if not self.lost:
+                self.lost = None
+                self.readable, self.writable = self.reads, self.writes
+
+    def refusal(self, text: str) -> OSError:
+        """Why it is not readable, or not writable: `text`, or a lock was lost."""
+        if self.lost is None:
+            return OSError(errno.EBADF, text)
+        return OSError(errno.EIO, "a lock that was taken through this open file is lost: unlock or close the file")
 
 
 class Handles(Generic[HandleT]):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from nacrefs.client.cache import Inode
-from nacrefs.client.file import Store
+from nacrefs.client.data.file import Store
 from nacrefs.client.filesystem import Dirent, Handle
 from nacrefs.client.handle import Handles
 from nacrefs.common.answer import Answer, settle
@@ -140,7 +140,7 @@ class Listings:
         if (
             directory is None
             or not directory.lease
-            or not directory.complete
+            or not directory.listed
             or directory.names is None
             or directory.attr is None
             or not self._session.live

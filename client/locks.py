@@ -51,6 +51,8 @@ class Locks:
         """What was locked through an open file, as far as its owner has not closed it."""
         self._by_key: dict[Key, set[int]] = {}
         """The same the other way round."""
+        self._lost: dict[Key, Ranges] = {}
+        """Locks that were lost and that their owners have not given up yet."""
         self._asking: Counter[Key] = Counter()
         """Requests that are unanswered."""
         self._tickets = itertools.count(1)
@@ -69,10 +71,18 @@ class Locks:
         wait: LockWait | None = None,
     ) -> None:
         """Take, change or give up a lock on bytes `[start, end)`. OSError: EAGAIN if somebody else's is in the way and
-        there is no `wait`, EDEADLK if waiting would never end, EINTR if `wait` was interrupted."""
+        there is no `wait`, EDEADLK if waiting would never end, EINTR if `wait` was interrupted, EIO if another lock of
+        this owner is lost and he has not given it up."""
         handle = self._handles.get(number)
         key = (handle.inode.fid, style, owner)
-        if kind != LockKind.UNLOCK:
+        if kind == LockKind.UNLOCK:
+            if key in self._lost:
+                self._lost[key].set(start, end, kind)
+                if not self._lost[key]:
+                    self._forgive(key)
+        elif handle.lost is not None and key in handle.lost:
+            raise handle.refusal("")
+        else:
             self._through.setdefault(number, set()).add(key)
             self._by_key.setdefault(key, set()).add(number)
         if wait is None or kind == LockKind.UNLOCK:
@@ -176,9 +186,12 @@ class Locks:
         if numbers is None:
             return self._opening.flush(number)
         for through in numbers:
+            if key in self._lost:
+                self._handles.get(through).forgive(key)
             self._through[through].discard(key)
             if not self._through[through]:
                 del self._through[through]
+        self._lost.pop(key, None)
         return self._flush_locked(number, key)
 
     async def _flush_locked(self, number: int, key: Key) -> None:
@@ -201,6 +214,7 @@ class Locks:
             numbers.discard(number)
             if not numbers:
                 del self._by_key[key]
+                self._lost.pop(key, None)
             await self._give_up(key)
         await settle(released)
 
@@ -224,13 +238,34 @@ class Locks:
     def lost(self, lock: HeldLock) -> None:
         """The MDS, restarted, has given a lock to somebody else."""
         log.error("the lock of process %d on inode %#x is lost", lock.pid, lock.fid)
-        self._note((lock.fid, lock.style, lock.owner), LockKind.UNLOCK, lock.start, lock.end, 0)
+        key = (lock.fid, lock.style, lock.owner)
+        self._note(key, LockKind.UNLOCK, lock.start, lock.end, 0)
+        self._forfeit(key, lock.kind, lock.start, lock.end)
 
     def all_lost(self) -> None:
         """The session is over, and with it its locks."""
         if self._held:
             log.error("locks on %d files are lost with the session", len({key[0] for key in self._held}))
+        for key, held in self._held.items():
+            for span in held.ranges.spans:
+                self._forfeit(key, span.kind, span.start, span.end)
         self._held.clear()
+
+    # Who has lost a lock believes to be alone, and somebody else may be, too: nothing is read or written through that
+    # open file until the lock's owner gives it up, by unlocking or closing, as with NFS.
+
+    def _forfeit(self, key: Key, kind: LockKind, start: int, end: int) -> None:
+        numbers = self._by_key.get(key)
+        if not numbers:  # whoever had it is closing
+            return
+        self._lost.setdefault(key, Ranges()).set(start, end, kind)
+        for number in numbers:
+            self._handles.get(number).forfeit(key)
+
+    def _forgive(self, key: Key) -> None:
+        del self._lost[key]
+        for number in self._by_key.get(key, ()):
+            self._handles.get(number).forgive(key)
 
 
 def _retrieve(done: "asyncio.Future[Locked]") -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from nacrefs.client.cache import NONE, Inode
-from nacrefs.client.file import File, Store
+from nacrefs.client.data.file import File, Store
 from nacrefs.client.filesystem import Changes, Cred, Found, Kernel, Stat
 from nacrefs.client.opening import Opening
 from nacrefs.common.answer import Answer, settle
@@ -42,6 +42,8 @@ from nacrefs.common.wire import (
     Want,
 )
 
+_ALSO_GONE: Final = Want.LEASE | Want.GONE
+_SETID: Final = stat.S_ISUID | stat.S_ISGID
 _ABSENT: Final = Found(None, False, True)
 _ABSENT_NOW: Final = Found(None, False, False)
 
@@ -70,7 +72,7 @@ class Namespace:
             directory.used = True
             names = directory.names
             if names is not None:
-                fid = names.get(name)
+                fid = directory.stands_for(name)
                 if fid:
                     inode = self._inodes.get(fid)
                     if inode is not None and inode.lease and inode.attr is not None and not inode.stale:
@@ -82,9 +84,9 @@ class Namespace:
                             return Found(file.attr_now(inode.attr), False, True)
                         return Found(inode.attr, inode.recall is None, True)
                     return self._lookup_known(directory, name, fid)
-                if fid == 0 or directory.complete:
+                if fid == 0:
                     self._touch(parent)
-                    if fid is None:
+                    if name not in names:
                         if len(names) > self._cache.limit:
                             return _ABSENT_NOW
                         names[name] = 0  # so that a recall of this name reaches the kernel
@@ -100,6 +102,8 @@ class Namespace:
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
+            return await self._lookup(directory.fid, name)
+        if not found.attr.nlink:
             return await self._lookup(directory.fid, name)
         return Found(found.attr, found.cacheable, self._named(directory, name, fid))
 
@@ -166,10 +170,13 @@ class Namespace:
         return self._getattr(fid, handle is not None)
 
     async def _getattr(self, fid: int, reading: bool) -> Stat:
-        node = await self._session.mds.call(GetAttr(fid))
+        inode = self._inodes.get(fid)
+        recalls = inode.recalls if inode is not None else -1
+        node = await self._session.mds.call(GetAttr(fid, _ALSO_GONE))
         inode = self._inodes.get(fid)
         if inode is None:
             return Stat(node.attr, False)
+        inode.asked = recalls
         attr = node.attr
         if reading and not inode.lease and self.kernel is not None:
             # The kernel asks by handle before it reads through a descriptor whose pages it keeps, from before the file
@@ -181,6 +188,18 @@ class Namespace:
         if inode.lease and inode.attr is not None:
             attr = inode.file.attr_now(inode.attr) if inode.file is not None else inode.attr
         return Stat(attr, self._cacheable(inode))
+
+    def may_be_setid(self, fid: int) -> bool:
+        """Whether a file may be setuid or setgid. Of one that we write without a lease we know what we were told since
+        the last recall: who makes a file setid recalls such writers, too."""
+        inode = self._inodes.get(fid)
+        if inode is None or inode.attr is None:
+            return True
+        if inode.lease:
+            known = not inode.stale
+        else:
+            known = inode.asked == inode.recalls and bool(inode.registered & Mode.WRITE)
+        return not known or inode.attr.mode & _SETID != 0
 
     def readlink(self, fid: int) -> Answer[bytes]:
         """A symlink's target."""
@@ -201,6 +220,10 @@ class Namespace:
 
     def setattr(self, fid: int, changes: Changes, handle: int | None = None) -> Coroutine[Any, Any, Stat]:
         """chmod, chown, truncate, utimens: one request."""
+        if handle is not None and changes.valid & Set.SIZE:
+            opened = self._opening.handles.get(handle)
+            if opened.lost is not None:
+                raise opened.refusal("")
         return self._setattr(fid, changes)
 
     async def _setattr(self, fid: int, changes: Changes) -> Stat:

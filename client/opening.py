@@ -6,11 +6,11 @@ import stat
 from typing import Final
 
 from nacrefs.client.cache import INLINE, MODES, NONE, READ, RELEASED, WRITE, Inode
-from nacrefs.client.file import File, Store
+from nacrefs.client.data.file import File, Store
+from nacrefs.client.data.quota import is_near
+from nacrefs.client.data.readahead import ReadAhead
 from nacrefs.client.filesystem import Cred, Found, Handle
 from nacrefs.client.handle import Handles, OpenFile
-from nacrefs.client.quota import is_near
-from nacrefs.client.readahead import ReadAhead
 from nacrefs.client.statahead import ALL, Statahead
 from nacrefs.common.answer import Answer, settle
 from nacrefs.common.wire import Create, Mode, Open, Restore, Set, SetAttr, Want
@@ -115,9 +115,10 @@ class Opening:
         return await self._open(inode, flags)
 
     async def _open(self, inode: Inode, flags: int) -> Handle:
+        inode = self._cache.inode(inode.fid)  # it may have been dropped before this began
         handle = self._begin(inode, flags)
         file = handle.file
-        truncate = bool(flags & os.O_TRUNC)
+        truncate, recalls = bool(flags & os.O_TRUNC), inode.recalls
         try:
             if truncate:
                 async with file.cutting(0):
@@ -128,6 +129,7 @@ class Opening:
         except BaseException:
             self._end(handle)
             raise
+        inode.asked = recalls
         return self._opened(inode, handle)
 
     async def create(self, parent: int, name: bytes, mode: int, flags: int, cred: Cred) -> tuple[Found, Handle]:
@@ -148,6 +150,8 @@ class Opening:
         # What is dirty of a file that is cut must not reach the MDS after it has been cut. The file is not locked
         # meanwhile: the name may stand for another one by now, whose holder may wait for this one.
         dirty = existing.file if existing is not None and truncate else None
+        # As in `_begin`: a Commit that is sent while this is in service must not say that the file is closed.
+        handle = self._begin(existing, flags) if existing is not None and existing.file is not None else None
         directory.begin_mutation()
         try:
             if dirty is None:
@@ -160,13 +164,21 @@ class Opening:
                     reply = await self._session.mds.call(request)
                 finally:
                     dirty.thaw()
+        except BaseException:
+            if handle is not None:
+                self._end(handle)
+            raise
         finally:
             directory.mutating -= 1
         assert reply.node is not None
         inode = self._cache.inode(reply.node.attr.fid)
         if inode.attr is None:
             inode.attr = reply.node.attr
-        handle = self._begin(inode, flags)
+        if handle is not None and handle.inode is not inode:
+            self._end(handle)
+            handle = None
+        if handle is None:
+            handle = self._begin(inode, flags)
         if truncate:
             if handle.file.dirty and handle.file is not dirty:  # ours, but we did not know that the name stands for it
                 async with handle.file.cutting(0):
@@ -209,7 +221,7 @@ class Opening:
         is tight."""
         handle = self.handles.get(number)
         file = handle.file
-        if not handle.writable:
+        if not handle.writes:
             return None
         # (Told here, it is not told: also a child closes its copy when it begins another program.)
         file.check(handle.told)
@@ -229,9 +241,9 @@ class Opening:
         file, inode = handle.file, handle.inode
         if handle.ahead is not None:
             handle.ahead.drop()
-        if handle.readable:
+        if handle.reads:
             file.readers -= 1
-        if handle.writable:
+        if handle.writes:
             file.writers -= 1
         if file.writers:
             return
@@ -242,7 +254,7 @@ class Opening:
             else:
                 file.abandon(lost=False)
                 file.let_go()
-        elif (file.dirty and handle.writable) or inode.registered != file.mode_beside(inode.lease):
+        elif (file.dirty and handle.writes) or inode.registered != file.mode_beside(inode.lease):
             self._session.spawn(file.commit_quietly(READ))
         elif inode.lease >= WRITE and not file.dirty:
             self._session.yield_later(inode, READ)

@@ -17,7 +17,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from nacrefs.client.cache import NONE, READ, WRITE, Cache, Inode
-from nacrefs.client.file import File, Store
+from nacrefs.client.data.file import File, Store
 from nacrefs.client.filesystem import Kernel
 from nacrefs.client.session import Session
 from nacrefs.common import faults
@@ -71,6 +71,7 @@ class Recaller:
             # The answer would overtake the Commit, which the MDS would then refuse: it executes requests in batches.
             return self._after(inode.file.reporting, item)
         if inode.lease <= item.lease and not item.spill:
+            inode.recalls += 1  # it may be setuid now: see `Namespace.may_be_setid`
             return self._holding(inode)
         if inode.lease == WRITE and inode.file is not None:
             return self._shrink(inode, inode.file, item, self._start(inode))
@@ -258,6 +259,8 @@ class Recaller:
             if file is not None:
                 file.abandon(lost=True)
                 file.let_go()
+                if file.mode != Mode.CLOSED:
+                    self._session.spawn(file.register())  # in the next session, too
             elif not inode.pinned:
                 self._cache.drop(inode)
 
@@ -276,14 +279,15 @@ class Recaller:
             await self.kernel.forget_entries(fid, names)
 
     def holdings(self) -> list[Holding]:
-        """Everything that the session holds."""
+        """Everything that the session holds. (Of opens the MDS knows which of them the leases cover that it agrees
+        to.)"""
         held: list[Holding] = []
         for inode in self._cache.inodes.values():
-            file = inode.file
-            mode = file.mode_beside(inode.lease) if file is not None else Mode.CLOSED
+            mode = inode.file.mode if inode.file is not None else Mode.CLOSED
             lease = inode.claimed
             if lease or mode:
-                held.append(Holding(inode.fid, Lease(lease), mode))
+                change = inode.attr.change if inode.attr is not None and not inode.stale else 0
+                held.append(Holding(inode.fid, Lease(lease), mode, change))
         return held
 
     def reclaimed(self, holding: Holding) -> None:
@@ -292,6 +296,8 @@ class Recaller:
         if inode is None:
             return
         inode.registered = holding.mode
+        if not inode.lease:
+            inode.recalls += 1  # what we were to be told without a lease may not have been said
         if holding.lease < inode.lease:
             log.warning("inode %#x: lease %d was not reclaimed", inode.fid, inode.lease)
             names = list(inode.names or ())
@@ -300,3 +306,8 @@ class Recaller:
                 inode.forget()
                 if self.kernel is not None:
                     self._session.spawn(self._forget_all(inode.fid, names))
+        elif inode.lease and inode.attr is not None and inode.attr.change < holding.change:
+            inode.stale = True  # under a WRITE lease contents and size are ours, but not owner, mode and names
+            inode.xattrs = None
+            if self.kernel is not None:
+                self._session.spawn(self.kernel.forget_inode(inode.fid))

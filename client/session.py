@@ -122,6 +122,8 @@ class Session:
         self._credentials = credentials
         self._osts_version = 0
         self._servers: dict[str, Remote] = {}
+        self._retired: set[Remote] = set()
+        """connections of a session that is over, while they are being closed"""
         self._live: asyncio.Event = asyncio.Event()
         self.background: set[asyncio.Task[Any]] = set()
         """What runs behind the caller's back."""
@@ -148,10 +150,7 @@ class Session:
         for timer in (self._yield_timer, self._fence):
             if timer is not None:
                 timer.cancel()
-        tasks = [*self.background, *([self._keeper] if self._keeper else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._end(*self.background, *([self._keeper] if self._keeper else []))
         if self.mds.connected:
             try:
                 if self.used:
@@ -160,9 +159,18 @@ class Session:
             except OSError as error:
                 log.warning("could not detach from %s: %s", self.mds.address, error.strerror)
         await self.mds.aclose()
-        for server in self._servers.values():
+        for server in (*self._servers.values(), *self._retired):
             await server.aclose()
         self._servers.clear()
+        self._retired.clear()
+        while self.background:  # what the end of the others has begun
+            await self._end(*self.background)
+
+    @staticmethod
+    async def _end(*tasks: "asyncio.Task[Any]") -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _greet(self) -> None:
         """Take the session up again on a new connection, or begin one."""
@@ -277,6 +285,10 @@ class Session:
             self._yielding.pop(item.fid, None)
         return self.holder.recall(request)
 
+    async def _retire(self, server: Remote) -> None:
+        await server.aclose()
+        self._retired.discard(server)
+
     def _on_evicted(self, request: Evicted, call: Call) -> Done:
         log.error("the MDS has ended our session: %s", request.reason)
         self._lost(request.reason)
@@ -293,7 +305,8 @@ class Session:
         self.live_until_s = 0.0
         self._yielding.clear()
         for server in self._servers.values():
-            self.spawn(server.aclose())
+            self._retired.add(server)
+            self.spawn(self._retire(server))
         self._servers = {}
         if self.locks is not None:
             self.locks.all_lost()
@@ -366,6 +379,10 @@ class Session:
         holdings: list[Holding] = []
         for inode, lease in given:
             inode.lower(lease)
+            if (
+                inode.file is not None
+            ):  # opened meanwhile: the MDS may have taken the lease for enough, and have said so
+                inode.registered |= inode.file.mode_beside(lease)
             holdings.append(Holding(inode.fid, Lease(lease), inode.registered))
         try:
             for at in range(0, len(holdings), YIELD_MAX):

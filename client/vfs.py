@@ -11,20 +11,21 @@ from typing import Any
 
 from nacrefs.client.cache import Cache
 from nacrefs.client.config import ClientConfig
-from nacrefs.client.file import Store
-from nacrefs.client.fileio import FileIO
+from nacrefs.client.data.copying import Copying
+from nacrefs.client.data.file import Store
+from nacrefs.client.data.fileio import FileIO
+from nacrefs.client.data.memory import Memory
+from nacrefs.client.data.objects import Objects
+from nacrefs.client.data.space import Space
 from nacrefs.client.filesystem import Kernel
 from nacrefs.client.handle import Handles, OpenFile
 from nacrefs.client.identity import NOBODY_IS_SQUASHED
 from nacrefs.client.listing import Listings
 from nacrefs.client.locks import Locks
-from nacrefs.client.memory import Memory
 from nacrefs.client.namespace import Namespace
-from nacrefs.client.objects import Objects
 from nacrefs.client.opening import Opening
 from nacrefs.client.recall import Recaller
 from nacrefs.client.session import Session
-from nacrefs.client.space import Space
 from nacrefs.client.squash import Squash
 from nacrefs.client.xattrs import ExtendedAttributes
 from nacrefs.common.answer import Answer
@@ -61,6 +62,7 @@ class Vfs:
         locks = self.session.locks = Locks(self.session, self.handles, opening)
         io = self._io = FileIO(self.store, self.handles)
         space = Space(self.store, io)
+        copying = Copying(self.store, io)
         listings = Listings(self.store)
         xattrs = self.xattrs = ExtendedAttributes(self.store)
         self.memory.on_pressure = self._press
@@ -69,6 +71,7 @@ class Vfs:
         self.lookup = namespace.lookup
         self.getattr = namespace.getattr
         self.setattr = namespace.setattr
+        self.may_be_setid = namespace.may_be_setid
         self.readlink = namespace.readlink
         self.mknod = namespace.mknod
         self.mkdir = namespace.mkdir
@@ -87,7 +90,7 @@ class Vfs:
         self.read = io.read
         self.write = io.write
         self.fsync = io.fsync
-        self.copy_file_range = io.copy_file_range
+        self.copy_file_range = copying.copy_file_range
         self.fallocate = space.fallocate
         self.lseek = space.lseek
         self.ioctl = no_ioctl
@@ -129,7 +132,13 @@ class Vfs:
         try:
             await self.store.write_out_all()
         finally:
+            self._stop_retries()
             await self.session.close()
+            self._stop_retries()  # of what has failed because the session ended
+
+    def _stop_retries(self) -> None:
+        for file in self.store.dirty.values():
+            file.stop_retry()
 
     def _press(self) -> None:
         """Memory is short: drop what was read ahead and is not wanted right now, send what is dirty."""
@@ -146,7 +155,7 @@ class Vfs:
     def _limits_changed(self) -> None:
         """Quotas have changed: who writes asks what that means for him before he goes on."""
         for handle in self.handles.table.values():
-            if handle.writable:
+            if handle.writes:
                 handle.inode.quota = 0
 
     def statfs(self, fid: int = 0) -> Coroutine[Any, Any, StatfsReply]:

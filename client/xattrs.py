@@ -5,11 +5,12 @@ import errno
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
-from nacrefs.client.file import Store
+from nacrefs.client.data.file import File, Store
 from nacrefs.client.hsm import NAME as HSM
 from nacrefs.client.hsm import HsmAttribute
 from nacrefs.common.answer import Answer
 from nacrefs.common.wire import (
+    CAPABILITIES,
     XATTR_BYTES_MAX,
     AttrFlag,
     GetXattr,
@@ -62,10 +63,18 @@ class ExtendedAttributes:
             raise OSError(errno.EOPNOTSUPP, "only user., trusted., security. and ACLs are kept")
         if name in _NAMESPACES[:3]:
             raise OSError(errno.EINVAL, "there is no name behind the prefix")
+        if name == CAPABILITIES and self._changed(fid) is not None:
+            raise _absent()
         known = self._known(fid)
         if known is None:
             return self._getxattr(fid, name)
         return _value(known, name)
+
+    def _changed(self, fid: int) -> File | None:
+        """The file, if its contents have changed and the MDS has not heard: it then takes its capabilities away."""
+        inode = self._cache.inodes.get(fid)
+        file = inode.file if inode is not None else None
+        return file if file is not None and file.dirty and not file.through else None
 
     async def _getxattr(self, fid: int, name: bytes) -> bytes:
         return _value(await self._fetch(fid), name)
@@ -78,10 +87,15 @@ class ExtendedAttributes:
         known = self._known(fid)
         if known is None:
             return self._listxattr(fid)
+        return self._names(fid, known)
+
+    def _names(self, fid: int, known: dict[bytes, bytes]) -> Sequence[bytes]:
+        if CAPABILITIES in known and self._changed(fid) is not None:
+            return tuple(name for name in known if name != CAPABILITIES)
         return tuple(known)
 
     async def _listxattr(self, fid: int) -> Sequence[bytes]:
-        return tuple(await self._fetch(fid))
+        return self._names(fid, await self._fetch(fid))
 
     def setxattr(
         self, fid: int, name: bytes, value: bytes, flags: XattrFlag, drop_setgid: bool = False
@@ -100,11 +114,20 @@ class ExtendedAttributes:
         return self._change(RemoveXattr(fid, name))
 
     async def _change(self, request: SetXattr | RemoveXattr) -> None:
+        if request.name == CAPABILITIES and (file := self._changed(request.fid)) is not None:
+            await file.commit()  # what was written before does not end those that are set now
         await self._session.mds.call(request)
+        inode = self._cache.inodes.get(request.fid)
+        if inode is not None and inode.file is not None:
+            inode.file.plain = -1
 
 
 def _value(known: dict[bytes, bytes], name: bytes) -> bytes:
     try:
         return known[name]
     except KeyError:
-        raise OSError(errno.ENODATA, "there is no such extended attribute") from None
+        raise _absent() from None
+
+
+def _absent() -> OSError:
+    return OSError(errno.ENODATA, "there is no such extended attribute")

@@ -185,7 +185,7 @@ def locate(view: memoryview) -> tuple[Segment, int] | None:
 def capacity(view: memoryview) -> int:
     """How much memory a view keeps in use."""
     memory: object = view.obj
-    if isinstance(memory, bytes | bytearray) or hasattr(memory, "segment"):
+    if isinstance(memory, bytes | bytearray | mmap.mmap) or hasattr(memory, "segment"):
         return len(cast("bytes", memory))
     return view.nbytes
 

@@ -20,6 +20,7 @@ checks them without asking anybody.
 """
 
 import errno
+import fcntl
 import hashlib
 import hmac
 import json
@@ -28,13 +29,15 @@ import secrets
 import stat
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
 
+from nacrefs.common import faults
 from nacrefs.common.config import ConfigError, parse_config
 from nacrefs.common.export import Export
 from nacrefs.common.tlsfiles import Tls
@@ -213,19 +216,47 @@ def save_keyring(path: Path, keyring: Keyring) -> None:
     """Write a keyring with mode 0600; FileExistsError if the file is there already."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(_keyring_toml(keyring).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def changing_keyring(path: Path) -> Generator[Keyring]:
+    """What a keyring's file says, to be changed: another who wants to change one in this directory waits until the end.
+    ConfigError as `load_keyring`."""
+    try:
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"keyring {path}: {error.strerror}") from None
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        for left in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}"):  # by one who was killed
+            left.unlink()
+        yield load_keyring(path)
+    finally:
+        os.close(directory)
 
 
 def replace_keyring(path: Path, keyring: Keyring) -> None:
-    """Put another keyring in the place of a file, in one step; owner and mode 0600 stay."""
+    """Put another keyring in the place of a file, in one step, durably; owner and mode 0600 stay."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     save_keyring(beside, keyring)
     try:
         before = path.stat()
         os.chown(beside, before.st_uid, before.st_gid)
+        if faults.on:
+            faults.hit("keyring.replace.before")
         beside.replace(path)
     except BaseException:
         beside.unlink()
         raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    if faults.on:
+        faults.hit("keyring.replace.after")
 
 
 def _keyring_toml(keyring: Keyring) -> str:

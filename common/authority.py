@@ -5,7 +5,7 @@ that can sign capabilities, so that nothing could be kept from him). What is not
 `tests/common/test_authority.py` finds it first.
 
 A client's key may be limited to a part of the tree, to reading, or to some users (`common.export`). The second column
-says what its requests then are about; the MDS looks at those about FILES one by one (`mds/exports.py`).
+says what its requests then are about; the MDS looks at those about FILES one by one (`mds/access/exports.py`).
 """
 
 import enum
@@ -47,7 +47,7 @@ OF_CLIENTS: Final[Mapping[type[Request[Any]], Scope]] = {
     wire.Inspect: WHOLE, wire.GetQuota: WHOLE, wire.ListQuotas: WHOLE,
     # To an OSS: a capability, which every one of these brings along, says what may be done.
     wire.Read: OWN, wire.Write: OWN, wire.Punch: OWN, wire.Truncate: OWN, wire.StatObject: OWN, wire.Sync: OWN,
-    wire.ReadSums: OWN, wire.Seek: OWN,
+    wire.ReadSums: OWN, wire.Seek: OWN, wire.CopyRange: OWN,
     # From the MDS to its clients.
     wire.Recall: OWN, wire.Evicted: OWN,
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """What a key lets its holder see and be: a subtree, read-only or not, as which users (exports(5) of NFS, per key).
 
-An export stands with its key in the servers' keyring. The MDS enforces it (`mds/exports.py`), and gives capabilities
-that go no further; OSTs check these. Nothing of it depends on the client's good will.
+An export stands with its key in the servers' keyring. The MDS enforces it (`mds/access/exports.py`), and gives
+capabilities that go no further; OSTs check these. Nothing of it depends on the client's good will.
 """
 
 import re

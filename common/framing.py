@@ -221,6 +221,12 @@ class Decoder:
         self.blocked = targets is None
         if targets is None:
             return False
+        start, size = self._start, frame.bulk_bytes
+        if len(targets) == 1 and len(targets[0]) == size <= self._end - start:  # a small one is there already
+            targets[0][:] = self._memory[start : start + size]
+            self._start = start + size
+            self._waiting = Frame(frame.kind, frame.xid, frame.oldest, frame.body, size, targets)
+            return True
         self._targets = [target for target in targets if len(target)]
         if sum(map(len, self._targets)) != frame.bulk_bytes:
             raise FramingError(errno.EPROTO, f"nobody wants {frame.bulk_bytes} bytes of bulk here")

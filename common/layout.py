@@ -67,6 +67,10 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
         """The object numbers that hold copies of a stripe, first copy first."""
         return tuple(mirror * self.stripe_count + stripe for mirror in range(self.mirrors))
 
+    def lies_on(self, number: int, ost: int) -> bool:
+        """Whether there is an object `number`, on this OST."""
+        return number < len(self.osts) and self.osts[number] == ost
+
     def state_of(self, number: int) -> CopyState:
         """What is known of an object."""
         return CopyState(self.states[number]) if self.states else CopyState.GOOD

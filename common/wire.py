@@ -23,10 +23,16 @@ NAME_BYTES_MAX: Final = 255
 TARGET_BYTES_MAX: Final = 4095
 """Longest symlink target (PATH_MAX without its NUL)."""
 XATTR_BYTES_MAX: Final = 65536
+CAPABILITIES: Final = b"security.capability"
+"""The extended attribute with a program's capabilities (of capabilities(7)), which end when it is written."""
 LISTING_MAX: Final = 1000
 """Most entries in one `Listing`."""
 EXTENTS_MAX: Final = 4096
 """Most extents in one list-I/O request."""
+COPY_BYTES_MAX: Final = 4 << 20
+"""Most bytes that one `CopyRange` copies."""
+NO_CHANGE_NS: Final = 1
+"""The mtime of an object that was written with what its file had before: earlier than any change of that."""
 
 ReplyT = TypeVar("ReplyT", covariant=True)
 
@@ -59,6 +65,9 @@ class Want(enum.IntFlag):
     """layout and capability, so that the data can be read without another request"""
     DATA = 4
     """inline contents"""
+    GONE = 8
+    """attributes also if it is a regular file that was destroyed lately: some program may hold a descriptor (O_PATH) of
+    which nobody has told the MDS"""
 
 
 class Mode(enum.IntFlag):
@@ -300,11 +309,14 @@ class Detach(Request[Done], frozen=True, array_like=True, tag=3):
 
 
 class Holding(Message, frozen=True, array_like=True, gc=False):
-    """What a session holds of a fid: a lease and an open mode."""
+    """What a session holds of a fid: a lease and an open mode. `change`, when it is reclaimed: the `Attr.change` that
+    the client knows (0: none), in the answer the one that is committed. A READ lease is lost if they differ: what was
+    cached under it may be older than a change of which the client was not told before the MDS was restarted."""
 
     fid: int
     lease: Lease
     mode: Mode
+    change: int = 0
 
 
 class LockKind(enum.IntEnum):
@@ -423,6 +435,8 @@ class Set(enum.IntFlag):
     """clear setuid and, of what its group may execute, setgid (and capabilities), as a write by another user does"""
     KILL_SETGID = 256
     """with KILL_PRIVILEGES: clear setgid whatever the group may, as for a user who is not in it"""
+    KILL_CAPABILITIES = 512
+    """remove file capabilities, as any write does"""
 
 
 class SetAttr(Request[Node], frozen=True, array_like=True, tag=18):
@@ -1382,12 +1396,14 @@ class SetArchive(Request[Inspection], frozen=True, array_like=True, tag=113):
 
 
 class Archives(Message, frozen=True, array_like=True, gc=False):
-    """All archives, by id, and how many files and bytes each has copies of."""
+    """All archives, by id, and how many files and bytes each has copies of. `full`: what those that have no room have
+    said; empty for others."""
 
     specs: tuple[ArchiveSpec, ...]
     files: tuple[int, ...]
     bytes: tuple[int, ...]
     released: tuple[int, ...]
+    full: tuple[str, ...] = ()
 
 
 class GetArchives(Request[Archives], frozen=True, array_like=True, tag=114):
@@ -1508,7 +1524,8 @@ class LinkSpec(Message, frozen=True, array_like=True, gc=False):
 
 class SetLink(Request[Inspection], frozen=True, array_like=True, tag=148):
     """Make a link (`spec.id` 0), or change one. `archive`: where its objects are; its number and name are the link's
-    and need not be given. The answer is as `GetLinks` gives it, for this link."""
+    and need not be given (of one that is there, only `rate_mibps` is changed). The answer is as `GetLinks` gives it,
+    for this link."""
 
     spec: LinkSpec
     archive: ArchiveSpec
@@ -1642,7 +1659,9 @@ class Moved(Message, frozen=True, array_like=True, gc=False):
 
 
 class MovePut(Request[Moved], frozen=True, array_like=True, tag=128):
-    """Copy a whole file to an object in one step. `data`: the contents of a file that has none on OSTs."""
+    """Copy a whole file to an object in one step. `data`: the contents of a file that has none on OSTs. `match`: the
+    ETag that an object of this key has unless somebody else has replaced it, empty if there is none (ESTALE if it is
+    another one that this file was not the last to make); not said: whatever is there is replaced."""
 
     archive: ArchiveSpec
     key: str
@@ -1650,6 +1669,7 @@ class MovePut(Request[Moved], frozen=True, array_like=True, tag=128):
     size: int
     stripes: Stripes | None = None
     data: bytes | None = None
+    match: str | None = None
 
 
 class Upload(Message, frozen=True, array_like=True, gc=False):
@@ -1659,11 +1679,12 @@ class Upload(Message, frozen=True, array_like=True, gc=False):
 
 
 class MoveBegin(Request[Upload], frozen=True, array_like=True, tag=129):
-    """Begin an object that is sent in parts."""
+    """Begin an object that is sent in parts; `match` as in `MovePut`."""
 
     archive: ArchiveSpec
     key: str
     meta: tuple[tuple[str, str], ...]
+    match: str | None = None
 
 
 class MovePart(Request[Moved], frozen=True, array_like=True, tag=130):
@@ -1679,13 +1700,16 @@ class MovePart(Request[Moved], frozen=True, array_like=True, tag=130):
 
 
 class MoveComplete(Request[Moved], frozen=True, array_like=True, tag=131):
-    """Make the object of its parts, whose tags are given in order; it must be `size` bytes long then."""
+    """Make the object of its parts, whose tags are given in order; it must be `size` bytes long then. `match` as in
+    `MovePut`, and `fid` whose file it is."""
 
     archive: ArchiveSpec
     key: str
     upload: str
     etags: tuple[str, ...]
     size: int
+    match: str | None = None
+    fid: int = 0
 
 
 class MoveAbort(Request[Done], frozen=True, array_like=True, tag=132):
@@ -1821,12 +1845,17 @@ class MoveStop(Request[Done], frozen=True, array_like=True, tag=140):
     fids: tuple[int, ...]
 
 
+CLASS_COPY_MAX: Final = 5 << 30
+"""The largest object that S3 moves to another storage class in one piece (CopyObject: 5 GiB)."""
+
+
 class MoveClass(Request[ArchiveEntry], frozen=True, array_like=True, tag=141):
-    """Move an object to another storage class inside the archive."""
+    """Move an object of this size to another storage class inside the archive."""
 
     archive: ArchiveSpec
     key: str
     storage_class: str
+    size: int = 0
 
 
 class RaiseFloors(Request[Done], frozen=True, array_like=True, tag=86):
@@ -1975,7 +2004,8 @@ class Write(Request[Written], frozen=True, array_like=True, tag=97):
     sums: bytes
     sync: bool = False
     mtime_ns: int = 0
-    """When it was written, if that was under a WRITE lease, whose holder reports it to the MDS; 0: now"""
+    """When it was written, if that was under a WRITE lease, whose holder reports it to the MDS; `NO_CHANGE_NS` if it is
+    no change of the file; 0: now"""
 
 
 class Punch(Request[Written], frozen=True, array_like=True, tag=98):
@@ -1999,6 +2029,25 @@ class Truncate(Request[Written], frozen=True, array_like=True, tag=99):
     generation: int
     capability: Capability
     size: int
+
+
+class CopyRange(Request[Written], frozen=True, array_like=True, tag=104):
+    """Copy extents `(offset in the source, offset, length)` of another object, or of the same one, to this one. The OSS
+    fetches the bytes itself, from the source's OST, if the sender may read them there; EREMOTEIO, and nothing has been
+    changed, if it cannot. What the source lacks is written as zeros. `mtime_ns` is as in `Write`."""
+
+    ost: int
+    fid: int
+    number: int
+    generation: int
+    capability: Capability
+    source_ost: int
+    source_fid: int
+    source_number: int
+    source_generation: int
+    source_capability: Capability
+    extents: tuple[tuple[int, int, int], ...]
+    mtime_ns: int = 0
 
 
 class StatObject(Request[ObjectStat], frozen=True, array_like=True, tag=100):
@@ -2077,11 +2126,12 @@ class IoGrant(Message, frozen=True, array_like=True, gc=False):
 
 
 class Sums(Message, frozen=True, array_like=True, gc=False):
-    """Stored sums of an object's blocks, and the object's size and version."""
+    """Stored sums of an object's blocks, and the object's size, version and mtime."""
 
     size: int
     version: int
     sums: bytes
+    mtime_ns: int = 0
 
 
 class ReadSums(Request[Sums], frozen=True, array_like=True, tag=105):

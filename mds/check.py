@@ -1,16 +1,18 @@
 """Is the tree whole? Every invariant that `schema.py` states, asked of SQL. What mends a finding: `mds/fsck`."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Final
 
 import msgspec
 
-from nacrefs.common.fid import FIRST_FREE, ROOT, fid_counter, fid_mdt, format_fid
+from nacrefs.common.fid import FIRST_FREE, ROOT, fid_counter, fid_mdt
 from nacrefs.common.layout import Layout, LayoutSpec
 from nacrefs.common.wire import AttrFlag, HsmFlag, QuotaDrift
-from nacrefs.mds.accounts import Triple
-from nacrefs.mds.engine import Row
-from nacrefs.mds.statements import Statements
+from nacrefs.mds.access.accounts import Triple
+from nacrefs.mds.checktables import table_findings
+from nacrefs.mds.findings import Finding, Question, Readable
+from nacrefs.mds.lifecycle.places import class_place, osts_place
 
 _DIR: Final = "(mode & 61440) = 16384"
 _REG: Final = "(mode & 61440) = 32768"
@@ -23,29 +25,6 @@ _DEFAULT: Final = int(AttrFlag.DEFAULT_LAYOUT)
 _ARCHIVED: Final = int(AttrFlag.ARCHIVED)
 _RELEASED: Final = int(AttrFlag.RELEASED)
 _HSM_RELEASED: Final = int(HsmFlag.RELEASED)
-
-
-class Finding(NamedTuple):
-    """Something that must not be. `fid`: what it is about (0: nothing in particular); `values`: the rest of the row
-    that was found, by which it can be mended."""
-
-    kind: str
-    fid: int
-    text: str
-    values: tuple[Any, ...] = ()
-
-    @property
-    def words(self) -> str:
-        """As people read it."""
-        return f"{format_fid(self.fid)} {self.text}" if self.fid else self.text
-
-
-class Question(NamedTuple):
-    """Finds what must not be: first column the fid, the rest values for the text."""
-
-    kind: str
-    sql: str
-    text: str
 
 
 QUESTIONS: Final = (
@@ -215,15 +194,6 @@ QUESTIONS: Final = (
 )
 
 
-class Readable(Protocol):
-    """What answers questions about a committed state: the MDT as it is, or a snapshot of it."""
-
-    @property
-    def statements(self) -> Statements: ...
-    def fetchone(self, statement: str, parameters: Sequence[Any] = ..., /) -> Row | None: ...
-    def fetchall(self, statement: str, parameters: Sequence[Any] = ..., /) -> list[Row]: ...
-
-
 def check(store: Readable) -> list[str]:
     """What is wrong with the committed tree, a line for each finding; empty if it is whole.
 
@@ -234,7 +204,7 @@ def check(store: Readable) -> list[str]:
 
 
 def tree_findings(store: Readable, asked: Callable[[int], None] = lambda count: None) -> Iterator[Finding]:
-    """What is wrong with the committed tree but for usage. `asked` is told how many of `STAGES` are done."""
+    """What is wrong with the committed tables but for usage. `asked` is told how many of `STAGES` are done."""
     for count, question in enumerate(QUESTIONS):
         asked(count)
         for row in store.fetchall(question.sql):
@@ -243,10 +213,14 @@ def tree_findings(store: Readable, asked: Callable[[int], None] = lambda count: 
     yield from _counters(store)
     asked(len(QUESTIONS) + 1)
     yield from _layouts(store)
+    asked(len(QUESTIONS) + 2)
+    yield from _places(store)
+    asked(len(QUESTIONS) + 3)
+    yield from table_findings(store)
     asked(STAGES)
 
 
-STAGES: Final = len(QUESTIONS) + 2
+STAGES: Final = len(QUESTIONS) + 4
 
 
 def usage_drifts(store: Readable) -> list[QuotaDrift]:
@@ -284,6 +258,18 @@ def _counters(store: Readable) -> Iterator[Finding]:
     for (session,) in store.fetchall("SELECT id FROM session"):
         if session >= next_session:
             yield Finding("session-not-given", 0, f"session {session} was never given out", (session,))
+
+
+def _places(store: Readable) -> Iterator[Finding]:
+    decode = msgspec.msgpack.Decoder(Layout).decode
+    copied = (
+        "SELECT i.fid, i.copy_osts, i.copy_class, i.layout, h.archive, h.storage_class FROM inode i"
+        f" JOIN hsm h ON h.fid = i.fid WHERE (i.flags & {_COPIED}) <> 0"
+    )
+    for fid, osts, kind, layout, archive, storage_class in store.fetchall(copied):
+        with contextlib.suppress(msgspec.MsgspecError):  # `_layouts` tells of that
+            if (osts, kind) != (osts_place(layout and decode(layout)), class_place(archive, storage_class)):
+                yield Finding("copy-place", fid, "is not where lifecycle rules look for it", (osts, kind))
 
 
 def _layouts(store: Readable) -> Iterator[Finding]:

@@ -152,6 +152,14 @@ class Store:
         except (sqlite3.Error, psycopg.Error) as error:
             raise self.failure(error) from error
 
+    def execute(self, statements: Sequence[str]) -> None:
+        """Run statements that take long in the transaction, from another thread."""
+        try:
+            for statement in statements:
+                self.writer.execute(statement)
+        except (sqlite3.Error, psycopg.Error) as error:
+            raise self.failure(error) from error
+
     def commit(self) -> None:
         """Make the transaction durable. Takes as long as the disk does: call it from another thread."""
         try:

@@ -5,11 +5,11 @@ from typing import Final
 
 from nacrefs.common.layout import Layout
 from nacrefs.common.wire import Mode
-from nacrefs.mds.accounts import Accounts
-from nacrefs.mds.cache import Cache
+from nacrefs.mds.access.accounts import Accounts
 from nacrefs.mds.engine import Store
 from nacrefs.mds.inode import Inode, decode_layout
 from nacrefs.mds.records import Destruction, Intent, MirrorRecord, OstRecord, SessionRecord
+from nacrefs.mds.transactions.cache import Cache
 
 GHOSTS_MAX: Final = 8192
 """So many of the inodes that were destroyed last are remembered."""
@@ -31,8 +31,8 @@ class Mdt:
         """(session, fid)"""
         self.accounts = Accounts()
         self.ghosts: dict[int, Inode] = {}
-        """Inodes, but for regular files, that were destroyed last, oldest first: who stands in a directory, or holds a
-        descriptor of a FIFO, may still ask for its attributes. After a restart that is ESTALE."""
+        """Inodes that were destroyed last, oldest first: who stands in a directory, or holds a descriptor of a FIFO or
+        one that is good for nothing else (O_PATH), may still ask for attributes. After a restart that is ESTALE."""
         self.cluster = ""
         self.keeping: set[int] = set()
         """Archives whose objects stay when their files are removed."""
@@ -42,6 +42,8 @@ class Mdt:
         """Links whose buckets follow their files, by directory."""
         self.deleting: set[int] = set()
         """Links whose objects go when their files do."""
+        self.emptying: set[tuple[int, str]] = set()
+        """Links and keys whose objects are being looked at, and deleted if a file that is gone has made them."""
         self.dirty: dict[int, int] = {}
         """The table `link_dirty`: link by fid."""
         self.restoring: set[int] = set()

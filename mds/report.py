@@ -4,7 +4,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from nacrefs.common.wire import HsmAction
-from nacrefs.mds.hsmrows import STARTED, WAITING
+from nacrefs.mds.hsm.rows import STARTED, WAITING
 
 if TYPE_CHECKING:
     from nacrefs.mds.service import Mds
@@ -18,7 +18,7 @@ def status_report(mds: "Mds") -> dict[str, Any]:
         "cluster": mds.mdt.cluster,
         "database": mds.mdt.store.name,
         "inodes": mds.mdt.files,
-        "in_grace": mds.in_grace,
+        "in_grace": mds.grace.running,
         "sessions": [
             {
                 "session": session.id,
@@ -84,8 +84,19 @@ def queue_report(mds: "Mds") -> dict[str, Any]:
                 "done": action.done,
                 "total": action.total,
                 "waiters": len(action.waiters),
-                "reason": action.row.reason,
+                "reason": mds.hsm.reason_of(action.row),
             }
             for action in list(mds.hsm.active.values())[:1000]
+        ],
+        "full": [
+            {
+                "archive": spec.id,
+                "name": spec.name,
+                "reason": reason,
+                "since_s": round((mds.clock.now_ns() - mds.hsm.full.since_ns(spec.id)) / 1e9, 3),
+                "waiting": mds.hsm.waits_for_room(spec.id),
+            }
+            for spec in mds.hsm.archives.values()
+            if (reason := mds.hsm.full.why(spec.id))
         ],
     }

@@ -17,12 +17,10 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
-    case,
-    literal_column,
     text,
 )
 
-SCHEMA_VERSION: Final = "0008"
+SCHEMA_VERSION: Final = "0009"
 """Alembic revision of the tables below: the newest file in `migrations/versions`."""
 
 Int64: Final = BigInteger().with_variant(Integer(), "sqlite")
@@ -91,7 +89,13 @@ inode: Final = Table(
     Column("project", Int64, nullable=False),
     # Grows with every reported change of a file's contents.
     Column("data_version", Int64, nullable=False),
+    # What indexes for lifecycle rules begin with (`lifecycle/places.py`), right wherever COPIED is set: on which OSTs
+    # the layout is, and in which archive and storage class `hsm` has the copy. Nothing else reads them.
+    Column("copy_osts", Int64, nullable=False, server_default="0"),
+    Column("copy_class", Int64, nullable=False, server_default="0"),
 )
+INODE_ROW: Final = tuple(column for column in inode.columns if column.name not in ("copy_osts", "copy_class"))
+"""The columns of an inode as it is in memory."""
 # Finds orphans after a restart; holds nothing else, so it costs nothing.
 Index(
     "inode_orphan",
@@ -100,23 +104,9 @@ Index(
     postgresql_where=text("nlink = 0"),
 )
 
-LAST_USE: Final = case((inode.c.atime_ns > inode.c.mtime_ns, inode.c.atime_ns), else_=inode.c.mtime_ns)
-"""The later of atime and mtime, as Lustre and FSx judge it, in words that both engines know."""
-TIER_STATE: Final = inode.c.flags.op("&")(literal_column("384"))
-"""Whether an archive has what is in the file (COPIED), and nobody else has (RELEASED)."""
 IS_FILE: Final = "mode & 61440 = 32768"
 IS_DIRECTORY: Final = "mode & 61440 = 16384"
-# Regular files of each state by their last use and by their last change, oldest first: what lifecycle rules and
-# watermarks go through. A rule about files that are not copied yet never meets those that are.
-Index("inode_last_use", TIER_STATE, LAST_USE, inode.c.fid, sqlite_where=text(IS_FILE), postgresql_where=text(IS_FILE))
-Index(
-    "inode_last_change",
-    TIER_STATE,
-    inode.c.mtime_ns,
-    inode.c.fid,
-    sqlite_where=text(IS_FILE),
-    postgresql_where=text(IS_FILE),
-)
+# Indexes that only lifecycle rules need are made with the first such rule: `lifecycle/indexes.py`.
 # Subdirectories: the way down a subtree that does not look at files.
 Index(
     "inode_directory",
@@ -323,8 +313,6 @@ hsm: Final = Table(
 )
 # What an archive has, and what of it can be released.
 Index("hsm_archive", hsm.c.archive, hsm.c.flags)
-# What is still in a class that is warmer than a rule wants.
-Index("hsm_class", hsm.c.archive, hsm.c.storage_class, hsm.c.fid)
 
 hsm_action: Final = Table(
     "hsm_action",
@@ -401,7 +389,7 @@ link: Final = Table(
     Column("state", Text, nullable=False),
     # When the last refresh that was complete began; 0: there was none.
     Column("refreshed_ns", Int64, nullable=False),
-    # What it found, as JSON (`mds/linkrows.py`, Counts).
+    # What it found, as JSON (`mds/links/rows.py`, Counts).
     Column("counts", Text, nullable=False),
     # Why the refresh after that one failed; empty: none did.
     Column("reason", Text, nullable=False),
@@ -432,7 +420,7 @@ Index(
 link_log: Final = Table(
     "link_log",
     metadata,
-    # What happened with a link; the last `linkrows.LOG_MAX` lines are kept.
+    # What happened with a link; the last `links.rows.LOG_MAX` lines are kept.
     Column("link", Int64, primary_key=True, autoincrement=False),
     Column("number", Int64, primary_key=True, autoincrement=False),
     Column("time_ns", Int64, nullable=False),

@@ -11,12 +11,12 @@ from nacrefs.common.keyfile import KeyFile, watch
 from nacrefs.common.observe import Meter, Observatory
 from nacrefs.common.remote import Server
 from nacrefs.common.transport.rdma import configure
-from nacrefs.mds.cache import Cache
 from nacrefs.mds.config import MdsConfig
 from nacrefs.mds.database import open_store
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.service import Mds
 from nacrefs.mds.settings import Settings
+from nacrefs.mds.transactions.cache import Cache
 
 log = logging.getLogger("nacre.mds")
 
@@ -86,12 +86,12 @@ class MdsServer:
             self._server.on_gone = self.mds.gone
             self._server.service_of = self.mds.service_of
             self.mds.on_lost = self._fail
+            self.mds.start()  # before anybody is served: sessions, truncations and links of before must be known
             addresses = [await self._server.listen(address) for address in config.addresses]
             self.url = addresses[0]
             self._observatory = Observatory(self.meter, self._problems, self._gauges, self._add_routes)
             if config.metrics_at is not None:
                 self.metrics_url = await self._observatory.start(*config.metrics_at)
-            self.mds.start()
             self._key_watch = watch(self._keyfile, self.change_keyring)
         except BaseException:
             await self.stop()
@@ -148,7 +148,7 @@ class MdsServer:
         problems = [f"OST {', '.join(down)} down"] if down else []
         if not self.mds.targets.table():
             problems.append("no OST has joined")
-        if self.mds.in_grace:
+        if self.mds.grace.running:
             problems.append("waiting for clients to reclaim after a restart")
         return problems
 

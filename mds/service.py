@@ -1,13 +1,13 @@
 """The MDS at work: what it does with each request, and what it does by itself.
 
-Requests about the namespace become `Work` for the journal (`mds/journal.py`); what they mean stands in
-`mds/namespace`. Here are sessions, OSTs, grace after a restart, eviction, and the exactly-once rule.
+Requests about the namespace become `Work` for the journal (`mds/transactions/journal.py`); what they mean stands in
+`mds/namespace`. Here are eviction and the exactly-once rule; other requests go to desks (`handlers`).
 """
 
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
@@ -17,50 +17,52 @@ from nacrefs.common import wire
 from nacrefs.common.auth import sign_capability
 from nacrefs.common.authority import allowed
 from nacrefs.common.clock import Clock
-from nacrefs.common.export import Export
-from nacrefs.common.fid import ROOT
+from nacrefs.common.fid import make_fid
 from nacrefs.common.handshake import Greeted
 from nacrefs.common.observe import Meter
 from nacrefs.common.rpc import LATER, Call, Handler, Peer, Service, check_service
-from nacrefs.common.wire import Capability, Entry, Lease, Mode, Node, Right, Role
-from nacrefs.mds.appends import APPEND_REQUESTS, AppendDesk
-from nacrefs.mds.eviction import Evictor, end_session
-from nacrefs.mds.exports import Limits
+from nacrefs.common.wire import Capability, Entry, Node, Right, Role
+from nacrefs.mds.access.exports import Limits
+from nacrefs.mds.access.limited import LimitedService, served_plainly
+from nacrefs.mds.access.quotas import QUOTA_REQUESTS, QuotaDesk
+from nacrefs.mds.clients.appends import APPEND_REQUESTS, AppendDesk
+from nacrefs.mds.clients.desk import SESSION_REQUESTS, SessionDesk
+from nacrefs.mds.clients.eviction import Evictor
+from nacrefs.mds.clients.grace import Grace
+from nacrefs.mds.clients.leases import LeaseTable, LeaseView
+from nacrefs.mds.clients.locking import Locking, locks_report
+from nacrefs.mds.clients.recalls import Recalls
+from nacrefs.mds.clients.sessions import Session, Sessions
+from nacrefs.mds.clients.uses import Uses
 from nacrefs.mds.fsck.desk import FSCK_REQUESTS, FsckDesk
-from nacrefs.mds.hsm import Coordinator
-from nacrefs.mds.hsmdesk import HSM_REQUESTS, HsmDesk
+from nacrefs.mds.hsm.coordinator import Coordinator
+from nacrefs.mds.hsm.desk import HSM_REQUESTS, HsmDesk
 from nacrefs.mds.inode import Inode
-from nacrefs.mds.journal import Journal
-from nacrefs.mds.late import mode_of, open_again, unremembered
-from nacrefs.mds.leases import LeaseTable, LeaseView
 from nacrefs.mds.lifecycle.desk import LIFECYCLE_REQUESTS, LifecycleDesk
 from nacrefs.mds.lifecycle.engine import Lifecycle
-from nacrefs.mds.limited import LimitedService, served_plainly
-from nacrefs.mds.linkdesk import LINK_REQUESTS, LinkDesk
-from nacrefs.mds.links import Links
-from nacrefs.mds.locking import Locking, locks_report
+from nacrefs.mds.links.desk import LINK_REQUESTS, LinkDesk
+from nacrefs.mds.links.service import Links
 from nacrefs.mds.mdt import Mdt
-from nacrefs.mds.mirrors import Mirrors
-from nacrefs.mds.namespace.copies import copies_failed
 from nacrefs.mds.namespace.files import append
 from nacrefs.mds.namespace.nodes import MIRRORED, measured
 from nacrefs.mds.namespace.operations import READS, WRITES
-from nacrefs.mds.quotas import QUOTA_REQUESTS, QuotaDesk
-from nacrefs.mds.reaper import Reaper
-from nacrefs.mds.recalls import Recalls
+from nacrefs.mds.once import Once
+from nacrefs.mds.osts.desk import OST_REQUESTS, OstDesk
+from nacrefs.mds.osts.mirrors import Mirrors
+from nacrefs.mds.osts.reaper import Reaper
+from nacrefs.mds.osts.resync import Resyncer
+from nacrefs.mds.osts.sizes import Sizes, Told, counted_until, keep_size, with_objects
+from nacrefs.mds.osts.targets import Targets
 from nacrefs.mds.records import Intent
 from nacrefs.mds.report import queue_report, status_report
-from nacrefs.mds.resync import Resyncer
-from nacrefs.mds.sessions import Session, Sessions
 from nacrefs.mds.settings import Settings
-from nacrefs.mds.sizes import Sizes, Told, counted_until, keep_size, with_objects
-from nacrefs.mds.step import Blocked, Released, Restoring, Step, Unreported
-from nacrefs.mds.targets import Targets
-from nacrefs.mds.tx import Tx
-from nacrefs.mds.uses import Uses
-from nacrefs.mds.warmup import Warmups
-from nacrefs.mds.warmupdesk import WARMUP_REQUESTS, WarmupDesk
-from nacrefs.mds.work import Work
+from nacrefs.mds.transactions.journal import Journal
+from nacrefs.mds.transactions.late import mode_of, open_again, unremembered
+from nacrefs.mds.transactions.step import Blocked, Doubtful, Released, Restoring, Step, Unreported
+from nacrefs.mds.transactions.tx import Tx
+from nacrefs.mds.transactions.work import Work
+from nacrefs.mds.warmup.desk import WARMUP_REQUESTS, WarmupDesk
+from nacrefs.mds.warmup.jobs import Warmups
 
 log = logging.getLogger("nacre.mds")
 
@@ -71,14 +73,10 @@ GLIMPSED: Final = frozenset({wire.GetAttr, wire.Lookup, wire.Open, wire.SetAttr,
 RETRY_S: Final = 0.5
 FENCED_MAX: Final = 4096
 """Sessions of earlier runs that OSTs are told to refuse."""
-SQUASHED: Final = ("none", "root", "all")
-"""`Export.squash` in the order of `wire.Session.squash`."""
 ADDRESSED: Final[tuple[type[wire.Request[Any]], ...]] = (
-    wire.Attach, wire.Keepalive, wire.Detach, wire.Reclaim, wire.Yield, wire.GetOsts, wire.Inspect, wire.As,
-    wire.SetPool, wire.Register, wire.Heartbeat, wire.SetLock, wire.GetLock, wire.CancelLock, wire.CopiesFailed,
-    wire.ListCopies, wire.Resync, wire.JoinMirrors, wire.ReportDamage,
-    *APPEND_REQUESTS, *QUOTA_REQUESTS, *HSM_REQUESTS, *LINK_REQUESTS, *WARMUP_REQUESTS, *FSCK_REQUESTS,
-    *LIFECYCLE_REQUESTS, *READS, *WRITES,
+    wire.Inspect, wire.As, wire.SetLock, wire.GetLock, wire.CancelLock,
+    *SESSION_REQUESTS, *OST_REQUESTS, *APPEND_REQUESTS, *QUOTA_REQUESTS, *HSM_REQUESTS, *LINK_REQUESTS,
+    *WARMUP_REQUESTS, *FSCK_REQUESTS, *LIFECYCLE_REQUESTS, *READS, *WRITES,
 )  # fmt: skip
 """All requests that an MDS answers."""
 
@@ -96,7 +94,8 @@ class Mds:
         self.leases = LeaseTable(settings.leases_per_session)
         self.sessions = Sessions(clock, settings.term_s)
         self.sessions.evict = self.evict
-        self.locking = Locking(self.sessions, clock, lambda: self._grace is not None)
+        self.grace = Grace(self.sessions, clock, self._reclaimed)
+        self.locking = Locking(self.sessions, clock, lambda: self.grace.running)
         self.sessions.removed = self._session_removed
         self.targets = Targets(clock, settings.heartbeat_s, settings.reserve_bytes)
         self.targets.load(mdt.osts(), mdt.pools())
@@ -113,8 +112,9 @@ class Mds:
         self.targets.on_up = self._osts_up
         self._sizes = Sizes(mdt, self.journal, self.leases, self.targets)
         self._evictor = Evictor(mdt, self.journal, self.leases, self.sessions, self.targets, self.mirrors, clock)
+        self.once = Once(self)
         self.quotas = QuotaDesk(self)
-        self._appends = AppendDesk(self, append)
+        self.appends = AppendDesk(self, append)
         self._fsck = FsckDesk(self)
         self.hsm = Coordinator(self)
         self.limits: dict[int, Limits] = {}
@@ -127,12 +127,9 @@ class Mds:
         self._lifecycle_desk = LifecycleDesk(self)
         self.warmups = Warmups(self)
         self._warmup_desk = WarmupDesk(self, self.warmups)
-        self._evictor.on_evicted = self._session_ended
+        self._evictor.on_evicted = self.session_ended
         self._reading = Tx(mdt, writable=False)
-        self._registering = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._grace: list[Work] | None = None
-        self._grace_until_s = 0.0
         self._stopping = False
         self._services: dict[Role, Service] = {}
         self._limited: Service = {}
@@ -147,21 +144,19 @@ class Mds:
         ended = set(range(max(1, newest - FENCED_MAX), newest)) - self.sessions.by_id.keys()
         self.targets.fence_ended(ended)  # some of them may have been evicted
         if self.sessions.by_id:
-            log.info("waiting up to %g s for %d sessions to reclaim", self.settings.term_s, len(self.sessions.by_id))
-            self._grace = []
-            self._grace_until_s = self.clock.monotonic_s() + self.settings.term_s
+            self.grace.begin(self.settings.term_s)
         else:
             self._settle_orphans()
         for intent in list(self.mdt.intents.values()):
             self.leases.begin_truncation(intent.fid)
-            self._spawn(self._carry_out(intent, None))
+            self.spawn(self._carry_out(intent, None))
         self.reaper.start()
         self.hsm.start()
         self.links.start()
         self.lifecycle.start()
         self.warmups.start()
         self.resyncer.start()
-        self._spawn(self._watch())
+        self.spawn(self._watch())
 
     async def stop(self) -> None:
         """Commit what is queued and end."""
@@ -183,7 +178,8 @@ class Mds:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run something in the background; `stop` ends it."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -210,10 +206,8 @@ class Mds:
         self.sessions.put_off(self._is_stuck)
         for session, reason in self.sessions.overdue():
             self.evict(session, reason)
-        if self._grace is not None and self.clock.monotonic_s() >= self._grace_until_s:
-            for session in list(self.sessions.by_id.values()):
-                if not session.reclaimed:
-                    self.evict(session, "did not reclaim in the grace term")
+        for session in self.grace.missed():
+            self.evict(session, "did not reclaim in the grace term")
         self._evictor.tick()
         self.locking.tick()
         self._fsck.tick()
@@ -221,8 +215,8 @@ class Mds:
         self.targets.refresh()
         self.journal.check_owner()
         self.lifecycle.tick()
-        if self.mdt.mirror_writers and self._grace is None:
-            self._spawn(self.mirrors.forget_writers())
+        if self.mdt.mirror_writers and not self.grace.running:
+            self.spawn(self.mirrors.forget_writers())
 
     def _is_stuck(self, fid: int) -> bool:
         """Part of a file can be written by nobody at present: the OSTs of all its copies are away."""
@@ -287,26 +281,14 @@ class Mds:
     def service(self) -> Service:
         """The table of all requests."""
         table: dict[type[wire.Request[Any]], Handler] = {
-            wire.Attach: self._attach,
-            wire.Keepalive: self._keepalive,
-            wire.Detach: self._detach,
-            wire.Reclaim: self._reclaim,
-            wire.Yield: self._yield,
-            wire.GetOsts: lambda request, call: wire.OstTable(self.targets.version, self.targets.table()),
             wire.Inspect: self._inspect,
-            wire.SetPool: self._set_pool,
-            wire.Register: self._register,
-            wire.Heartbeat: self._heartbeat,
             wire.As: served_plainly,
+            **SessionDesk(self).handlers(),
+            **OstDesk(self).handlers(),
             **self.locking.handlers(),
             **self.quotas.handlers(),
-            **self._appends.handlers(),
+            **self.appends.handlers(),
             **self._fsck.handlers(),
-            wire.CopiesFailed: self._copies_failed,
-            wire.ListCopies: self._list_copies,
-            wire.Resync: self._resync,
-            wire.JoinMirrors: self._join_mirrors,
-            wire.ReportDamage: self._report_damage,
         }
         for kind, operation in READS.items():
             table[kind] = partial(self.read, operation, kind in GLIMPSED)
@@ -334,9 +316,9 @@ class Mds:
         work = Work(operation, request, session, call, True)
         if glimpsed:
             work.after = self._glimpse
-        if self._grace is not None:
-            self._grace.append(work)
-        else:
+        elif self.leases.doubts and type(request) is wire.Readdir and request.lease:
+            work.after = self._look_at_listed
+        if not self.grace.keeps(work):
             self.journal.read(work)
         return LATER
 
@@ -358,9 +340,7 @@ class Mds:
         if glimpsed:
             work.after = self._glimpse
         work.session.in_flight[work.call.xid] = work
-        if self._grace is not None:
-            self._grace.append(work)
-        else:
+        if not self.grace.keeps(work):
             self.journal.again(work)
 
     def accept_once(
@@ -389,17 +369,13 @@ class Mds:
 
         The leases of the first answer may be gone, and with them what covered an open; so an open is done again.
         """
-        if call.xid < session.first_xid:
-            raise OSError(errno.EIO, "the session in which this was asked is over: it may have happened or not")
         work = session.in_flight.get(call.xid)
         if work is not None:
             work.call = call
             return True
-        body = self._reading.reply(session.id, call.xid)
-        if body is None:
+        reply = self.stored_answer(session, call)
+        if reply is None:
             return False
-        self.meter.add("replies_again")
-        reply = call.decode_reply(body)
         node = reply.node if isinstance(reply, Entry) else reply
         if isinstance(node, Node) and mode_of(request):
             work = Work(partial(open_again, reply, node.attr.fid), request, session, call, True)
@@ -409,9 +385,32 @@ class Mds:
             work = Work(partial(_cut_again, reply), request, session, call, True)
             work.again = True
             self._accept(work, True)
+        elif self.grace.running:  # who cached what it has changed may not have been told: not before all are back
+            work = Work(lambda step, request: unremembered(reply), request, session, call, True)
+            work.again = True
+            self._accept(work, False)
         else:
             call.reply(unremembered(reply))
         return True
+
+    def stored_answer(self, session: Session, call: Call) -> wire.Message | None:
+        """The answer that a request had that is asked again, None if it had none. OSError (EIO) if nobody knows."""
+        if call.xid < session.first_xid:
+            raise OSError(errno.EIO, "the session in which this was asked is over: it may have happened or not")
+        body = self._reading.reply(session.id, call.xid)
+        if body is None:
+            return None
+        self.meter.add("replies_again")
+        return call.decode_reply(body)
+
+    def _look_at_listed(self, work: Work) -> bool:
+        """If a listing shows files whose objects must be looked at, have that done for all of them at once; whether it
+        is under way."""
+        assert isinstance(work.reply, wire.Listing)
+        doubtful = self._sizes.in_doubt(work.reply)
+        if doubtful:
+            self.spawn(self._sizes.settle_listed(work, doubtful))
+        return bool(doubtful)
 
     def _glimpse(self, work: Work) -> bool:
         """If an answer is about a shared file, complete it with what the OSTs say; whether that is under way."""
@@ -422,7 +421,7 @@ class Mds:
         inode = self._reading.inode(node.attr.fid)
         if inode is None or inode.layout is None:
             return False
-        self._spawn(self._complete(work, node, inode))
+        self.spawn(self._complete(work, node, inode))
         return True
 
     async def _complete(self, work: Work, node: Node, inode: Inode) -> None:
@@ -446,25 +445,29 @@ class Mds:
         if isinstance(blocked, Released | Restoring):
             self.hsm.park(work, blocked.fid, isinstance(blocked, Restoring))
         elif isinstance(blocked, Unreported):
-            self._spawn(self._sizes.learn(work, blocked.fid))
+            self.spawn(self._sizes.learn(work, blocked.fid))
+        elif isinstance(blocked, Doubtful):
+            self.spawn(self._sizes.settle_doubt(work, blocked.fid, blocked.look))
         else:
             self.recalls.park(work, blocked)
 
     def _written(self, tx: Tx, works: list[Work]) -> None:
         """A batch is durable: start what follows from it."""
         for fid in self._sizes.written(tx):
-            self._spawn(self._sizes.settle(fid))
+            self.spawn(self._sizes.settle(fid))
         if tx.mirrors:
             for fid in {fid for fid, _, _ in tx.mirrors}:
-                self._spawn(self.mirrors.announce(fid))
+                self.spawn(self.mirrors.announce(fid))
         self.recalls.written(tx)
         if tx.new_destructions:
             self.reaper.add(tx.new_destructions)
+        if tx.side:
+            self.hsm.written(tx)
         if tx.new_intents:
             for work in works:
                 for intent in work.intents or ():
                     work.outstanding += 1
-                    self._spawn(self._carry_out(intent, work))
+                    self.spawn(self._carry_out(intent, work))
 
     async def _carry_out(self, intent: Intent, work: Work | None) -> None:
         """Cut a file's objects; its fid is busy until that is done everywhere, and the MDT knows. (If it did not, it
@@ -491,83 +494,15 @@ class Mds:
 
     # -------------------------------------------------------------------------------------------------------- sessions
 
-    async def _attach(self, request: wire.Attach, call: Call) -> wire.Session:
-        peer, export = call.peer, call.peer.export
-        top = self._root(export.path.encode()) if export.limits else ROOT
-        root = self._mounted(request.subtree, export, top)
-        session = self.sessions.by_id.get(request.session)
-        resumed = session is not None and not session.gone and session.is_of(request.client, peer.principal)
-        if session is None or not resumed:
-            for old in [old for old in self.sessions.by_id.values() if old.is_of(request.client, peer.principal)]:
-                self.evict(old, "began another session", knows=True)
-            now_ns = self.clock.now_ns()
-            owner = f"{request.client}@{peer.principal}"
-            record = await self.journal.submit_own(lambda step: step.tx.add_session(owner, request.host, root, now_ns))
-            session = self.sessions.add(record)
-            session.first_xid = call.xid
-        if peer.link is None:
-            raise ConnectionResetError(errno.ECONNRESET, "the client has gone while it attached")
-        self.sessions.connect(session, peer)
-        session.key, session.limits = peer.key, Limits(export, top) if export.limits else None
-        if session.limits is None:
-            self.limits.pop(session.id, None)
-        else:
-            self.limits[session.id] = session.limits
-        asyncio.get_running_loop().call_soon(self.sessions.resend_recalls, session)
-        return wire.Session(
-            session.id,
-            self.settings.term_s,
-            root,
-            self.targets.table(),
-            self.settings.layout.inline_bytes,
-            resumed,
-            resumed and not session.reclaimed,
-            self.mdt.cluster,
-            SQUASHED.index(export.squash) if export.identifies else -1,
-            export.read_only,
-        )
-
-    def _mounted(self, subtree: bytes, export: Export, top: int) -> int:
-        """The fid of what a client mounts: what its key is for, or what it names there."""
-        if not export.subtree:
-            return self._root(subtree)
-        asked, allowed_path = _parts(subtree), _parts(export.path.encode())
-        if not asked:
-            return top
-        if asked[: len(allowed_path)] != allowed_path:
-            raise OSError(errno.EACCES, f"this key may mount {export.path} and what is below it, nothing else")
-        return self._root(subtree)
-
-    def _root(self, subtree: bytes) -> int:
-        """The fid of the directory that a client mounts; OSError naming the part of the path that is wrong."""
-        fid = ROOT
-        for name in _parts(subtree):
-            found = self._reading.dentry(fid, name)
-            if found is None or not self._reading.need(found).is_directory:
-                raise OSError(errno.ENOENT, f"the filesystem has no directory {subtree.decode(errors='replace')!r}")
-            fid = found
-        return fid
-
-    def _keepalive(self, request: wire.Keepalive, call: Call) -> wire.Alive:
-        self.sessions.heard(call.peer)
-        self.uses.note(request.used)
-        return wire.Alive(self.targets.version, self.targets.tight, self.mdt.accounts.version)
-
-    async def _detach(self, request: wire.Detach, call: Call) -> wire.Done:
-        session = self.sessions.heard(call.peer)
-        session.gone = True
-        try:
-            await self.journal.submit_own(partial(end_session, self.leases, session.id))
-        except BaseException:
-            session.gone = False
-            raise
-        self.sessions.remove(session)
-        self._session_ended()
-        return wire.Done()
-
     def _session_removed(self, session: Session) -> None:
         self.limits.pop(session.id, None)
         self.locking.session_ended(session)
+
+    def session_ended(self) -> None:
+        """A session is over: what waited for it goes on."""
+        self.recalls.session_ended()
+        self.journal.retry()
+        self.grace.progress()
 
     def change_key(self, key: bytes) -> None:
         """Sign capabilities with this key from now on."""
@@ -579,146 +514,30 @@ class Mds:
             if session.key in keys:
                 self.evict(session, f"has a key, {session.key!r}, that was revoked or changed")
 
-    def _session_ended(self) -> None:
-        self.recalls.session_ended()
-        self.journal.retry()
-        self._grace_progress()
-
-    async def _reclaim(self, request: wire.Reclaim, call: Call) -> wire.Reclaimed:
-        session = self.sessions.heard(call.peer)
-        if session.reclaimed or self._grace is None:
-            raise OSError(errno.ESTALE, "there is nothing to reclaim: no grace term is running for this session")
-        holdings = await self.journal.submit_own(partial(self._take_back, session, request.holdings))
-        lost = self.locking.reclaim(session, request.locks)
-        self._appends.reclaim(session.id, request.appends)
-        if not request.more:
-            session.reclaimed = True
-            asyncio.get_running_loop().call_soon(self._grace_progress)
-        return wire.Reclaimed(tuple(holdings), lost)
-
-    def _take_back(self, owner: Session, holdings: Iterable[wire.Holding], step: Step) -> list[wire.Holding]:
-        """Give back to a session what it held before the restart, as far as the files exist and nobody else has it."""
-        if owner.gone:
-            raise OSError(errno.ESTALE, "the session was evicted")
-        session = owner.id
-        agreed: list[wire.Holding] = []
-        if owner.limits is not None:
-            holdings = [owner.limits.reclaimable(step, holding) for holding in holdings]
-        for fid, lease, mode in ((holding.fid, holding.lease, holding.mode) for holding in holdings):
-            inode = step.tx.inode(fid)
-            writer = self.leases.writer(fid)
-            if inode is None or (writer and writer != session):
-                agreed.append(wire.Holding(fid, Lease.NONE, Mode.CLOSED))
-                continue
-            if lease == Lease.WRITE and self.leases.others(fid, session):
-                lease = Lease.NONE
-            self.leases.set(fid, session, lease)
-            needed = Lease.WRITE if mode & Mode.WRITE else Lease.READ
-            step.tx.set_open(session, fid, Mode.CLOSED if lease >= needed and inode.attr.nlink else mode)
-            agreed.append(wire.Holding(fid, lease, mode))
-        return agreed
-
-    def _yield(self, request: wire.Yield, call: Call) -> Any:
-        registered = self.recalls.given_back(self.sessions.heard(call.peer), request.holdings)
-        self.journal.retry()
-        return wire.Done() if registered is None else self._when(registered)
-
-    async def _when(self, registered: "asyncio.Future[None]") -> wire.Done:
-        await registered
-        return wire.Done()
-
     def evict(self, session: Session, reason: str, knows: bool = False) -> None:
         """Give up a session. `knows`: its client has dropped it by itself."""
         if session.gone or self._stopping:
             return
         session.gone = True
+        if self.grace.running and not session.reclaimed:  # nobody remembers which files it had for itself
+            self.leases.doubtful = make_fid(self.mdt.number, self.mdt.next_counter)
         log.warning("evicting session %d (%s on %s): it %s", session.id, session.client, session.host, reason)
         self.meter.add("evictions")
-        self._spawn(self._evictor.evict(session, reason, knows))
+        self.spawn(self._evictor.evict(session, reason, knows))
 
-    # ----------------------------------------------------------------------------------------------------------- grace
-
-    def _grace_progress(self) -> None:
-        """End the grace term once every session has reclaimed or is gone."""
-        if self._grace is None or any(not session.reclaimed for session in self.sessions.by_id.values()):
-            return
-        waiting, self._grace = self._grace, None
-        log.info("all sessions have reclaimed; %d requests go on", len(waiting))
+    def _reclaimed(self, waiting: list[Work]) -> None:
+        """The grace term is over."""
         self._settle_orphans()
         for work in waiting:
             self.journal.again(work)
         self.locking.go_on()
+        self.hsm.pump()
 
     def _settle_orphans(self) -> None:
         for fid in self.mdt.orphans():
             self.recalls.orphan(fid)
 
     # -------------------------------------------------------------------------------------------------- OSTs and admin
-
-    async def _register(self, request: wire.Register, call: Call) -> wire.Registered:
-        _servers_only(call)
-        if not request.targets:
-            raise OSError(errno.EINVAL, "an OSS must offer at least one OST")
-        async with self._registering:
-            records = self.targets.records_for(request)
-
-            def put(step: Step) -> None:
-                for record in records:
-                    step.tx.put_ost(record)
-
-            await self.journal.submit_own(put)
-            self.targets.registered(records, call.peer)
-        indices = tuple(record.number for record in records)
-        return wire.Registered(
-            indices,
-            self.targets.fenced(self.settings.capability_s),
-            self.settings.heartbeat_s,
-            self.targets.silence_s,
-            bool(self.mdt.mirrors((-1, -1, -1), 1)),
-            self.now_s(),
-        )
-
-    def _heartbeat(self, request: wire.Heartbeat, call: Call) -> wire.Alive:
-        _servers_only(call)
-        self.targets.heartbeat(request.targets, call.peer)
-        return wire.Alive(self.targets.version, now_s=self.now_s())
-
-    def _copies_failed(self, request: wire.CopiesFailed, call: Call) -> Any:
-        """A copy is not good any more. Asked again it is looked at again, since what it has changed it does not change
-        twice, and the OSTs must know before it is answered."""
-        self.accept_once(copies_failed, request, call, lambda done: self.mirrors.announced(done, self._spawn))
-        return LATER
-
-    def _list_copies(self, request: wire.ListCopies, call: Call) -> wire.MirrorCopies:
-        self.sessions.heard(call.peer)
-        return self.mirrors.list_copies(request)
-
-    async def _resync(self, request: wire.Resync, call: Call) -> wire.Resynced:
-        self.sessions.heard(call.peer)
-        return await self.resyncer.asked(request)
-
-    def _join_mirrors(self, request: wire.JoinMirrors, call: Call) -> wire.Floors:
-        _servers_only(call)
-        return self.mirrors.join(request)
-
-    async def _report_damage(self, request: wire.ReportDamage, call: Call) -> wire.Done:
-        _servers_only(call)
-        await self.mirrors.damaged(request.objects)
-        return wire.Done()
-
-    async def _set_pool(self, request: wire.SetPool, call: Call) -> wire.Done:
-        self.sessions.heard(call.peer)
-        if not 0 < len(request.pool) <= 63 or any(character.isspace() for character in request.pool):
-            raise OSError(errno.EINVAL, f"{request.pool[:80]!r} is not a pool name (1 to 63 characters without spaces)")
-        for number in request.osts:
-            if number not in self.targets.osts:
-                raise OSError(errno.EINVAL, f"there is no OST {number}")
-        await self.journal.submit_own(lambda step: step.tx.set_pool(request.pool, request.osts))
-        self.targets.pools = {**self.targets.pools, request.pool: request.osts}
-        if not request.osts:
-            del self.targets.pools[request.pool]
-        self.targets.refresh()
-        return wire.Done()
 
     def _inspect(self, request: wire.Inspect, call: Call) -> wire.Inspection:
         if request.what == "status":
@@ -731,25 +550,11 @@ class Mds:
             return wire.Inspection(msgspec.json.encode(queue_report(self)))
         raise OSError(errno.EINVAL, f"there is no report {request.what[:80]!r}: ask for status, stats, locks or hsm")
 
-    @property
-    def in_grace(self) -> bool:
-        """Whether requests wait for sessions to reclaim."""
-        return self._grace is not None
-
     def gone(self, peer: Peer) -> None:
         """A connection is gone."""
         if peer.role is Role.SERVER:
             self.targets.lost(peer)
         self.sessions.disconnect(peer)
-
-
-def _parts(path: bytes) -> list[bytes]:
-    return [name for name in path.split(b"/") if name not in (b"", b".")]
-
-
-def _servers_only(call: Call) -> None:
-    if call.peer.role is not Role.SERVER:
-        raise OSError(errno.EACCES, "only a server's key may do this")
 
 
 def _cut_again(reply: Any, step: Step, request: wire.SetAttr) -> Any:

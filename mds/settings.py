@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from nacrefs.common.layout import LayoutSpec
-from nacrefs.mds.step import DEFAULT_SPEC
+from nacrefs.mds.transactions.step import DEFAULT_SPEC
 
 
 class Settings(NamedTuple):

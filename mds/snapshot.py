@@ -76,18 +76,26 @@ class Snapshot:
 
 
 async def read_all(store: Store, work: Callable[[Snapshot], T]) -> T:
-    """The result of `work` on a snapshot, in a thread; if this is cancelled, what it reads ends."""
-    executor = ThreadPoolExecutor(1, thread_name_prefix="mds-snapshot")
-    loop = asyncio.get_running_loop()
-    try:
-        snapshot = await loop.run_in_executor(executor, Snapshot, store)
+    """The result of `work` on a snapshot, in a thread; if this is cancelled, what it reads ends. The thread makes the
+    snapshot and closes it: one that stayed open would hold up whoever changes the schema."""
+    reading: list[Snapshot] = []
+    ended = False
+
+    def read() -> T:
+        snapshot = Snapshot(store)
+        reading.append(snapshot)
         try:
-            return await loop.run_in_executor(executor, work, snapshot)
-        except asyncio.CancelledError:
-            snapshot.interrupt()
-            raise
+            if ended:
+                raise asyncio.CancelledError
+            return work(snapshot)
         finally:
-            executor.shutdown(wait=True)
             snapshot.close()
-    finally:
-        executor.shutdown(wait=True)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="mds-snapshot") as executor:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(executor, read)
+        except asyncio.CancelledError:
+            ended = True
+            for snapshot in reading:
+                snapshot.interrupt()
+            raise

@@ -17,6 +17,7 @@ from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.schema import Table
 
 from nacrefs.mds.schema import (
+    INODE_ROW,
     archive,
     dentry,
     destroy,
@@ -46,7 +47,7 @@ from nacrefs.mds.schema import (
     xattr,
 )
 
-INODE_COLUMNS: Final = tuple(column.name for column in inode.columns)
+INODE_COLUMNS: Final = tuple(column.name for column in INODE_ROW)
 
 
 def dialect_of(backend: str) -> Dialect:
@@ -74,17 +75,17 @@ class Statements:
 
         # --- reads
         # fid -> the inode's row
-        self.inode = self._text(select(inode).where(inode.c.fid == key("fid")), "fid")
+        self.inode = self._text(select(*INODE_ROW).where(inode.c.fid == key("fid")), "fid")
         # parent, name -> the row of the inode that the name stands for
         self.lookup = self._text(
-            select(inode)
+            select(*INODE_ROW)
             .select_from(dentry.join(inode, inode.c.fid == dentry.c.fid))
             .where(dentry.c.parent == key("parent"), dentry.c.name == key("name")),
             "parent name",
         )
         # parent, after, limit -> name, inode row; in name order
         self.listing = self._text(
-            select(dentry.c.name, inode)
+            select(dentry.c.name, *INODE_ROW)
             .select_from(dentry.join(inode, inode.c.fid == dentry.c.fid))
             .where(dentry.c.parent == key("parent"), dentry.c.name > key("after"))
             .order_by(dentry.c.name)
@@ -94,7 +95,7 @@ class Statements:
         )
         # parent, after, limit -> name, inode row, inline contents; in name order
         self.listing_whole = self._text(
-            select(dentry.c.name, inode, inline.c.data)
+            select(dentry.c.name, *INODE_ROW, inline.c.data)
             .select_from(
                 dentry.join(inode, inode.c.fid == dentry.c.fid).outerjoin(inline, inline.c.fid == dentry.c.fid)
             )
@@ -177,7 +178,9 @@ class Statements:
         )
 
         # --- inodes; rows are in the order of the columns
-        self.insert_inode = self._text(insert(inode), " ".join(INODE_COLUMNS))
+        self.insert_inode = self._text(
+            insert(inode).values({name: key(name) for name in INODE_COLUMNS}), " ".join(INODE_COLUMNS)
+        )
         # What a change of names does to an inode: nlink, entries, change (increments), mtime_ns, ctime_ns, fid
         self.touch_inode = self._text(
             update(inode)
@@ -225,6 +228,14 @@ class Statements:
             "d_flags d_layout d_spec key",
         )
         self.delete_inode = self._delete(inode, "fid")
+        # copy_osts, fid
+        self.set_copy_osts = self._text(
+            update(inode).where(inode.c.fid == key("key")).values(copy_osts=key("d_osts")), "d_osts key"
+        )
+        # copy_class, fid
+        self.set_copy_class = self._text(
+            update(inode).where(inode.c.fid == key("key")).values(copy_class=key("d_class")), "d_class key"
+        )
 
         # --- names
         self.insert_dentry = self._text(insert(dentry), "parent name fid")
@@ -292,10 +303,20 @@ class Statements:
             .group_by(hsm.c.flags),
             "archive",
         )
+        # archive, after, limit -> fid, key; in order of fid
+        self.archive_keys = self._text(
+            select(hsm.c.fid, hsm.c.key)
+            .where(hsm.c.archive == key("archive"), hsm.c.fid > key("after"))
+            .order_by(hsm.c.fid)
+            .limit(key("limit"))
+            .offset(literal_column("0")),
+            "archive after limit",
+        )
         self.archives = self._text(select(archive).order_by(archive.c.id), "")
         self.put_archive = self._put(archive, "id", "name spec gone")
         columns = [column.name for column in hsm_action.columns]
         self.put_action = self._put(hsm_action, "id", " ".join(columns[1:]))
+        self.delete_action = self._delete(hsm_action, "id")
         # all that are not over, oldest first
         self.actions = self._text(
             select(hsm_action)
@@ -343,11 +364,24 @@ class Statements:
         self.put_link = self._put(link, "id", "fid spec state refreshed_ns counts reason")
         self.delete_link = self._delete(link, "id")
         self.put_link_object = self._put(link_object, "link key", "fid reason")
+        # link, key, reason: the key is no file, unless it is one
+        problem = self._upsert(link_object).values(
+            link=key("link"), key=key("key"), fid=literal_column("0"), reason=key("reason")
+        )
+        self.put_link_problem = self._text(
+            problem.on_conflict_do_update(
+                index_elements=["link", "key"],
+                set_={"reason": problem.excluded.reason},
+                where=link_object.c.fid == literal_column("0"),
+            ),
+            "link key reason",
+        )
         self.delete_link_object = self._delete(link_object, "link key fid")
         known = select(
-            link_object.c.key, link_object.c.fid, link_object.c.reason, hsm.c.etag, hsm.c.size, hsm.c.archived_ns
-        ).select_from(link_object.outerjoin(hsm, hsm.c.fid == link_object.c.fid))
-        # link, key -> key, fid, reason, etag, size, archived_ns (the last three NULL for a key that is no file)
+            link_object.c.key, link_object.c.fid, link_object.c.reason,
+            hsm.c.etag, hsm.c.size, hsm.c.archived_ns, hsm.c.flags,
+        ).select_from(link_object.outerjoin(hsm, hsm.c.fid == link_object.c.fid))  # fmt: skip
+        # link, key -> key, fid, reason, etag, size, archived_ns, flags (the last four NULL for a key that is no file)
         self.link_object = self._text(
             known.where(link_object.c.link == key("link"), link_object.c.key == key("key")), "link key"
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
-from nacrefs.common.auth import check_capability
+from nacrefs.common.auth import check_capability, sign_capability
 from nacrefs.common.wire import BULK_BYTES_MAX, EXTENTS_MAX, Capability, Right
 
 OFFSET_MAX: Final = (1 << 63) - 1
@@ -19,6 +19,8 @@ FID_MAX: Final = (1 << 64) - 1
 NUMBER_MAX: Final = (1 << 32) - 1
 _SEEN_MAX: Final = 8192
 _RETIRED_MAX: Final = 4
+_OWN_S: Final = 60
+"""How long a capability is good that an OSS makes for itself."""
 
 
 def invalid(text: str) -> OSError:
@@ -89,6 +91,10 @@ class Admission:
         if len(self._seen) >= _SEEN_MAX:
             self._seen.clear()
         self._seen[capability.mac] = facts
+
+    def own_capability(self, fid: int, generation: int, rights: Right) -> Capability:
+        """What this server reads with, from another one, on behalf of a client that has shown that it may."""
+        return sign_capability(self._keys[0], fid, generation, 0, rights, int(self._now_s()) + _OWN_S)
 
     def change_keys(self, keys: Sequence[bytes]) -> None:
         """Go by other keys from now on. What was signed under one that is not among them any more is over, as its

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from nacrefs.common.answer import Answer
 from nacrefs.common.fid import format_fid
-from nacrefs.common.wire import Punch, Right, Sync, Truncate, Write, Written
+from nacrefs.common.wire import CopyRange, Punch, Right, Sync, Truncate, Write, Written
 from nacrefs.oss import applied, blockio
 from nacrefs.oss.admission import check_extents, check_size, invalid
 from nacrefs.oss.applied import Applied
@@ -21,6 +21,7 @@ from nacrefs.oss.incoming import segments
 from nacrefs.oss.object import DIRTY, Cold, Segment, StoredObject
 from nacrefs.oss.replies import ClientReplies, Replies
 from nacrefs.oss.target import Target
+from nacrefs.oss.writtenblocks import WrittenBlocks
 
 _WRITE: Final = int(Right.WRITE)
 _ANY: Final = int(Right.READ | Right.WRITE)
@@ -85,17 +86,24 @@ class Changes:
 
     def write(self, request: Write, call: Call) -> Answer[Written]:
         """Store bytes whose sums are right."""
+        return self._write(request, call, True)
+
+    def write_checked(self, request: Write, call: Call) -> Answer[Written]:
+        """As `write`, for who has made the sums of these very bytes in this process."""
+        return self._write(request, call, False)
+
+    def _write(self, request: Write, call: Call, check: bool) -> Answer[Written]:
         total = check_extents(request.extents)
         if self._gate.holds(request):
-            return self._gate.when_open(self.write, request, call)
+            return self._gate.when_open(self.write if check else self.write_checked, request, call)
         target = self._gate.admit(request, call, _WRITE)
-        replies, known = self._once(request, call, target)
+        replies, known = self.once(request, call, target)
         if known is not None:
             return known
         bulk = call.pull()
         if len(bulk) != total:
             raise invalid(f"extents: {total} bytes together, but {len(bulk)} bytes came")
-        batches = segments(request, bulk, target.where)
+        batches = segments(request, bulk, target.where, check)
         if len(batches) == 1 and not request.sync and not target.durability.overfull() and target.space.has_room(total):
             stored = target.find(request.fid, request.number, create=True)
             if stored is not None and stored.state is DIRTY:
@@ -103,13 +111,11 @@ class Changes:
                 note = Note(
                     target.applied, call, applied.WRITE, request.fid, request.number, request.extents, request.sums
                 )
-                before = stored.allocated_bytes
-                if (
-                    note.around(partial(_store, batches[0], target.scratch, [], request.mtime_ns), stored, False)
-                    is None
-                ):
+                grown: list[int] = []
+                step = partial(store, batches[0], target.written_blocks, grown, request.mtime_ns)
+                if note.around(step, stored, False) is None:
                     target.durability.changed(stored, total)
-                    return replies.keep(call.xid, _written(stored, stored.allocated_bytes - before))
+                    return replies.keep(call.xid, written(stored, grown[0]))
         return self._gate.counted(
             call, replies.serve, call.xid, self._write_later, request, call, target, batches, total
         )
@@ -128,7 +134,7 @@ class Changes:
         sums = b"".join([segment.sums for segment in last])
         note = Note(target.applied, call, applied.WRITE, request.fid, request.number, extents, sums)
         for batch in batches:
-            step = partial(_store, batch, target.scratch, grown, request.mtime_ns)
+            step = partial(store, batch, target.written_blocks, grown, request.mtime_ns)
             if batch is batches[-1]:
                 step = partial(note.around, step)
             stored = await self.change(target, key, step, call, generation=request.generation, create=True)
@@ -138,7 +144,7 @@ class Changes:
             return _NOTHING
         if request.sync:
             await _pinned(stored, target.durability.sync(stored))
-        return _written(stored, sum(grown))
+        return written(stored, sum(grown))
 
     def punch(self, request: Punch, call: Call) -> Answer[Written]:
         """Make holes."""
@@ -146,11 +152,11 @@ class Changes:
         if self._gate.holds(request):
             return self._gate.when_open(self.punch, request, call)
         target = self._gate.admit(request, call, _WRITE)
-        replies, known = self._once(request, call, target)
+        replies, known = self.once(request, call, target)
         if known is not None:
             return known
         note = Note(target.applied, call, applied.PUNCH, request.fid, request.number, request.extents)
-        step = partial(note.around, partial(_punch, request.extents, target.scratch, request.mtime_ns))
+        step = partial(note.around, partial(_punch, request.extents, target.written_blocks, request.mtime_ns))
         return self._gate.counted(call, replies.serve, call.xid, self._alter, request, call, target, step)
 
     def truncate(self, request: Truncate, call: Call) -> Answer[Written]:
@@ -159,11 +165,11 @@ class Changes:
         if self._gate.holds(request):
             return self._gate.when_open(self.truncate, request, call)
         target = self._gate.admit(request, call, _WRITE)
-        replies, known = self._once(request, call, target)
+        replies, known = self.once(request, call, target)
         if known is not None:
             return known
         note = Note(target.applied, call, applied.TRUNCATE, request.fid, request.number, size=request.size)
-        step = partial(note.around, partial(_truncate, request.size, target.scratch))
+        step = partial(note.around, partial(_truncate, request.size, target.written_blocks))
         return self._gate.counted(call, replies.serve, call.xid, self._alter, request, call, target, step)
 
     async def _alter(self, request: Punch | Truncate, call: Call, target: Target, step: Step) -> Written:
@@ -171,7 +177,7 @@ class Changes:
         if stored is None:
             return _NOTHING
         target.durability.changed(stored, 0)
-        return _written(stored)
+        return written(stored)
 
     def sync(self, request: Sync, call: Call) -> Answer[Written]:
         """Make an object durable."""
@@ -194,11 +200,11 @@ class Changes:
             return _NOTHING
         check_generation(target, stored, request.generation)
         await _pinned(stored, target.durability.sync(stored))
-        return _written(stored)
+        return written(stored)
 
     async def truncate_durably(self, target: Target, key: tuple[int, int], size: int) -> None:
         """Cut an object on behalf of the MDS."""
-        stored = await self.change(target, key, partial(_truncate, size, target.scratch))
+        stored = await self.change(target, key, partial(_truncate, size, target.written_blocks))
         if stored is not None:
             target.durability.changed(stored, 0)
             await _pinned(stored, target.durability.sync(stored))
@@ -239,8 +245,8 @@ class Changes:
             finally:
                 unpin(stored)
 
-    def _once(
-        self, request: Write | Punch | Truncate, call: Call, target: Target
+    def once(
+        self, request: Write | Punch | Truncate | CopyRange, call: Call, target: Target
     ) -> tuple[ClientReplies, Answer[Written] | None]:
         """The client's kept answers, and the answer to this very request if it has been, or is being, served: by this
         process, or by one before it that did not come to answer."""
@@ -255,37 +261,44 @@ class Changes:
             known = self._gate.counted(call, replies.serve, call.xid, self._was_made, request, target)
         return replies, known
 
-    async def _was_made(self, request: Write | Punch | Truncate, target: Target) -> Written:
+    async def _was_made(self, request: Write | Punch | Truncate | CopyRange, target: Target) -> Written:
         """The answer to a change that was made before the OSS was restarted."""
         stored = await target.usable(request.fid, request.number)
         if stored is None:
             return _NOTHING
         if isinstance(request, Write) and request.sync:
             await _pinned(stored, target.durability.sync(stored))
-        return _written(stored)
+        return written(stored)
 
 
-def _store(
-    batch: Sequence[Segment], scratch: memoryview, grown: list[int], mtime_ns: int, stored: StoredObject, blocking: bool
+def store(
+    batch: Sequence[Segment],
+    blocks: WrittenBlocks,
+    grown: list[int],
+    mtime_ns: int,
+    stored: StoredObject,
+    blocking: bool,
 ) -> Cold | None:
+    """A step that writes segments; appends by how many bytes the object has grown to `grown`."""
     before = stored.allocated_bytes
-    cold = stored.write_now(batch, scratch, blocking, mtime_ns)
+    cold = stored.write_now(batch, blocks, blocking, mtime_ns)
     if cold is None:
         grown.append(stored.allocated_bytes - before)
     return cold
 
 
 def _punch(
-    extents: Sequence[tuple[int, int]], scratch: memoryview, mtime_ns: int, stored: StoredObject, blocking: bool
+    extents: Sequence[tuple[int, int]], blocks: WrittenBlocks, mtime_ns: int, stored: StoredObject, blocking: bool
 ) -> Cold | None:
-    return stored.punch_now(extents, scratch, blocking, mtime_ns)
+    return stored.punch_now(extents, blocks, blocking, mtime_ns)
 
 
-def _truncate(size: int, scratch: memoryview, stored: StoredObject, blocking: bool) -> Cold | None:
-    return stored.truncate_now(size, scratch, blocking)
+def _truncate(size: int, blocks: WrittenBlocks, stored: StoredObject, blocking: bool) -> Cold | None:
+    return stored.truncate_now(size, blocks, blocking)
 
 
-def _written(stored: StoredObject, grown_bytes: int = 0) -> Written:
+def written(stored: StoredObject, grown_bytes: int = 0) -> Written:
+    """The answer about an object as it is now."""
     return Written(stored.size, stored.allocated_bytes, stored.version, grown_bytes)
 
 

@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 _SYNCFS_FROM: Final = 32
 """From this many objects on, one syncfs is cheaper than as many fdatasync."""
 _HOT_S: Final = 10.0
+_BEGIN_BYTES: Final = 8 << 20
+"""The disk begins with an object when so much of it has come that it has not begun with: an fsync at the end of a long
+file then waits for the rest only, not for all of it."""
 
 
 class Durability:
@@ -56,6 +59,8 @@ class Durability:
         self._loop = asyncio.get_running_loop()
         self._dirty: dict[StoredObject, None] = {}
         self._dirty_bytes = 0
+        self._beginning = False
+        """A thread has the disk begin with an object. One does: it may have to wait, and reads need threads, too."""
         self._unsynced: dict[str, int] = {}
         self._trouble: OSError | None = None
         self._kick = asyncio.Event()
@@ -75,6 +80,11 @@ class Durability:
             self._dirty[stored] = None
             stored.dirty_since = self._loop.time()
         self._dirty_bytes += dirty_bytes
+        stored.waiting_bytes += dirty_bytes
+        if stored.waiting_bytes >= _BEGIN_BYTES and not self._beginning:
+            stored.waiting_bytes = 0
+            self._beginning = True
+            self.spawn(self._begin_early(stored))
         if self._dirty_bytes * 2 > self._dirty_bytes_max or len(self._dirty) * 2 > self._dirty_objects_max:
             self._kick.set()
 
@@ -157,6 +167,12 @@ class Durability:
             await self._threads.run(blockio.begin_writeback, stored.fd)
         finally:
             unpin(stored)
+
+    async def _begin_early(self, stored: StoredObject) -> None:
+        try:
+            await self.begin(stored)
+        finally:
+            self._beginning = False
 
     async def sync_directories(self, directory: str) -> None:
         """Make the names in an object directory, and its own, durable if they are not."""
@@ -292,6 +308,7 @@ class Durability:
                 stored.state = CLEANING
                 stored.turning = self._loop.create_future()
             stored.record_stale = False
+            stored.measure()
             pages = stored.sums.take_fresh()
             changes.append(Change(stored.fid, stored.number, stored.record(dirty=stored.state is DIRTY), pages))
             taken.append((stored, pages))

@@ -5,7 +5,7 @@
 
 import asyncio
 import errno
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
 from nacrefs.common.answer import Answer, settle
@@ -93,15 +93,20 @@ class Gate:
     async def stay(self, call: Call) -> None:
         """A request in service has waited, and is about to change something: not before clients may do I/O, which its
         session may have lost the right to (ESHUTDOWN) by then."""
-        if self.is_open():
-            return
+        if not self.is_open():
+            await self.aside(call, self.until_open())  # the MDS's word comes with a fence
+
+    async def aside(self, call: Call, work: Awaitable[T]) -> T:
+        """What comes of work that a request in service waits for and that changes nothing here: a fence does not wait
+        for it, but the request is over afterwards then (ESHUTDOWN)."""
         session = call.peer.session
-        self.admission.leave(session)  # the MDS's word comes with a fence, which waits for those in service
+        self.admission.leave(session)
         try:
-            await self.until_open()
+            result = await work
         finally:
             self.admission.back(session)
         self.admission.check_fence(session)
+        return result
 
     async def until_open(self) -> None:
         """Wait until clients may do I/O."""

@@ -13,12 +13,15 @@ from nacrefs.oss.object import Segment
 _MASK: Final = BLOCK_BYTES - 1
 
 
-def segments(request: Write, bulk: memoryview, where: str) -> list[list[Segment]]:
-    """The extents with their bytes, verified; neighbours joined, in batches that ascend without overlap.
+def segments(request: Write, bulk: memoryview, where: str, check: bool = True) -> list[list[Segment]]:
+    """The extents with their bytes, verified (unless `check` is False: the sums were made of them here); neighbours
+    joined, in batches that ascend without overlap.
 
     EBADMSG, naming OST (`where`), object and offset, if bytes and sums do not match; EINVAL if there are too few or too
     many sums.
     """
+    if len(request.extents) == 1 and _is_right(bulk, *request.extents[0], request.sums):
+        return [[Segment(request.extents[0][0], bulk, request.sums)]]
     batches: list[list[Segment]] = []
     at = sums_at = 0
     sums = request.sums
@@ -31,7 +34,7 @@ def segments(request: Write, bulk: memoryview, where: str) -> list[list[Segment]
         part = sums[sums_at : sums_at + wanted]
         if len(part) != wanted:
             raise invalid(f"sums: {len(sums)} bytes are too few for these extents")
-        wrong = first_mismatch(data, offset, part)
+        wrong = first_mismatch(data, offset, part) if check else None
         if wrong is not None:
             raise OSError(
                 errno.EBADMSG,
@@ -57,3 +60,9 @@ def segments(request: Write, bulk: memoryview, where: str) -> list[list[Segment]
         [part if part.sums else part._replace(sums=block_sums(part.data, part.offset)) for part in batch]
         for batch in batches
     ]
+
+
+def _is_right(data: memoryview, start: int, size: int, sums: bytes) -> bool:
+    """Whether an extent is one that there is nothing to say about."""
+    wanted = block_count(start, start + size) * SUM_BYTES
+    return size > 0 and len(sums) == wanted and first_mismatch(data, start, sums) is None

@@ -8,7 +8,7 @@ pool. Moves end when the connection to the MDS does: it orders them anew.
 import asyncio
 import errno
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import xxhash
@@ -50,8 +50,13 @@ from nacrefs.common.wire import (
     Upload,
 )
 from nacrefs.oss.gate import Call, Gate
+from nacrefs.oss.store.matching import expected, put_matching
 from nacrefs.oss.store.opening import Archives
+from nacrefs.oss.store.protocol import ArchiveStore, abort_uploads
 from nacrefs.oss.striped import Handlers, StripedFiles
+
+_ENDING_S: Final = 5.0
+"""How long a stopped move waits for the archive's answer."""
 
 
 class Mover:
@@ -64,6 +69,8 @@ class Mover:
         self._files = StripedFiles(gate, handlers, credentials, name)
         self._pool = BufferPool(bytes_max, min(bytes_max, 32 << 20))
         self._jobs: dict[int, set[asyncio.Task[Any]]] = {}
+        self._sending: dict[asyncio.Task[str], int] = {}
+        """Objects on their way, of which files: an archive may have one although its move was stopped."""
         self.archives = Archives()
 
     def for_mds(self) -> Handlers:
@@ -144,19 +151,40 @@ class Mover:
 
     def stop_all(self) -> None:
         """The MDS is lost: what it ordered ends, since it will order it anew."""
-        for tasks in self._jobs.values():
+        for tasks in (*self._jobs.values(), list(self._sending)):
             for task in tasks:
                 task.cancel()
 
     async def close(self) -> None:
         """End."""
         await self.stop(list(self._jobs))
+        await self._end_sending(list(self._sending))
         await self._files.close()
         await self.archives.close()
 
     async def _stop(self, request: MoveStop, call: Call) -> Done:
         await self.stop(request.fids)
+        sending = [task for task, fid in self._sending.items() if fid in request.fids]
+        if sending:
+            await asyncio.wait(sending, timeout=_ENDING_S)  # so that what is deleted then does not come back
+            await self._end_sending(sending)
         return Done()
+
+    async def _send(self, fid: int, put: Coroutine[Any, Any, str]) -> str:
+        task = asyncio.get_running_loop().create_task(put)
+        self._sending[task] = fid
+        task.add_done_callback(self._sent)
+        return await asyncio.shield(task)
+
+    def _sent(self, task: "asyncio.Task[str]") -> None:
+        del self._sending[task]
+        if not task.cancelled():
+            task.exception()
+
+    async def _end_sending(self, tasks: "Sequence[asyncio.Task[str]]") -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # ----------------------------------------------------------------------------------------------------------- moves
 
@@ -177,7 +205,9 @@ class Mover:
         meta = {**dict(request.meta), "nacre-checksum": digest.hex()}
         if faults.on:
             faults.hit("oss.move.collected")
-        etag = await self.archives.of(request.archive).put(request.key, [view] if len(view) else [], meta)
+        store = await self._store(request)
+        put = put_matching(store, request.key, [view] if len(view) else [], meta, request.match)
+        etag = await self._send(_fid_of(request), put)
         if faults.on:
             faults.hit("oss.move.stored")
         return Moved(etag, digest)
@@ -189,7 +219,8 @@ class Mover:
             digest = _digest(buffer, request.start)
             if faults.on:
                 faults.hit("oss.move.collected")
-            etag = await self.archives.of(request.archive).part(request.key, request.upload, request.number, buffer)
+            store = await self._store(request)
+            etag = await store.part(request.key, request.upload, request.number, buffer)
             if faults.on:
                 faults.hit("oss.move.stored")
             return Moved(etag, digest)
@@ -206,26 +237,48 @@ class Mover:
     async def _fetch(self, request: MoveGet) -> Moved:
         """Copy bytes to the OSTs; what is on this server's is not durable yet."""
         start, end = request.start, request.end
-        buffer = await self._buffer(end - start)  # what arrives has as much memory of its own
+        buffer = await self._buffer(end - start)  # small objects arrive in as much memory of their own
         try:
-            store = self.archives.of(request.archive)
-            data = await store.get(request.key, start, end, request.size, request.etag)
-            sums = block_sums(data, start)
-            digest = xxhash.xxh3_64_digest(sums)
-            if request.digest and digest != request.digest:
-                raise OSError(
-                    errno.EBADMSG,
-                    f"archive {request.archive.name}, object {request.key!r}: bytes from {start} on are not those that "
-                    "were archived",
-                )
+            data, sums = await self._archived(request, buffer)
             if faults.on:
                 faults.hit("oss.move.fetched")
             allocated = await self._files.spread(request.stripes, start, data, sums, request.sync)
             if faults.on:
                 faults.hit("oss.move.written")
-            return Moved(request.etag, digest, allocated)
+            return Moved(request.etag, xxhash.xxh3_64_digest(sums), allocated)
         finally:
             self._pool.give(buffer)
+
+    async def _archived(self, request: MoveGet, buffer: memoryview) -> tuple[memoryview, bytes]:
+        """The bytes that were archived, and their sums. EBADMSG if they are others; ENOENT if there is no such object,
+        EREMCHG if it is another one: the copy is lost then."""
+        store = await self._store(request)
+        start, end = request.start, request.end
+        if request.digest:  # says more than size and ETag, which cost a small object a third of its GET's CPU
+            try:
+                data = await store.get(request.key, start, end, into=buffer)
+                sums = block_sums(data, start)
+                if xxhash.xxh3_64_digest(sums) == request.digest:
+                    return data, sums
+            except OSError as error:
+                if error.errno not in (errno.EBADMSG, errno.ESTALE):
+                    raise
+        try:
+            data = await store.get(request.key, start, end, request.size, request.etag, buffer)
+        except OSError as error:
+            if error.errno == errno.ESTALE:  # which other servers say of layouts
+                raise OSError(errno.EREMCHG, error.strerror) from None
+            raise
+        if not request.digest and end - start == request.size:
+            await store.check_whole(request.key, data, request.etag)
+        sums = block_sums(data, start)
+        if request.digest and xxhash.xxh3_64_digest(sums) != request.digest:
+            raise OSError(
+                errno.EBADMSG,
+                f"archive {request.archive.name}, object {request.key!r}: bytes from {start} on are not those that "
+                "were archived",
+            )
+        return data, sums
 
     async def _buffer(self, size: int) -> memoryview:
         while (buffer := self._pool.take(size)) is None:
@@ -245,11 +298,18 @@ class Mover:
 
     # -------------------------------------------------------------------------------------------------------- archives
 
+    async def _store(self, request: Any) -> ArchiveStore:
+        return await self.archives.of(request.archive)
+
     async def _begin(self, request: MoveBegin, call: Call) -> Upload:
-        return Upload(await self.archives.of(request.archive).begin(request.key, dict(request.meta)))
+        store = await self._store(request)
+        meta = dict(request.meta)
+        await expected(store, request.key, meta.get("nacre-fid", ""), request.match)
+        return Upload(await store.begin(request.key, meta))
 
     async def _complete(self, request: MoveComplete, call: Call) -> Moved:
-        store = self.archives.of(request.archive)
+        store = await self._store(request)
+        await expected(store, request.key, f"{request.fid:x}", request.match)
         etag = await store.complete(request.key, request.upload, request.etags)
         about = await store.head(request.key)
         if about.size != request.size:
@@ -259,21 +319,19 @@ class Mover:
         return Moved(etag or about.etag, b"")
 
     async def _abort(self, request: MoveAbort, call: Call) -> Done:
-        store = self.archives.of(request.archive)
+        store = await self._store(request)
         if request.upload:
             await store.abort(request.key, request.upload)
         else:  # its name was never heard
-            for key, upload in await store.uploads():
-                if key == request.key:
-                    await store.abort(key, upload)
+            await abort_uploads(store, request.key)
         return Done()
 
     async def _delete(self, request: MoveDelete, call: Call) -> Done:
-        await self.archives.of(request.archive).delete(request.keys)
+        await (await self._store(request)).delete(request.keys)
         return Done()
 
     async def _list(self, request: MoveList, call: Call) -> ArchiveListing:
-        store = self.archives.of(request.archive)
+        store = await self._store(request)
         page = await store.page(request.prefix, request.after, request.limit)
         entries = page.entries
         if request.details:
@@ -290,23 +348,23 @@ class Mover:
 
     async def _probe(self, request: MoveProbe, call: Call) -> Inspection:
         self.archives.forget(request.archive)
-        return Inspection(msgspec.json.encode(await self.archives.of(request.archive).probe()))
+        return Inspection(msgspec.json.encode(await (await self._store(request)).probe()))
 
     async def _head(self, request: MoveHead, call: Call) -> ArchiveEntry:
-        return await self.archives.of(request.archive).head(request.key)
+        return await (await self._store(request)).head(request.key)
 
     async def _read(self, request: MoveRead, call: Call) -> Bytes:
-        store = self.archives.of(request.archive)
+        store = await self._store(request)
         size = (await store.head(request.key)).size
         if size > BODY_BYTES_MAX // 2:
             raise OSError(errno.EFBIG, f"archive {request.archive.name}, object {request.key!r}: {size} bytes")
         return Bytes(bytes(await store.get(request.key, 0, size, size)))
 
     async def _thaw(self, request: MoveThaw, call: Call) -> Thaw:
-        return Thaw(await self.archives.of(request.archive).thaw(request.key, request.days, request.tier))
+        return Thaw(await (await self._store(request)).thaw(request.key, request.days, request.tier))
 
     async def _class(self, request: MoveClass, call: Call) -> ArchiveEntry:
-        return await self.archives.of(request.archive).set_class(request.key, request.storage_class)
+        return await (await self._store(request)).set_class(request.key, request.storage_class, request.size)
 
 
 def _fid_of(order: MovePut | MoveGet) -> int:

@@ -10,6 +10,7 @@ changed by another request meanwhile; this is what orders overlapping writes, th
 `Cold` if bytes that they need are not in the page cache: the caller has them read in a thread and tries again.
 """
 
+import contextlib
 import enum
 import errno
 import os
@@ -26,6 +27,7 @@ from nacrefs.oss import blockio
 from nacrefs.oss.copies import Tracker
 from nacrefs.oss.index import Index, Record
 from nacrefs.oss.sums import BlockSums
+from nacrefs.oss.writtenblocks import WrittenBlocks
 
 if TYPE_CHECKING:
     import asyncio
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 _SHIFT: Final = 16
 _MASK: Final = BLOCK_BYTES - 1
 _hash = xxhash.xxh3_64_intdigest
+_UNKNOWN: Final = b""
 _ZEROS: Final = memoryview(bytes(BLOCK_BYTES))
 
 
@@ -103,6 +106,7 @@ class StoredObject:
         "tracker",
         "turning",
         "version",
+        "waiting_bytes",
     )
 
     def __init__(self, index: Index, fid: int, number: int, directory: str) -> None:
@@ -130,6 +134,8 @@ class StoredObject:
         """version of the bytes that are on the disk for certain"""
         self.dirty_bytes = 0
         """about how many bytes fdatasync would write"""
+        self.waiting_bytes = 0
+        """about how many bytes the disk has not been told to begin with"""
         self.dirty_since = 0.0
         """loop time of the first change since the object was clean"""
         self.cleaned_at = float("-inf")
@@ -176,14 +182,16 @@ class StoredObject:
     # ----------------------------------------------------------------------------------------------------------- change
 
     def write_now(
-        self, segments: Sequence[Segment], scratch: memoryview, blocking: bool = False, mtime_ns: int = 0
+        self, segments: Sequence[Segment], blocks: WrittenBlocks, blocking: bool = False, mtime_ns: int = 0
     ) -> Cold | None:
-        """Write segments, which ascend and do not overlap. `scratch` is a block's worth of memory. OSError of the file
+        """Write segments, which ascend and do not overlap. OSError of the file
         system leaves the object SUSPECT. With `blocking` it waits for the disk rather than say `Cold`. `mtime_ns` is
         the new time of change, 0: now."""
         size = self.size
         tail = segments[-1]
         new_size = max(size, tail.offset + len(tail.data))
+        if len(segments) == 1 and self._is_part(tail.offset, len(tail.data), new_size):
+            return self._write_part(tail.offset, tail.data, new_size, blocks, blocking, mtime_ns)
         partial: dict[int, list[tuple[int, memoryview]]] = {}
         whole: list[tuple[int, bytes]] = []
         tail_block = size >> _SHIFT if size & _MASK and new_size > size else -1
@@ -204,7 +212,7 @@ class StoredObject:
         if tail_block >= 0:
             partial.setdefault(tail_block, [])  # what lies behind the old end belongs to the block from now on
         if partial:
-            changed = self._overlay(partial, new_size, scratch, blocking)
+            changed = self._overlay(partial, new_size, blocks, blocking)
             if isinstance(changed, Cold):
                 return changed
             whole.extend(changed)
@@ -222,7 +230,34 @@ class StoredObject:
         self._changed(new_size, sum(len(segment.data) for segment in segments), mtime_ns)
         return None
 
-    def truncate_now(self, size: int, scratch: memoryview, blocking: bool = False) -> Cold | None:
+    def _is_part(self, offset: int, length: int, new_size: int) -> bool:
+        """Whether bytes are less than one block, and that block's sum is the only one that they change."""
+        block = offset >> _SHIFT
+        covered = min(BLOCK_BYTES, new_size - (block << _SHIFT))
+        at = offset & _MASK
+        return length < covered and at + length <= covered and (new_size == self.size or block == self.size >> _SHIFT)
+
+    def _write_part(
+        self, offset: int, data: memoryview, new_size: int, blocks: WrittenBlocks, blocking: bool, mtime_ns: int
+    ) -> Cold | None:
+        """`write_now` of a part of one block: what small writes are, with little ado."""
+        block = offset >> _SHIFT
+        changed = self._overlaid(block, ((offset & _MASK, data),), new_size, blocks, blocking)
+        if changed is None:
+            start = block << _SHIFT
+            return Cold([(start, min(BLOCK_BYTES, self.size - start))])
+        try:
+            blockio.store(self.fd, data, offset)
+        except OSError:
+            self.state = SUSPECT
+            raise
+        self.sums.put(block, changed)
+        if self.tracker is not None:
+            self.tracker.wrote(offset, offset + len(data))
+        self._changed(new_size, len(data), mtime_ns)
+        return None
+
+    def truncate_now(self, size: int, blocks: WrittenBlocks, blocking: bool = False) -> Cold | None:
         """Cut the object at `size`; nothing happens if it is not longer. Its time of change stays: whoever cuts a file
         tells the MDS when."""
         if self.tracker is not None:
@@ -230,7 +265,7 @@ class StoredObject:
         if size >= self.size:
             return None
         cut: dict[int, list[tuple[int, memoryview]]] = {size >> _SHIFT: []} if size & _MASK else {}
-        changed = self._overlay(cut, size, scratch, blocking)
+        changed = self._overlay(cut, size, blocks, blocking)
         if isinstance(changed, Cold):
             return changed
         try:
@@ -247,7 +282,7 @@ class StoredObject:
         return None
 
     def punch_now(
-        self, extents: Sequence[tuple[int, int]], scratch: memoryview, blocking: bool = False, mtime_ns: int = 0
+        self, extents: Sequence[tuple[int, int]], blocks: WrittenBlocks, blocking: bool = False, mtime_ns: int = 0
     ) -> Cold | None:
         """Make extents holes; what lies past the object's end is ignored. `mtime_ns` is as in `write_now`."""
         if self.tracker is not None:
@@ -274,7 +309,7 @@ class StoredObject:
                 whole.append((first, last))
         if not holes:
             return None
-        changed = self._overlay(partial, size, scratch, blocking)
+        changed = self._overlay(partial, size, blocks, blocking)
         if isinstance(changed, Cold):
             return changed
         try:
@@ -295,32 +330,61 @@ class StoredObject:
         self.version += 1
         self.mtime_ns = mtime_ns or time.time_ns()
         self.dirty_bytes += dirty_bytes
+        # A file with as much room as it is long has no hole to fill, unless it lies in hundreds of pieces and the hole
+        # is as small as the blocks that list them: `measure` finds that out. (fstat also makes the next write dearer:
+        # ext4 then gives it a time of its own, and logs that.)
+        if not dirty_bytes or self.allocated_bytes < size:
+            self.measure()
+        if mtime_ns:
+            # A time that was said, perhaps one that a user has set, outlives a kill: who hashes the file anew knows no
+            # other than the file's own.
+            with contextlib.suppress(OSError):
+                os.utime(self.fd, ns=(mtime_ns, mtime_ns))
+
+    def measure(self) -> None:
+        """See how much room the file has now."""
         self.allocated_bytes = os.fstat(self.fd).st_blocks * 512
 
     def _overlay(
-        self, partial: dict[int, list[tuple[int, memoryview]]], new_size: int, scratch: memoryview, blocking: bool
+        self, partial: dict[int, list[tuple[int, memoryview]]], new_size: int, blocks: WrittenBlocks, blocking: bool
     ) -> list[tuple[int, bytes]] | Cold:
         """The sums that blocks will have once pieces `(offset in block, bytes)` lie over what they hold now (verified
         here) and the object ends at `new_size`."""
         changed: list[tuple[int, bytes]] = []
         cold: list[tuple[int, int]] = []
         for block, pieces in partial.items():
-            start = block << _SHIFT
-            held = min(BLOCK_BYTES, self.size - start)
-            covered = min(BLOCK_BYTES, new_size - start)
-            if held > 0:
-                loads = [blockio.Load(start, scratch[:held])]
-                if not blocking and blockio.load_cached(self.fd, loads):
-                    cold.append((start, held))
-                    continue
-                if blocking and (end := blockio.load(self.fd, loads)) is not None:
-                    raise self.too_short(end)
-                if _hash(scratch[:held]).to_bytes(SUM_BYTES, "little") != self.sums.get(block, 1):
-                    raise self.mismatch(start)
-            held = max(held, 0)
-            if held < covered:
-                scratch[held:covered] = _ZEROS[held:covered]
-            for at, data in pieces:
-                scratch[at : at + len(data)] = data
-            changed.append((block, _hash(scratch[:covered]).to_bytes(SUM_BYTES, "little")))
+            sums = self._overlaid(block, pieces, new_size, blocks, blocking)
+            if sums is None:
+                start = block << _SHIFT
+                cold.append((start, min(BLOCK_BYTES, self.size - start)))
+            else:
+                changed.append((block, sums))
         return Cold(cold) if cold else changed
+
+    def _overlaid(
+        self, block: int, pieces: Sequence[tuple[int, memoryview]], new_size: int, blocks: WrittenBlocks, blocking: bool
+    ) -> bytes | None:
+        """The same for one block; None if it is not in the page cache."""
+        start = block << _SHIFT
+        held = max(0, min(BLOCK_BYTES, self.size - start))
+        covered = min(BLOCK_BYTES, new_size - start)
+        key = (self.fid, self.number, block)
+        block_sum = self.sums.get(block, 1)
+        memory, known = blocks.take(key, block_sum)
+        if held and not known:
+            whole = memory[:held]
+            loads = (blockio.Load(start, whole),)
+            if not blocking and blockio.load_cached(self.fd, loads):
+                blocks.keep(key, _UNKNOWN, memory)
+                return None
+            if blocking and (end := blockio.load(self.fd, loads)) is not None:
+                raise self.too_short(end)
+            if _hash(whole).to_bytes(SUM_BYTES, "little") != block_sum:
+                raise self.mismatch(start)
+        if held < covered:
+            memory[held:covered] = _ZEROS[held:covered]
+        for at, data in pieces:
+            memory[at : at + len(data)] = data
+        new_sum = _hash(memory[:covered]).to_bytes(SUM_BYTES, "little")
+        blocks.keep(key, new_sum, memory)
+        return new_sum

@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
+import xxhash
+
 from nacrefs.common.answer import Answer
-from nacrefs.common.buffers import BufferPool
+from nacrefs.common.buffers import BufferPool, page_aligned
+from nacrefs.common.checksum import SUM_BYTES
 from nacrefs.common.layout import BLOCK_BYTES
 from nacrefs.common.wire import Data, Read, Right
 from nacrefs.oss import blockio
@@ -19,6 +22,7 @@ from nacrefs.oss.admission import check_extents
 from nacrefs.oss.durability import unpin
 from nacrefs.oss.gate import Call, Gate, check_generation
 from nacrefs.oss.object import State, StoredObject
+from nacrefs.oss.pagesums import PAGE_BYTES
 from nacrefs.oss.runs import Run, plan_runs, take
 from nacrefs.oss.target import Target
 
@@ -26,9 +30,11 @@ _RUN_BYTES_MAX: Final = 1 << 20
 """Neighbouring extents are read together up to this much."""
 _DIRECT_BYTES_MAX: Final = (8 << 20) + 2 * BLOCK_BYTES
 """Whole blocks of a request up to this much are read into one buffer and sent from there; more is read piecemeal."""
+_SHIFT: Final = 16
 _READ: Final = int(Right.READ)
 _TRIES: Final = 4
 """So often a read is started again before it holds everybody up."""
+_hash = xxhash.xxh3_64_intdigest
 
 
 class Reads:
@@ -51,6 +57,8 @@ class Reads:
             return Data((0,) * len(extents), b"", 0)
         if stored.state >= State.CLEANING:
             check_generation(target, stored, request.generation)
+            if len(extents) == 1 and (data := _read_part(call, target, stored, *extents[0])) is not None:
+                return data
             runs = plan_runs(extents, stored.size, _RUN_BYTES_MAX)
             if not runs:
                 return Data((0,) * len(extents), b"", stored.version)
@@ -185,7 +193,7 @@ class Reads:
         lengths = [0] * len(extents)
         sums: list[bytes] = []
         at = 0
-        scratch = memoryview(bytearray(max(run.end - run.start for run in runs)))
+        scratch = memoryview(page_aligned(max(run.end - run.start for run in runs)))
         for run in runs:
             view = scratch[: run.end - run.start]
             loads = [blockio.Load(run.start, view)]
@@ -211,6 +219,37 @@ class Reads:
             self._pool.when_free(free.set)
             await free.wait()
         return buffer
+
+
+def _read_part(call: Call, target: Target, stored: StoredObject, offset: int, length: int) -> Data | None:
+    """An extent that is a part of one block which the page cache has: what small reads are, with little ado. None if it
+    is something else. EBADMSG if the block is not what was written."""
+    block = offset >> _SHIFT
+    start = block << _SHIFT
+    end = min(start + BLOCK_BYTES, stored.size)
+    stop = min(offset + length, stored.size)
+    if not offset < stop <= end or stop - offset == end - start:
+        return None
+    block_sum = stored.sums.get(block, 1)
+    if stop - offset == PAGE_BYTES and not offset % PAGE_BYTES:
+        page_sum = target.page_sums.of(block_sum, offset - start)
+        if page_sum is not None:
+            page = memoryview(bytearray(PAGE_BYTES))
+            if blockio.load_cached(stored.fd, (blockio.Load(offset, page),)):
+                return None
+            if _hash(page).to_bytes(SUM_BYTES, "little") == page_sum:
+                call.push((page,))
+                return Data((PAGE_BYTES,), page_sum, stored.version)
+    whole = target.scratch[: end - start]
+    if blockio.load_cached(stored.fd, (blockio.Load(start, whole),)):
+        return None
+    if _hash(whole).to_bytes(SUM_BYTES, "little") != block_sum:
+        raise stored.mismatch(start)
+    if len(whole) == BLOCK_BYTES:
+        target.page_sums.learn(block_sum, whole)
+    part = bytes(whole[offset - start : stop - start])
+    call.push((memoryview(part),))
+    return Data((len(part),), _hash(part).to_bytes(SUM_BYTES, "little"), stored.version)
 
 
 def _loads(runs: Sequence[Run], buffer: memoryview) -> list[blockio.Load]:

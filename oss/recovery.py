@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from typing import Final
 
+from nacrefs.common.buffers import page_aligned
 from nacrefs.common.checksum import SUM_BYTES, block_sums
 from nacrefs.common.layout import BLOCK_BYTES
 from nacrefs.oss import blockio
@@ -70,7 +71,7 @@ def rehash(fd: int) -> tuple[int, dict[int, bytearray]]:
     """Size of a file and the pages of sums of its bytes; skips holes. Waits for the disk: for threads."""
     size = os.fstat(fd).st_size
     pages: dict[int, bytearray] = {}
-    buffer = memoryview(bytearray(16 * BLOCK_BYTES))
+    buffer = memoryview(page_aligned(16 * BLOCK_BYTES))
     offset = 0
     while offset < size:
         try:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+from nacrefs.common.buffers import page_aligned
 from nacrefs.common.checksum import SUM_BYTES, block_sums, first_mismatch
 from nacrefs.common.layout import BLOCK_BYTES
 from nacrefs.common.remote import Remote
-from nacrefs.common.wire import Done, RaiseFloors, Read, ReadSums, Right, Sums, Synced, SyncObject
+from nacrefs.common.wire import NO_CHANGE_NS, Done, RaiseFloors, Read, ReadSums, Right, Sums, Synced, SyncObject
 from nacrefs.oss import blockio
 from nacrefs.oss.admission import check_object, invalid
 from nacrefs.oss.changes import Changes
@@ -24,6 +25,7 @@ from nacrefs.oss.object import Cold, Segment, StoredObject
 from nacrefs.oss.pace import Pace
 from nacrefs.oss.sums import ZERO_SUM
 from nacrefs.oss.target import Target
+from nacrefs.oss.writtenblocks import WrittenBlocks
 
 PIECE_BYTES: Final = 16 << 20
 """How much one `SyncObject` looks at."""
@@ -77,7 +79,8 @@ class Resync:
         check_generation(target, stored, request.generation)
         first = request.offset // BLOCK_BYTES
         count = min(request.blocks, -(-stored.size // BLOCK_BYTES) - first)
-        return Sums(stored.size, stored.version, stored.sums.get(first, count) if count > 0 else b"")
+        sums = stored.sums.get(first, count) if count > 0 else b""
+        return Sums(stored.size, stored.version, sums, stored.mtime_ns)
 
     # ------------------------------------------------------------------------------------------------------------ piece
 
@@ -114,13 +117,13 @@ class Resync:
             assert stored is not None
             for run in await self._differing(stored, start, stop, sums):
                 view = None if run[2] else await self._fetch(source, request, run)
-                await self._apply(target, key, tracker, run, view)
+                await self._apply(target, key, tracker, run, view, theirs.mtime_ns)
                 copied += run[1] - run[0]
         checked = max(0, end - request.offset)
         if theirs.size > request.offset + PIECE_BYTES:
             return Synced(request.offset + PIECE_BYTES, checked, copied, theirs.size)
         _tracker(target, key, request.generation)
-        step = partial(_end_at, theirs.size, tracker, target.scratch)
+        step = partial(_end_at, theirs.size, theirs.mtime_ns, tracker, target.written_blocks)
         stored = await self._changes.change(target, key, step, create=True)
         assert stored is not None
         target.durability.changed(stored, 0)
@@ -194,7 +197,13 @@ class Resync:
         return view
 
     async def _apply(
-        self, target: Target, key: tuple[int, int], tracker: Tracker, run: Run, view: memoryview | None
+        self,
+        target: Target,
+        key: tuple[int, int],
+        tracker: Tracker,
+        run: Run,
+        view: memoryview | None,
+        mtime_ns: int,
     ) -> None:
         if not target.space.has_room(run[1] - run[0]):
             raise target.space.full()
@@ -202,7 +211,7 @@ class Resync:
             raise OSError(errno.EAGAIN, f"{target.where}: the object is changed in too many places meanwhile")
         await target.durability.relief()
         _tracker(target, key, tracker.generation)
-        step = partial(_overwrite, run, view, tracker, target.scratch)
+        step = partial(_overwrite, run, view, tracker, mtime_ns, target.written_blocks)
         stored = await self._changes.change(target, key, step, create=True)
         assert stored is not None
         target.durability.changed(stored, run[1] - run[0])
@@ -217,7 +226,7 @@ def _tracker(target: Target, key: tuple[int, int], generation: int) -> Tracker:
 
 def _actual_sums(fd: int, start: int, length: int) -> bytes:
     """The sums of the bytes that are there, block by block; for threads."""
-    buffer = memoryview(bytearray(length))
+    buffer = memoryview(page_aligned(length))[:length]
     short = blockio.load(fd, [blockio.Load(start, buffer)]) if length else None
     if short is not None:
         return b""
@@ -228,19 +237,21 @@ def _overwrite(
     run: Run,
     view: memoryview | None,
     tracker: Tracker,
-    scratch: memoryview,
+    mtime_ns: int,
+    blocks: WrittenBlocks,
     stored: StoredObject,
     blocking: bool,
 ) -> Cold | None:
     """Bring what the good copy has where nobody has changed anything meanwhile."""
     start, end, _ = run
+    written_ns = _time(stored, mtime_ns)
     tracker.paused = True
     try:
         for low, high in tracker.changed.gaps(start, end):
             if view is None:
-                cold = stored.punch_now([(low, high - low)], scratch, blocking)
+                cold = stored.punch_now([(low, high - low)], blocks, blocking, written_ns)
             else:
-                cold = _write(stored, low, view[low - start : high - start], scratch, blocking)
+                cold = _write(stored, low, view[low - start : high - start], blocks, blocking, written_ns)
             if cold is not None:
                 return cold
     finally:
@@ -248,24 +259,37 @@ def _overwrite(
     return None
 
 
-def _write(stored: StoredObject, offset: int, view: memoryview, scratch: memoryview, blocking: bool) -> Cold | None:
+def _time(stored: StoredObject, good_ns: int) -> int:
+    """The mtime of a copy that becomes equal to a good one: what is copied is no change of the file."""
+    return max(stored.mtime_ns, good_ns, NO_CHANGE_NS)
+
+
+def _write(
+    stored: StoredObject, offset: int, view: memoryview, blocks: WrittenBlocks, blocking: bool, written_ns: int
+) -> Cold | None:
     segments: Sequence[Segment] = [Segment(offset, view, block_sums(view, offset))]
-    return stored.write_now(segments, scratch, blocking)
+    return stored.write_now(segments, blocks, blocking, written_ns)
 
 
-def _end_at(size: int, tracker: Tracker, scratch: memoryview, stored: StoredObject, blocking: bool) -> Cold | None:
+def _end_at(
+    size: int, mtime_ns: int, tracker: Tracker, blocks: WrittenBlocks, stored: StoredObject, blocking: bool
+) -> Cold | None:
     """Let the object end where the good copy does, unless somebody has lengthened it meanwhile."""
+    written_ns = _time(stored, mtime_ns)
     tracker.paused = True
     try:
         wanted = max(size, tracker.written_end)
-        if stored.size > wanted and (cold := stored.truncate_now(wanted, scratch, blocking)) is not None:
+        if stored.size > wanted and (cold := stored.truncate_now(wanted, blocks, blocking)) is not None:
             return cold
         if stored.size > size:  # what lies between the good copy's end and what was written behind it is a hole
             return stored.punch_now(
-                [(low, high - low) for low, high in tracker.changed.gaps(size, stored.size)], scratch, blocking
+                [(low, high - low) for low, high in tracker.changed.gaps(size, stored.size)],
+                blocks,
+                blocking,
+                written_ns,
             )
         if stored.size < size and any(tracker.changed.gaps(size - 1, size)):
-            return _write(stored, size - 1, memoryview(bytes(1)), scratch, blocking)
+            return _write(stored, size - 1, memoryview(bytes(1)), blocks, blocking, written_ns)
     finally:
         tracker.paused = False
     return None

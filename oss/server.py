@@ -17,6 +17,7 @@ from nacrefs.common.remote import Remote, Server
 from nacrefs.common.rpc import Peer
 from nacrefs.common.transport.rdma import configure
 from nacrefs.common.wire import (
+    GetOsts,
     Heartbeat,
     JoinMirrors,
     ObjectId,
@@ -38,6 +39,7 @@ from nacrefs.oss.target import Limits, Target
 log = logging.getLogger("nacre.oss")
 _DOUBTFUL_AT_ONCE: Final = 1000
 _DAMAGE_S: Final = 60.0
+_OSTS_S: Final = 5.0
 _OTHER_FILES: Final = 1024
 """Descriptors for everything but object files."""
 
@@ -65,17 +67,20 @@ class OssServer:
         self._mds_time = MdsTime()
         self._gate = Gate(Admission(self.keyring.capability_keys(), self._mds_time.now_s))
         self._others: dict[str, Remote] = {}
+        self._addresses_of: dict[int, str] = {}
+        """where other OSSes' OSTs are"""
         self._service = Service(
             self._gate,
             self._threads,
             self._pool,
             self._connect,
+            self._reach,
             int(config.mirror.resync_bytes_per_s),
             int(config.scrub.bytes_per_s),
         )
         self._service.scrubs.report = self._report_damage
         self.mover = Mover(
-            self._gate, self._service.for_clients(), self._credentials, config.host_name(), int(config.mover_bytes)
+            self._gate, self._service.for_mover(), self._credentials, config.host_name(), int(config.mover_bytes)
         )
         self._service.mover = self.mover
         self._server = Server(
@@ -262,6 +267,20 @@ class OssServer:
             self._others[address] = other
             other.open_later()
         return other
+
+    async def _reach(self, ost: int) -> Remote:
+        """The connection to the OSS that has an OST, as the MDS says; OSError if nobody has, or the MDS is away."""
+        address = self._addresses_of.get(ost)
+        other = self._others.get(address) if address is not None else None
+        if other is None or not other.connected:  # it may be elsewhere now
+            assert self._mds is not None
+            table = await self._mds.call(GetOsts(), deadline_s=_OSTS_S)
+            self._addresses_of = {info.index: info.address for info in table.osts if info.up}
+            address = self._addresses_of.get(ost)
+            if address is None:
+                raise OSError(errno.ENXIO, f"OST {ost} is not in service")
+        assert address is not None
+        return self._connect(address)
 
     async def _send_heartbeats(self) -> None:
         mds = self._mds

@@ -5,12 +5,13 @@ Otherwise it returns a coroutine. Steps are atomic; coroutines pin the object th
 `Destroy` and `Fence` can wait for them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from nacrefs.common.buffers import BufferPool
 from nacrefs.common.remote import Remote
 from nacrefs.common.wire import (
+    CopyRange,
     Destroy,
     Done,
     Fence,
@@ -37,6 +38,7 @@ from nacrefs.common.wire import (
 from nacrefs.oss import blockio
 from nacrefs.oss.admission import check_size
 from nacrefs.oss.changes import Changes
+from nacrefs.oss.copying import Copying
 from nacrefs.oss.gate import Call, Gate
 from nacrefs.oss.inventory import Inventory
 from nacrefs.oss.reads import Reads
@@ -65,6 +67,7 @@ class Service:
         threads: blockio.IoThreads,
         pool: BufferPool,
         connect: Callable[[str], Remote],
+        reach: Callable[[int], Awaitable[Remote]],
         resync_bytes_per_s: int = 0,
         scrub_bytes_per_s: int = 0,
     ) -> None:
@@ -73,6 +76,7 @@ class Service:
         """Who moves files to and from archives."""
         self._reads = Reads(gate, threads, pool)
         self._changes = Changes(gate, threads)
+        self._copying = Copying(gate, self._changes, self._reads, reach)
         self._seeks = Seeks(gate, threads)
         self._inventory = Inventory(gate, threads)
         self._verifier = Verifier(gate, scrub_bytes_per_s)
@@ -90,7 +94,12 @@ class Service:
             Sync: self._changes.sync,
             ReadSums: self._resync.read_sums,
             Seek: self._seeks.seek,
+            CopyRange: self._copying.copy,
         }
+
+    def for_mover(self) -> Handlers:
+        """Handlers of the mover's own requests."""
+        return {Read: self._reads.read, Write: self._changes.write_checked}
 
     def for_mds(self) -> Handlers:
         """Handlers of requests that the MDS sends."""

@@ -4,7 +4,6 @@ network. Every byte that is read is checked against its sum, every write carries
 
 import asyncio
 import errno
-import itertools
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
@@ -14,9 +13,10 @@ from nacrefs.common.checksum import SUM_BYTES, block_sums, first_mismatch
 from nacrefs.common.layout import BLOCK_BYTES, block_count, blocks, by_stripe
 from nacrefs.common.observe import Meter
 from nacrefs.common.remote import Remote
-from nacrefs.common.wire import Data, ObjectId, ObjectStat, Read, Stripes, Write, Written
+from nacrefs.common.wire import NO_CHANGE_NS, Data, ObjectId, ObjectStat, Read, Stripes, Write, Written
 from nacrefs.oss.gate import Gate
 from nacrefs.oss.object import CLEANING, StoredObject
+from nacrefs.oss.own import Own, OwnCall
 from nacrefs.oss.target import Target
 
 FRAME_BYTES: Final = 8 << 20
@@ -25,50 +25,19 @@ _ZERO_SUM: Final = block_sums(memoryview(bytes(BLOCK_BYTES)), 0)
 _EXTENTS: Final = 1024
 _ONE_WRITE: Final = 1 << 20
 """Most bytes in one write to an object of our own: several extents are joined in memory first."""
-_numbers = itertools.count(1)
 T = TypeVar("T")
 Handlers = Mapping[type[Any], Callable[[Any, Any], Any]]
 
 
-class _Own:
-    """Who asks this server's own handlers: the mover."""
-
-    name = "0.mover"
-    principal = ""
-    session = 0
-    state: Any = None
-
-
-class _OwnCall:
-    """A request that did not come over a network."""
-
-    def __init__(self, peer: _Own, bulk: memoryview) -> None:
-        self.peer = peer
-        self.xid = self.oldest = next(_numbers)
-        self.resent = False
-        self.pushed: Sequence[memoryview] = ()
-        self.release: Callable[[], None] | None = None
-        self._bulk = bulk
-
-    def pull(self) -> memoryview:
-        """The bytes to be written."""
-        return self._bulk
-
-    def push(self, buffers: Sequence[memoryview], release: Callable[[], None] | None = None) -> None:
-        """The bytes that were read."""
-        self.pushed = buffers
-        self.release = release
-
-
 class StripedFiles:
-    """Files on OSTs. `handlers` are this server's own, for clients."""
+    """Files on OSTs. `handlers` are this server's own, for its mover."""
 
     def __init__(self, gate: Gate, handlers: Handlers, credentials: CredentialSource, name: str) -> None:
         self._gate = gate
         self._handlers = handlers
         self._credentials = credentials
         self._name = name
-        self._own = _Own()
+        self._own = Own("0.mover")
         self._meter = Meter()
         self._peers: dict[str, Remote] = {}
 
@@ -109,7 +78,7 @@ class StripedFiles:
     async def _read(self, ost: int, address: str, request: Read, targets: list[memoryview]) -> Data:
         if ost not in self._gate.targets:
             return await self._peer(address).call(request, into=targets)
-        call = _OwnCall(self._own, memoryview(b""))
+        call = OwnCall(self._own)
         try:
             data: Data = await settle(self._handlers[Read](request, call))
             source = _joined(call.pushed)
@@ -121,8 +90,7 @@ class StripedFiles:
                 at = 0
             return data
         finally:
-            if call.release is not None:
-                call.release()
+            call.end()
 
     async def spread(self, stripes: Stripes, start: int, data: memoryview, sums: bytes, sync: bool) -> int:
         """Write bytes to their objects, all copies; blocks of zeros stay holes. With `sync`, objects of other servers
@@ -173,10 +141,11 @@ class StripedFiles:
                 tuple((low, high - low) for low, high in some),
                 b"".join([_sums_of(sums, base, data, low, high) for low, high in some]),
                 sync=sync and not local and some is batches[-1],
+                mtime_ns=NO_CHANGE_NS,
             )
             if local:
                 bulk = views[0] if len(views) == 1 else memoryview(b"".join(views))
-                written = await settle(self._handlers[Write](request, _OwnCall(self._own, bulk)))
+                written = await settle(self._handlers[Write](request, OwnCall(self._own, bulk)))
             else:
                 written = await self._peer(stripes.addresses[number]).call(request, data=views)
         return 0 if local else written.allocated_bytes

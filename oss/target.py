@@ -23,6 +23,7 @@ from typing import Final
 
 import msgspec
 
+from nacrefs.common.buffers import page_aligned
 from nacrefs.common.clock import boot_id
 from nacrefs.common.wire import ObjectStat, TargetInfo
 from nacrefs.oss import blockio
@@ -32,8 +33,10 @@ from nacrefs.oss.durability import Durability
 from nacrefs.oss.index import Change, Index
 from nacrefs.oss.label import Label, read_label, write_label
 from nacrefs.oss.object import CLEAN, CLEANING, DEAD, DIRTY, SUSPECT, StoredObject
+from nacrefs.oss.pagesums import PageSums
 from nacrefs.oss.recovery import objects_in_doubt, rehash_object, unknown_objects
 from nacrefs.oss.space import Space
+from nacrefs.oss.writtenblocks import WrittenBlocks
 
 _log = logging.getLogger(__name__)
 _ABSENT: Final = ObjectStat(0, 0, 0, 0)
@@ -55,8 +58,10 @@ class Target:
     def __init__(self, root: str, label: Label, lock: int, limits: Limits, threads: blockio.IoThreads) -> None:
         self.root = root
         self.label = label
-        self.scratch = memoryview(bytearray(64 * 1024))
+        self.scratch = memoryview(page_aligned(64 * 1024))
         """a block's worth of memory for one step of the event loop"""
+        self.page_sums = PageSums()
+        self.written_blocks = WrittenBlocks()
         self._lock = lock
         self._limits = limits
         self._threads = threads

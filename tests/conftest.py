@@ -7,7 +7,11 @@ import threading
 from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no fault of an example
+hypothesis.settings.load_profile("unhurried")
 
 pytest_plugins = ["tests.postgres", "tests.s3"]
 

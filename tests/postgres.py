@@ -100,6 +100,20 @@ def empty_schema(server: str) -> Generator[str]:
             connection.execute(f"DROP SCHEMA {schema} CASCADE".encode())
 
 
+@contextmanager
+def empty_database(server: str) -> Generator[str]:
+    """The URL of an empty database of that server, for as long as this lasts."""
+    name = f"mdt_{uuid.uuid4().hex}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    address, _, options = server.partition("?")
+    try:
+        yield f"{address.rpartition('/')[0]}/{name}" + (f"?{options}" if options else "")
+    finally:
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
 @pytest.fixture
 def postgres_schema(postgres_url: str) -> Generator[str]:
     """The URL of an empty schema."""

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from nacrefs.client import devs3
-from nacrefs.client.devconfig import choose_ports, choose_s3_ports
+from nacrefs.client.dev import s3 as devs3
+from nacrefs.client.dev.config import choose_ports, choose_s3_ports
 from nacrefs.common.wire import ArchiveSpec
 
 boto3_client: Any = import_module("boto3").client
@@ -33,6 +33,8 @@ class S3Server:
         self.ports = choose_s3_ports(devs3.PORTS)
         self.access, self.secret = devs3.credentials_of(directory)
         self._process: subprocess.Popen[bytes] | None = None
+        self._buckets: list[str] = []
+        self._shared = ""
 
     @property
     def endpoint(self) -> str:
@@ -44,6 +46,16 @@ class S3Server:
         return str(self.directory / "credentials")
 
     def start(self) -> None:
+        """Start it, with other ports if somebody else has taken one (but where it was, if it has been there)."""
+        for _ in range(3):
+            if self._start():
+                return
+            self.kill()
+            if not (self.directory / "data" / "mini.options").exists():
+                self.ports = choose_s3_ports(devs3.PORTS)
+        pytest.fail(f"SeaweedFS did not start:\n{(self.directory / 'log').read_text()[-3000:]}", pytrace=False)
+
+    def _start(self) -> bool:
         with open(self.directory / "log", "ab") as log:
             self._process = subprocess.Popen(
                 devs3.command(self.directory, self.ports),
@@ -53,8 +65,11 @@ class S3Server:
                 stdin=subprocess.DEVNULL,
                 cwd=self.directory,
             )
-        if not devs3.wait_ready(self.ports[3]):
-            pytest.fail(f"SeaweedFS did not start:\n{(self.directory / 'log').read_text()[-3000:]}", pytrace=False)
+        watch = os.pidfd_open(self._process.pid)
+        try:
+            return devs3.wait_ready(self.ports[3], watch)
+        finally:
+            os.close(watch)
 
     def kill(self) -> None:
         if self._process is not None:
@@ -73,7 +88,21 @@ class S3Server:
         """A new bucket."""
         name = f"test-{uuid.uuid4().hex}"
         devs3.make_bucket(self.ports[3], self.access, self.secret, name)
+        self._buckets.append(name)
         return name
+
+    def place(self) -> str:
+        """An empty place, `BUCKET/PREFIX`, in the bucket that tests share: one of their own takes two seconds."""
+        if not self._shared:
+            self._shared = self.bucket()
+            self._buckets.remove(self._shared)
+        return f"{self._shared}/{uuid.uuid4().hex}/prefix"
+
+    def remove_buckets(self) -> None:
+        """Remove those that were made here, with all that is in them: each has volumes of its own, and when there can
+        be no more of those, the server answers everything that is written with InternalError."""
+        while self._buckets:
+            devs3.ask(self.ports[3], self.access, self.secret, "DELETE", f"/{self._buckets.pop()}")
 
     def client(self) -> Any:
         """Somebody else's S3 client (boto3), as users have it."""
@@ -100,11 +129,17 @@ def s3_server() -> Generator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def s3() -> Generator[S3Server]:
-    """SeaweedFS, running."""
+def _seaweedfs() -> Generator[S3Server]:
     with s3_server() as server:
         _start_obstore(server.endpoint, server.access, server.secret)
         yield server
+
+
+@pytest.fixture
+def s3(_seaweedfs: S3Server) -> Generator[S3Server]:
+    """SeaweedFS, running; the test's buckets go with it."""
+    yield _seaweedfs
+    _seaweedfs.remove_buckets()
 
 
 def _start_obstore(endpoint: str, access: str, secret: str) -> None:
@@ -127,10 +162,8 @@ def _start_obstore(endpoint: str, access: str, secret: str) -> None:
 
 @pytest.fixture
 def s3_archive(s3: S3Server) -> ArchiveSpec:
-    """An archive in an empty bucket, with a prefix."""
-    return ArchiveSpec(
-        1, "cold", "s3", f"s3://{s3.bucket()}/some/prefix", endpoint=s3.endpoint, credentials=s3.credentials
-    )
+    """An archive in an empty place."""
+    return ArchiveSpec(1, "cold", "s3", f"s3://{s3.place()}", endpoint=s3.endpoint, credentials=s3.credentials)
 
 
 @pytest.fixture(scope="session")

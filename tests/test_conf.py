@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from nacrefs.client.config import ClientConfig
-from nacrefs.client.devconfig import DevConfig
+from nacrefs.client.dev.config import DevConfig
 from nacrefs.common.config import load_config
 from nacrefs.mds.config import MdsConfig
 from nacrefs.oss.config import OssConfig

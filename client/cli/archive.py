@@ -1,5 +1,6 @@
 """`nacre archive`: where cold files go."""
 
+import errno
 import json
 import os
 import sys
@@ -7,14 +8,15 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from nacrefs.client.cli.asking import ask
+from nacrefs.client.cli.asking import ask, bucket_options, keyring_option
 from nacrefs.client.cli.outcome import EXIT_CODES, ExitCode, json_option, print_json, print_table
 from nacrefs.common.config import format_size
 from nacrefs.common.wire import ArchiveSpec, Request
 
 T = TypeVar("T")
 
-_keyring = click.option("--keyring", metavar="FILE", help="The cluster's client key.")
+_RESTARTS: Final = 10
+"""Of the MDS, during one import."""
 _WORDS: Final = {
     "write": "write", "read": "read back", "list": "list", "delete": "delete", "parts": "send in parts",
     "metadata": "keep metadata", "checksum": "refuse damaged bytes", "storage_class": "keep storage classes",
@@ -35,15 +37,7 @@ def _ask(where: str, keyring: str | None, request: Request[T]) -> T:
 @click.argument("where", metavar="MNT|URL")
 @click.argument("name")
 @click.argument("target", metavar="s3://BUCKET/PREFIX|file:///DIRECTORY")
-@click.option("--endpoint", default="", metavar="URL", help="Of the S3 server; AWS if not given.")
-@click.option("--region", default="", help="The bucket's region.")
-@click.option(
-    "--credentials-file",
-    "credentials",
-    default="",
-    metavar="FILE",
-    help="On every OSS's machine, mode 0600, in the form of ~/.aws/credentials. Not given: the usual AWS chain there.",
-)
+@bucket_options
 @click.option("--storage-class", default="", metavar="CLASS", help="Of new objects: STANDARD_IA, GLACIER …")
 @click.option("--template", default="", help="Of keys. [{path}~{fid}]")
 @click.option("--keep", is_flag=True, help="Objects of removed files stay.")
@@ -51,7 +45,7 @@ def _ask(where: str, keyring: str | None, request: Request[T]) -> T:
 @click.option(
     "--rate-mibps", "rate", default=0.0, type=click.FloatRange(min=0), help="Most MiB per second there and back. [any]"
 )
-@_keyring
+@keyring_option
 @json_option
 def add_command(
     where: str,
@@ -99,7 +93,7 @@ def _abilities(can: dict[str, Any]) -> str:
 
 @archive_command.command("list", epilog=EXIT_CODES)
 @click.argument("where", metavar="MNT|URL")
-@_keyring
+@keyring_option
 @json_option
 def list_command(where: str, keyring: str | None, as_json: bool) -> None:
     """Show all archives, and how much is in them."""
@@ -117,6 +111,9 @@ def list_command(where: str, keyring: str | None, as_json: bool) -> None:
         ],
         left=3,
     )  # fmt: skip
+    for one in rows:
+        if one["full"]:
+            click.echo(f"{one['name']} is full, and what is to go there waits: {one['full']}")
 
 
 def _archives(where: str, keyring: str | None) -> list[dict[str, Any]]:
@@ -129,15 +126,18 @@ def _archives(where: str, keyring: str | None) -> list[dict[str, Any]]:
             "files": files,
             "bytes": size,
             "released": released,
+            "full": full,
         }
-        for spec, files, size, released in zip(table.specs, table.files, table.bytes, table.released, strict=True)
+        for spec, files, size, released, full in zip(
+            table.specs, table.files, table.bytes, table.released, table.full or [""] * len(table.specs), strict=True
+        )
     ]
 
 
 @archive_command.command("show", epilog=EXIT_CODES)
 @click.argument("where", metavar="MNT|URL")
 @click.argument("name")
-@_keyring
+@keyring_option
 @json_option
 def show_command(where: str, name: str, keyring: str | None, as_json: bool) -> None:
     """Show how archive NAME is set up."""
@@ -147,7 +147,8 @@ def show_command(where: str, name: str, keyring: str | None, as_json: bool) -> N
                 print_json(one)
             else:
                 for key, value in one.items():
-                    click.echo(f"{key.replace('_', ' ')}: {value if value != '' else '(default)'}")
+                    usual = "no" if key == "full" else "(default)"
+                    click.echo(f"{key.replace('_', ' ')}: {value if value != '' else usual}")
             return
     raise OSError(2, f"there is no archive {name!r}")
 
@@ -155,10 +156,11 @@ def show_command(where: str, name: str, keyring: str | None, as_json: bool) -> N
 @archive_command.command("test", epilog=EXIT_CODES)
 @click.argument("where", metavar="MNT|URL")
 @click.argument("name")
-@_keyring
+@keyring_option
 @json_option
 def test_command(where: str, name: str, keyring: str | None, as_json: bool) -> None:
-    """Have every OSS write, read, list and delete an object in archive NAME."""
+    """Have every OSS write, read, list and delete an object in archive NAME. If it was full and is not now, what waits
+    goes on at once."""
     from nacrefs.common.wire import ProbeArchive
 
     report = json.loads(_ask(where, keyring, ProbeArchive(name)).report)
@@ -171,7 +173,7 @@ def test_command(where: str, name: str, keyring: str | None, as_json: bool) -> N
 @archive_command.command("rm", epilog=EXIT_CODES)
 @click.argument("where", metavar="MNT|URL")
 @click.argument("name")
-@_keyring
+@keyring_option
 @json_option
 def rm_command(where: str, name: str, keyring: str | None, as_json: bool) -> None:
     """Forget archive NAME, in which no file has a copy; the bucket is left as it is."""
@@ -185,7 +187,7 @@ def rm_command(where: str, name: str, keyring: str | None, as_json: bool) -> Non
 @archive_command.command("catalogue", epilog=EXIT_CODES)
 @click.argument("where", metavar="MNT|URL")
 @click.argument("name")
-@_keyring
+@keyring_option
 @json_option
 def catalogue_command(where: str, name: str, keyring: str | None, as_json: bool) -> None:
     """Write into the bucket of archive NAME what its objects do not say: directories, symbolic links, names, and what
@@ -203,7 +205,7 @@ def catalogue_command(where: str, name: str, keyring: str | None, as_json: bool)
 @click.argument("directory")
 @click.argument("name")
 @click.option("--prefix", default="", help="Only objects whose keys begin so.")
-@_keyring
+@keyring_option
 @json_option
 @click.pass_context
 def import_command(
@@ -211,7 +213,7 @@ def import_command(
 ) -> None:
     """Rebuild, below DIRECTORY, the files that archive NAME has: names, modes, owners and times come from the bucket
     alone, contents when they are first read. Files that are there already stay as they are."""
-    from nacrefs.client.mount import mounted_at
+    from nacrefs.client.mount.daemon import mounted_at
     from nacrefs.common.wire import ImportArchive, Imported
 
     point = mounted_at(directory)
@@ -221,9 +223,17 @@ def import_command(
     watched = sys.stderr.isatty() and not as_json
 
     async def work(mds: Any) -> None:
-        after = ""
+        after, restarts = "", 0
         while True:
-            page: Imported = await mds.call(ImportArchive(name, fid, prefix, after))
+            try:
+                page: Imported = await mds.call(ImportArchive(name, fid, prefix, after))
+            except OSError as error:
+                if error.errno != errno.ESTALE or not after or restarts == _RESTARTS:
+                    raise
+                after, restarts = "", restarts + 1  # the MDS was restarted: what is there already is passed over
+                totals["skipped"] = -totals["made"]
+                problems.clear()
+                continue
             totals["made"] += page.made
             totals["skipped"] += page.skipped
             totals["bytes"] += page.bytes

@@ -12,7 +12,7 @@ import click
 from nacrefs.client.cli.outcome import EXIT_CODES, json_option, print_json, watched
 
 if TYPE_CHECKING:
-    from nacrefs.client.bench import Target
+    from nacrefs.client.bench.workloads import Target
 
 
 @click.command("bench", epilog=EXIT_CODES)
@@ -43,8 +43,8 @@ def bench_command(
 
     Its files are in new directories below MNT and the local directory, and are removed.
     """
-    from nacrefs.client import bench
-    from nacrefs.client.bench_report import Report, Row, describe_machine, medians, ratios_of, render, render_costs
+    from nacrefs.client.bench import workloads as bench
+    from nacrefs.client.bench.report import Report, Row, describe_machine, medians, ratios_of, render, render_costs
 
     if list_rows:
         for name in bench.SCENARIOS:
@@ -78,8 +78,8 @@ def bench_command(
 
 def _target(mount: str) -> "Target":
     """The mount, with its daemon's CPU and requests if it is one of ours, and its servers' if they run here."""
-    from nacrefs.client import bench
-    from nacrefs.client.mount import ask_json, mounted_at
+    from nacrefs.client.bench import workloads as bench
+    from nacrefs.client.mount.daemon import ask_json, mounted_at
 
     directory = Path(os.path.abspath(mount))
     try:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from nacrefs.client.cli.outcome import EXIT_CODES, ExitCode, json_option, print_json, print_table
-from nacrefs.client.devs3 import BUCKET
+from nacrefs.client.dev.s3 import BUCKET
 from nacrefs.common.config import format_size
 
 if TYPE_CHECKING:
-    from nacrefs.client.dev import DevCluster
+    from nacrefs.client.dev.cluster import DevCluster
 
 _directory = click.option(
     "--dir", "directory", required=True, metavar="DIR", help="The cluster's directory; up makes it if it is not there."
@@ -30,6 +30,11 @@ def dev_command() -> None:
 @click.option("--osts", type=click.IntRange(min=1), help="How many OSTs, two to an OSS. [first start: 4]")
 @click.option("--mount", metavar="MNT", help="Mount it there, now and at the next starts.")
 @click.option("--engine", metavar="sqlite|postgresql://…", help="Where the MDT is. [first start: sqlite]")
+@click.option(
+    "--transport",
+    type=click.Choice(["tcp", "rdma"]),
+    help="What everything goes over; rdma needs a device (docs/rdma.md). [first start: tcp]",
+)
 @click.option("--s3", is_flag=True, help="An S3 server, too (SeaweedFS), now and at the next starts.")
 @click.option("--foreground", is_flag=True, help="Keep everything running until interrupted, then stop it.")
 @json_option
@@ -38,6 +43,7 @@ def up_command(
     osts: int | None,
     mount: str | None,
     engine: str | None,
+    transport: str | None,
     s3: bool,
     foreground: bool,
     as_json: bool,
@@ -46,9 +52,9 @@ def up_command(
 
     The first time, keyring, MDT and OSTs are made. A mount whose daemon has died is replaced.
     """
-    from nacrefs.client.dev import DevCluster, Wish
+    from nacrefs.client.dev.cluster import DevCluster, Wish
 
-    cluster = DevCluster.prepare(directory, Wish(osts, mount, engine, s3))
+    cluster = DevCluster.prepare(directory, Wish(osts, mount, engine, s3, transport))
     if foreground:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -115,7 +121,7 @@ def _warn(warnings: list[str]) -> None:
 @json_option
 def down_command(directory: str, purge: bool, as_json: bool) -> None:
     """Unmount and stop the cluster in DIR."""
-    from nacrefs.client.dev import DevCluster
+    from nacrefs.client.dev.cluster import DevCluster
 
     cluster = DevCluster.open(directory)
     warnings = cluster.down()
@@ -132,7 +138,7 @@ def down_command(directory: str, purge: bool, as_json: bool) -> None:
 @click.pass_context
 def status_command(ctx: click.Context, directory: str, as_json: bool) -> None:
     """Show the processes of the cluster in DIR, its OSTs and its mount."""
-    from nacrefs.client.dev import DevCluster
+    from nacrefs.client.dev.cluster import DevCluster
 
     report = DevCluster.open(directory).status()
     if as_json:

@@ -232,7 +232,7 @@ def _layout_tests(wanted: dict[str, Any], where: str) -> list[Callable[[dict[str
     if osts := set(wanted["ost"]):
         tests.append(lambda layout: bool(osts.intersection(layout["osts"])))
     if wanted["pool"] is not None:
-        from nacrefs.client.mount import ask_json
+        from nacrefs.client.mount.daemon import ask_json
 
         members = {ost["index"] for ost in ask_json(where, "df")["osts"] if wanted["pool"] in ost["pools"]}
         if not members:

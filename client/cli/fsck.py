@@ -60,7 +60,7 @@ def fsck_command(where: str, repair: bool, orphans: str, grace: str, keyring: st
 
 def _fid(path: str) -> int:
     """What is to be checked: 0 for all."""
-    from nacrefs.client.mount import mounted_at
+    from nacrefs.client.mount.daemon import mounted_at
 
     mounted_at(path, follow=False)
     os.lstat(path)

@@ -20,6 +20,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 ATTRIBUTE: Final = "nacre.hsm"
 _THREADS: Final = 16
 _AT_A_TIME: Final = 64
+_LOOK_S: Final = 0.02
+"""Least time between two looks at files that are not done yet."""
 _OVER: Final = ("SUCCEED", "FAILED", "CANCELED", "")
 _ASKERS: Final = {-1: "reader", -2: "rule"}
 _FLAGS: Final = ("norelease", "noarchive", "dirty", "exists", "archived", "lost")
@@ -155,8 +157,9 @@ def _do(ctx: click.Context, names: Iterator[str], order: str, wait: bool, as_jso
 
 def _wait(paths: Sequence[str], verb: str, failed: dict[str, str], watched: bool) -> None:
     """Wait until what was ordered is over. Files are looked at in the order in which they are done, some at a time:
-    while the first ones are not over, nobody asks about the others."""
-    total, delay_s = len(paths), 0.02
+    while the first ones are not over, nobody asks about the others. Between two looks about half of them come to their
+    end, so that a file is not asked about more than twice or so, and at most a tenth of the time so far passes."""
+    total, delay_s, began_s = len(paths), _LOOK_S, time.monotonic()
     left = deque(paths)
     with ThreadPoolExecutor(_THREADS) as threads:
         while left:
@@ -172,7 +175,8 @@ def _wait(paths: Sequence[str], verb: str, failed: dict[str, str], watched: bool
             left.extendleft(reversed(unfinished))
             if watched:
                 click.echo(f"\r{total - len(left):,} of {total:,} ", nl=False, err=True)
-            delay_s = min(1.0, delay_s * 1.5) if len(unfinished) == len(some) else 0.02
+            delay_s = delay_s / 2 if 2 * len(unfinished) <= len(some) else delay_s * 2
+            delay_s = max(_LOOK_S, min(delay_s, 1.0, (time.monotonic() - began_s) / 10))
             if unfinished:
                 time.sleep(delay_s)
     if watched:
@@ -195,7 +199,7 @@ def _archive_number(paths: Sequence[str], archive: str | None) -> str:
     if archive.isdigit():
         return f" {archive}"
     from nacrefs.client.cli.archive import _archives  # pyright: ignore[reportPrivateUsage]
-    from nacrefs.client.mount import mounted_at
+    from nacrefs.client.mount.daemon import mounted_at
 
     where = str(mounted_at(paths[0] if paths else "."))
     for one in _archives(where, None):
@@ -280,13 +284,17 @@ def queue_command(where: str, keyring: str | None, as_json: bool) -> None:
 
         report = admin.ask(where, keyring, lambda mds: admin.inspect(mds, "hsm"))
     else:
-        from nacrefs.client import mount
+        from nacrefs.client.mount import daemon as mount
 
         report = mount.ask_json(where, "hsmqueue")
     if as_json:
         print_json(report)
         return
     click.echo(f"{report['started']:,} under way, {report['waiting']:,} waiting, {report['to_delete']:,} to delete")
+    for one in report["full"]:
+        click.echo(
+            f"archive {one['name']} is full, since {one['since_s']:.0f} s; {one['waiting']:,} wait: {one['reason']}"
+        )
     if report["actions"]:
         print_table(
             "",

@@ -1,7 +1,8 @@
 """`nacre key`."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -81,8 +82,8 @@ def new_command(name: str, role: Any, valid_for: str | None, keyring: str | None
     from nacrefs.common.keyedit import with_new_key
 
     until_s = None if valid_for is None else time.time() + _duration(valid_for)
-    path, ring = _load(keyring)
-    _store(path, _tried(lambda: with_new_key(ring, name, role, _export(limits), until_s)), [name], as_json)
+    with _changing(keyring) as (path, ring):
+        _store(path, _tried(lambda: with_new_key(ring, name, role, _export(limits), until_s)), [name], as_json)
 
 
 @key_command.command("limit", epilog=EXIT_CODES)
@@ -94,8 +95,8 @@ def limit_command(name: str, keyring: str | None, as_json: bool, **limits: Any) 
     """Limit a client's key to just what these options say. Its sessions end, and begin anew within the limits."""
     from nacrefs.common.keyedit import with_export
 
-    path, ring = _load(keyring)
-    _store(path, _tried(lambda: with_export(ring, name, _export(limits))), [name], as_json)
+    with _changing(keyring) as (path, ring):
+        _store(path, _tried(lambda: with_export(ring, name, _export(limits))), [name], as_json)
 
 
 @key_command.command("rotate", epilog=EXIT_CODES)
@@ -111,12 +112,12 @@ def rotate_command(name: str, overlap: str, lead: str | None, keyring: str | Non
     (`nacre key extract`) in this time. Sessions live on."""
     from nacrefs.common.keyedit import principal_of, rotated
 
-    path, ring = _load(keyring)
-    principal = _tried(lambda: principal_of(ring, name))
-    role = next(key.role for other, key in ring.keys.items() if (key.principal or other) == principal)
-    lead_s = _duration(lead if lead is not None else _LEAD.get(role, "0s"))
-    changed, fresh = _tried(lambda: rotated(ring, name, time.time(), lead_s, _duration(overlap)))
-    _store(path, changed, [fresh], as_json)
+    with _changing(keyring) as (path, ring):
+        principal = _tried(lambda: principal_of(ring, name))
+        role = next(key.role for other, key in ring.keys.items() if (key.principal or other) == principal)
+        lead_s = _duration(lead if lead is not None else _LEAD.get(role, "0s"))
+        changed, fresh = _tried(lambda: rotated(ring, name, time.time(), lead_s, _duration(overlap)))
+        _store(path, changed, [fresh], as_json)
 
 
 @key_command.command("revoke", epilog=EXIT_CODES)
@@ -127,8 +128,8 @@ def revoke_command(names: Sequence[str], keyring: str | None, as_json: bool) -> 
     """Remove keys. Who has shown one is cut off, and its sessions end, as soon as the servers see it."""
     from nacrefs.common.keyedit import without
 
-    path, ring = _load(keyring)
-    _store(path, _tried(lambda: without(ring, names)), [], as_json)
+    with _changing(keyring) as (path, ring):
+        _store(path, _tried(lambda: without(ring, names)), [], as_json)
 
 
 @key_command.command("prune", epilog=EXIT_CODES)
@@ -138,8 +139,8 @@ def prune_command(keyring: str | None, as_json: bool) -> None:
     """Remove keys whose time is over. Sessions that were begun under one end."""
     from nacrefs.common.keyedit import without_ended
 
-    path, ring = _load(keyring)
-    _store(path, without_ended(ring, time.time()), [], as_json)
+    with _changing(keyring) as (path, ring):
+        _store(path, without_ended(ring, time.time()), [], as_json)
 
 
 @key_command.command("extract", epilog=EXIT_CODES)
@@ -159,11 +160,22 @@ def extract_command(names: Sequence[str], output: str, keyring: str | None, as_j
 
 
 def _load(keyring: str | None) -> "tuple[Path, Keyring]":
-    from nacrefs.client.mountspec import find_keyring
+    from nacrefs.client.mount.spec import find_keyring
     from nacrefs.common.auth import load_keyring
 
     path = find_keyring(keyring)
     return path, load_keyring(path)
+
+
+@contextmanager
+def _changing(keyring: str | None) -> "Generator[tuple[Path, Keyring]]":
+    """The keyring, while nobody else changes it."""
+    from nacrefs.client.mount.spec import find_keyring
+    from nacrefs.common.auth import changing_keyring
+
+    path = find_keyring(keyring)
+    with changing_keyring(path) as ring:
+        yield path, ring
 
 
 def _store(path: Path, ring: "Keyring", shown: Sequence[str], as_json: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from nacrefs.client.cli.asking import keyring_option
 from nacrefs.client.cli.outcome import EXIT_CODES, ExitCode, json_option, print_json, print_table
 from nacrefs.common.config import format_size, parse_duration
 from nacrefs.common.wire import AskLifecycle, RemoveRule, Request, RunRule, SetLifecycle, SetRuleState
@@ -32,7 +33,7 @@ def lifecycle_command() -> None:
 def _place(command: F) -> F:
     for decorate in (
         json_option,
-        click.option("--keyring", metavar="FILE", help="The cluster's client key."),
+        keyring_option,
         click.argument("where", metavar="MNT|URL"),
     ):
         command = decorate(command)
@@ -355,11 +356,11 @@ def report_command(where: str, keyring: str | None, as_json: bool) -> None:
 @lifecycle_command.command("explain", epilog=EXIT_CODES)
 @click.argument("paths", nargs=-1, required=True, metavar="FILE…")
 @click.option("--now", "now", metavar="TIME", help="Assume this time: 2026-12-24T03:00, or +30d from now.")
-@click.option("--keyring", metavar="FILE", help="The cluster's client key.")
+@keyring_option
 @json_option
 def explain_command(paths: Sequence[str], now: str | None, keyring: str | None, as_json: bool) -> None:
     """Show which rules files are under, what happens to them and when, and why not now."""
-    from nacrefs.client.mount import mounted_at
+    from nacrefs.client.mount.daemon import mounted_at
 
     now_ns = _moment(now)
     found: list[Any] = []

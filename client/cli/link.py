@@ -9,14 +9,13 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from nacrefs.client.cli.asking import ask
+from nacrefs.client.cli.asking import ask, bucket_options, keyring_option
 from nacrefs.client.cli.outcome import EXIT_CODES, ExitCode, json_option, print_json, print_table
 from nacrefs.common.config import format_size, parse_duration
 from nacrefs.common.wire import ArchiveSpec, GetLinkLog, GetLinks, LinkSpec, OrderLink, RemoveLink, SetLink
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-_keyring = click.option("--keyring", metavar="FILE", help="The cluster's client key.")
 _directory = click.argument("directory", metavar="DIR")
 POLL_S: Final = 0.5
 
@@ -32,7 +31,7 @@ def link_command() -> None:
 
 def _mount_of(directory: str) -> tuple[str, int]:
     """The mount that a directory is in, and its fid."""
-    from nacrefs.client.mount import mounted_at
+    from nacrefs.client.mount.daemon import mounted_at
 
     return str(mounted_at(directory)), os.stat(directory).st_ino
 
@@ -80,20 +79,19 @@ _conflict = click.option(
     help="When object and file have both changed: leave the file and say so (fail), or say nothing (skip), or take the "
     "object; overwrite: also where the file never came from the bucket. [fail]",
 )
+_limit = click.option(
+    "--limit-mibps",
+    "limit",
+    type=click.FloatRange(min=0),
+    metavar="N",
+    help="Most MiB per second to and from the bucket, all servers together: reading, warmup and export; 0: any. [any]",
+)
 
 
 @link_command.command("create", epilog=EXIT_CODES)
 @_directory
 @click.argument("target", metavar="s3://BUCKET/PREFIX|file:///DIRECTORY")
-@click.option("--endpoint", default="", metavar="URL", help="Of the S3 server; AWS if not given.")
-@click.option("--region", default="", help="The bucket's region.")
-@click.option(
-    "--credentials-file",
-    "credentials",
-    default="",
-    metavar="FILE",
-    help="On every OSS's machine, mode 0600, in the form of ~/.aws/credentials. Not given: the usual AWS chain there.",
-)
+@bucket_options
 @click.option(
     "--import",
     "imports",
@@ -112,8 +110,9 @@ _conflict = click.option(
 @_conflict
 @_every
 @_cron
+@_limit
 @click.option("--async", "at_once", is_flag=True, help="Do not wait until all names are there.")
-@_keyring
+@keyring_option
 @json_option
 @click.pass_context
 def create_command(
@@ -130,6 +129,7 @@ def create_command(
     conflict: str | None,
     every: str | None,
     cron: str | None,
+    limit: float | None,
     at_once: bool,
     keyring: str | None,
     as_json: bool,
@@ -153,7 +153,7 @@ def create_command(
     )
     kind = "dir" if target.startswith("file:") else "s3"
     path = os.path.abspath(credentials) if credentials else ""
-    archive = ArchiveSpec(0, "", kind, target, endpoint, region, path)
+    archive = ArchiveSpec(0, "", kind, target, endpoint, region, path, rate_mibps=limit or 0.0)
 
     async def work(mds: Any) -> dict[str, Any]:
         made: dict[str, Any] = json.loads((await mds.call(SetLink(spec, archive))).report)
@@ -174,6 +174,9 @@ async def _watch(mds: Any, link: dict[str, Any], number: int, quiet: bool) -> di
         await asyncio.sleep(delay_s)
         delay_s = min(POLL_S, delay_s * 1.5)
         link = await _link_of(mds, link["fid"], link["path"])
+        if link["wanted"] < number:  # the MDS was restarted, and counts anew
+            await mds.call(OrderLink(link["id"], "refresh"))
+            number = link["wanted"] + 1
     if shown:
         click.echo(err=True)
     return link
@@ -209,8 +212,9 @@ _SHORT: Final = {"conflicts": "in conflict", "deferred": "in use and deferred", 
 @_auto_import
 @_auto_export
 @_conflict
+@_limit
 @click.option("--async", "at_once", is_flag=True, help="Do not wait for the end.")
-@_keyring
+@keyring_option
 @json_option
 @click.pass_context
 def refresh_command(
@@ -222,6 +226,7 @@ def refresh_command(
     auto_import: str | None,
     auto_export: str | None,
     conflict: str | None,
+    limit: float | None,
     at_once: bool,
     keyring: str | None,
     as_json: bool,
@@ -238,13 +243,17 @@ def refresh_command(
         changes["auto_export"] = _modes(auto_export)
     if conflict is not None:
         changes["conflict"] = conflict
+    if limit is not None:
+        changes["limit_mibps"] = limit
 
     async def work(mds: Any) -> tuple[dict[str, Any], bool]:
         link = await _link_of(mds, fid, directory)
         if changes:
-            fields = {name: link[name] for name in LinkSpec.__struct_fields__}
+            wanted = {**link, **changes}
+            fields = {name: wanted[name] for name in LinkSpec.__struct_fields__}
             fields |= {name: tuple(fields[name]) for name in ("auto_import", "auto_export")}
-            await mds.call(SetLink(LinkSpec(**{**fields, **changes}), ArchiveSpec(0, "", "", "")))
+            archive = ArchiveSpec(0, "", "", "", rate_mibps=wanted["limit_mibps"])
+            await mds.call(SetLink(LinkSpec(**fields), archive))
         if changes and not now:
             return await _link_of(mds, fid, directory), False
         number = link["wanted"] + 1
@@ -258,7 +267,7 @@ def refresh_command(
 def _order(verb: str, text: str) -> None:
     @link_command.command(verb, epilog=EXIT_CODES, help=text)
     @_directory
-    @_keyring
+    @keyring_option
     @json_option
     def command(directory: str, keyring: str | None, as_json: bool) -> None:
         mount, fid = _mount_of(directory)
@@ -278,7 +287,7 @@ def _order(verb: str, text: str) -> None:
 @link_command.command("flush", epilog=EXIT_CODES)
 @_directory
 @click.option("--wait/--async", "wait", default=True, help="Wait until it is there, or only have it sent. [--wait]")
-@_keyring
+@keyring_option
 @json_option
 def flush_command(directory: str, wait: bool, keyring: str | None, as_json: bool) -> None:
     """Have everything that was written below DIR sent to the bucket now, and return when it is there."""
@@ -309,7 +318,7 @@ _order("resume", "Go on with a link that was paused.")
 
 @link_command.command("list", epilog=EXIT_CODES)
 @click.argument("where", metavar="MNT|URL")
-@_keyring
+@keyring_option
 @json_option
 def list_command(where: str, keyring: str | None, as_json: bool) -> None:
     """Show all links."""
@@ -349,7 +358,7 @@ def _ago(time_ns: int) -> str:
 
 @link_command.command("show", epilog=EXIT_CODES)
 @_directory
-@_keyring
+@keyring_option
 @json_option
 def show_command(directory: str, keyring: str | None, as_json: bool) -> None:
     """Show how DIR is linked, and what the last refresh found."""
@@ -367,6 +376,7 @@ def show_command(directory: str, keyring: str | None, as_json: bool) -> None:
         ("directory", link["path"]),
         ("bucket", link["url"]),
         ("endpoint", link["endpoint"] or "(default)"),
+        ("limit", f"{link['limit_mibps']:g} MiB/s" if link["limit_mibps"] else "none"),
         ("state", _state(link)),
         ("follows", f"{', '.join(link['auto_import']) or 'nothing'} keys; conflicts: {link['conflict']}"),
         ("refreshed when", schedule),
@@ -387,7 +397,7 @@ def show_command(directory: str, keyring: str | None, as_json: bool) -> None:
 @_directory
 @click.option("--problems", is_flag=True, help="The keys that are no files, and why.")
 @click.option("-n", "--lines", type=click.IntRange(1, 1000), default=1000, help="At most so many, the last ones.")
-@_keyring
+@keyring_option
 @json_option
 def log_command(directory: str, problems: bool, lines: int, keyring: str | None, as_json: bool) -> None:
     """Show what happened with a link."""
@@ -419,7 +429,7 @@ def log_command(directory: str, problems: bool, lines: int, keyring: str | None,
 @link_command.command("rm", epilog=EXIT_CODES)
 @_directory
 @click.option("--purge", is_flag=True, help="Remove files whose contents are in the bucket only.")
-@_keyring
+@keyring_option
 @json_option
 def rm_command(directory: str, purge: bool, keyring: str | None, as_json: bool) -> None:
     """Unbind DIR: its files stay as plain files. The bucket is left as it is."""

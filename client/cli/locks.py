@@ -15,7 +15,7 @@ from nacrefs.client.cli.outcome import EXIT_CODES, json_option, print_json, prin
 def locks_command(mount: str, path: str | None, as_json: bool) -> None:
     """Show who has fcntl and flock locks on files of the filesystem at MNT, on all mounts, and who waits for one, in
     the order in which they will get it; with PATH, on that file only."""
-    from nacrefs.client import mount as mounts
+    from nacrefs.client.mount import daemon as mounts
 
     report: dict[str, Any] = mounts.ask_json(mount, "locks")
     if path is not None:
@@ -49,7 +49,7 @@ def locks_command(mount: str, path: str | None, as_json: bool) -> None:
 
 def _path(mount: str, fid: int) -> str | None:
     """The path of a file from the filesystem's root; None if it has none any more."""
-    from nacrefs.client import mount as mounts
+    from nacrefs.client.mount import daemon as mounts
 
     try:
         return mounts.ask(mount, f"path-of.{fid}").decode(errors="replace")

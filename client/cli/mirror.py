@@ -70,7 +70,7 @@ def resync_command(where: Sequence[str], wait: bool, keyring: str | None, as_jso
 
 
 def _file(path: str) -> int:
-    from nacrefs.client.mount import mounted_at
+    from nacrefs.client.mount.daemon import mounted_at
 
     mounted_at(path)
     return os.stat(path).st_ino
@@ -84,7 +84,7 @@ def _file(path: str) -> int:
 def verify_command(paths: Sequence[str], recursive: bool, keyring: str | None, as_json: bool) -> int:
     """Have all copies of files read, and compared with their checksums and with each other. What differs is mended."""
     from nacrefs.client import admin
-    from nacrefs.client.mount import mounted_at
+    from nacrefs.client.mount.daemon import mounted_at
 
     files = list(regular_files(paths, recursive))
     with progress_bar() as update:
@@ -157,7 +157,7 @@ def _progress(one: dict[str, Any]) -> str:
 
 
 def _mount_of(path: str) -> str:
-    from nacrefs.client.mount import mounted_at
+    from nacrefs.client.mount.daemon import mounted_at
 
     return mounted_at(path)
 

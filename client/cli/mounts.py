@@ -11,7 +11,7 @@ _OPTION_HELP = "Options as in fstab, separated by commas; repeatable. `nacre mou
 
 
 def _options_text() -> str:
-    from nacrefs.client.mountspec import KERNEL_OPTIONS, OPTIONS
+    from nacrefs.client.mount.spec import KERNEL_OPTIONS, OPTIONS
 
     ours = "\n".join(f"  {name:<10}{text}" for name, text in OPTIONS.items())
     kernel = "\n  ".join((" ".join(KERNEL_OPTIONS[:10]), " ".join(KERNEL_OPTIONS[10:])))
@@ -32,15 +32,15 @@ def mount_command(
 
     Returns when the mount can be used. A mount there whose daemon has died is replaced.
     """
-    from nacrefs.client import mountspec
+    from nacrefs.client.mount import spec as mountspec
 
     spec = mountspec.make_spec(url, directory, options, keyring)
     if foreground:
-        from nacrefs.client import mount
+        from nacrefs.client.mount import daemon as mount
 
         mount.run(spec, lambda: _mounted(spec.source, spec.directory, os.getpid(), as_json))
         return
-    from nacrefs.client.mount_helper import mount_in_background
+    from nacrefs.client.mount.helper import mount_in_background
 
     pid = mount_in_background(spec)
     if as_json:
@@ -58,7 +58,7 @@ def _mounted(source: str, directory: str, pid: int, as_json: bool) -> None:
 @json_option
 def umount_command(directories: Sequence[str], lazy: bool, as_json: bool) -> None:
     """Unmount each DIRECTORY. Returns when everything that was written there has been stored."""
-    from nacrefs.client import mount
+    from nacrefs.client.mount import daemon as mount
 
     for directory in directories:
         mount.unmount(directory, lazy=lazy)

@@ -14,7 +14,7 @@ from nacrefs.common.fid import format_fid, parse_fid
 @json_option
 def path2fid_command(paths: Sequence[str], as_json: bool) -> None:
     """Show the fid of each PATH: what identifies it in the whole cluster for ever (it is also its inode number)."""
-    from nacrefs.client.mount import mounted_at
+    from nacrefs.client.mount.daemon import mounted_at
 
     found: list[dict[str, str | int]] = []
     for path in paths:
@@ -34,7 +34,7 @@ def path2fid_command(paths: Sequence[str], as_json: bool) -> None:
 @json_option
 def fid2path_command(mount: str, fids: Sequence[str], as_json: bool) -> None:
     """Show the path, from the root of the filesystem at MNT, of each FID: [0x0:0x2a], or an inode number."""
-    from nacrefs.client.mount import ask
+    from nacrefs.client.mount.daemon import ask
 
     found: list[dict[str, str | int]] = []
     for fid in fids:

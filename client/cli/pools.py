@@ -4,11 +4,9 @@ from collections.abc import Sequence
 
 import click
 
-from nacrefs.client.cli.asking import ask
+from nacrefs.client.cli.asking import ask, keyring_option
 from nacrefs.client.cli.outcome import EXIT_CODES, json_option, print_json, print_table
 from nacrefs.client.cli.space import space_report
-
-_keyring = click.option("--keyring", metavar="FILE", help="The cluster's client key.")
 
 
 @click.group("pool")
@@ -18,7 +16,7 @@ def pool_command() -> None:
 
 @pool_command.command("list", epilog=EXIT_CODES)
 @click.argument("where", metavar="MNT|URL")
-@_keyring
+@keyring_option
 @json_option
 def list_command(where: str, keyring: str | None, as_json: bool) -> None:
     """Show all pools and their OSTs."""
@@ -36,7 +34,7 @@ def list_command(where: str, keyring: str | None, as_json: bool) -> None:
 @click.argument("where", metavar="MNT|URL")
 @click.argument("pool")
 @click.argument("osts", nargs=-1, required=True, type=click.IntRange(min=0), metavar="OST…")
-@_keyring
+@keyring_option
 @json_option
 def set_command(where: str, pool: str, osts: Sequence[int], keyring: str | None, as_json: bool) -> None:
     """Give POOL exactly these OSTs, by index. The cluster's key is needed, also with a mount."""
@@ -46,7 +44,7 @@ def set_command(where: str, pool: str, osts: Sequence[int], keyring: str | None,
 @pool_command.command("rm", epilog=EXIT_CODES)
 @click.argument("where", metavar="MNT|URL")
 @click.argument("pool")
-@_keyring
+@keyring_option
 @json_option
 def rm_command(where: str, pool: str, keyring: str | None, as_json: bool) -> None:
     """Remove POOL; files that were placed on it stay where they are."""

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from nacrefs.client.cli.asking import ask
+from nacrefs.client.cli.asking import ask, keyring_option
 from nacrefs.client.cli.outcome import EXIT_CODES, ExitCode, json_option, print_json, print_table
 from nacrefs.common.config import format_size, parse_duration, parse_size
 from nacrefs.common.fid import format_fid
@@ -31,7 +31,6 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 DAY_S: Final = 86_400
 
-_keyring = click.option("--keyring", metavar="FILE", help="The cluster's client key.")
 _where = click.argument("where", metavar="MNT|URL")
 
 
@@ -62,7 +61,7 @@ def quota_command() -> None:
 @click.option("--hard-inodes", metavar="N", type=click.IntRange(min=0))
 @click.option("--grace", metavar="TIME", help="How long the soft limit of bytes may be exceeded (7d).")
 @click.option("--grace-inodes", metavar="TIME", help="How long that of files may be (7d).")
-@_keyring
+@keyring_option
 @json_option
 def set_command(
     where: str,
@@ -102,7 +101,7 @@ def set_command(
 @quota_command.command("get", epilog=EXIT_CODES)
 @_where
 @_owner
-@_keyring
+@keyring_option
 @json_option
 def get_command(
     where: str, user: str | None, group: str | None, project: str | None, keyring: str | None, as_json: bool
@@ -117,7 +116,7 @@ def get_command(
 @click.option("-u", "--users", is_flag=True, help="Users only.")
 @click.option("-g", "--groups", is_flag=True, help="Groups only.")
 @click.option("-p", "--projects", is_flag=True, help="Projects only.")
-@_keyring
+@keyring_option
 @json_option
 def list_command(where: str, users: bool, groups: bool, projects: bool, keyring: str | None, as_json: bool) -> None:
     """Show all users, groups and projects that use something or have limits."""
@@ -141,7 +140,7 @@ def list_command(where: str, users: bool, groups: bool, projects: bool, keyring:
 @quota_command.command("rm", epilog=EXIT_CODES)
 @_where
 @_owner
-@_keyring
+@keyring_option
 @json_option
 def rm_command(
     where: str, user: str | None, group: str | None, project: str | None, keyring: str | None, as_json: bool
@@ -154,7 +153,7 @@ def rm_command(
 @quota_command.command("check", epilog=EXIT_CODES)
 @_where
 @click.option("--repair", is_flag=True, help="Set right what is recorded.")
-@_keyring
+@keyring_option
 @json_option
 def check_command(where: str, repair: bool, keyring: str | None, as_json: bool) -> int:
     """Count what all files use and compare it with what is recorded; the filesystem may be in use. Exit code 1 if
@@ -189,12 +188,12 @@ def check_command(where: str, repair: bool, keyring: str | None, as_json: bool) 
 @click.argument("directory", metavar="DIR", type=click.Path(exists=True))
 @click.option("--id", "number", metavar="ID", type=click.IntRange(min=0), help="The project; 0: none.")
 @click.option("-r", "--recursive", is_flag=True, help="Also all that is in DIR already.")
-@click.option("--keyring", metavar="FILE", help="The cluster's client key.")
+@keyring_option
 @json_option
 def project_command(directory: str, number: int | None, recursive: bool, keyring: str | None, as_json: bool) -> None:
     """Show the project that DIR belongs to, or give it to one. What is made in DIR from then on belongs to it too, `df`
     of DIR shows its quota, and files of others are copied when they are moved there."""
-    from nacrefs.client.mount import mounted_at
+    from nacrefs.client.mount.daemon import mounted_at
 
     mounted_at(directory)
     fid = os.stat(directory).st_ino

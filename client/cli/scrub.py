@@ -93,7 +93,7 @@ _order("stop", ScrubOrder.STOP, "Stop reading; `start` begins anew.")
 def files_command(paths: Sequence[str], recursive: bool, keyring: str | None, as_json: bool) -> int:
     """Have files read now, in all their copies, which are compared with each other, too."""
     from nacrefs.client import admin
-    from nacrefs.client.mount import mounted_at
+    from nacrefs.client.mount.daemon import mounted_at
 
     files = list(regular_files(paths, recursive))
     with progress_bar() as update:

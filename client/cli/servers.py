@@ -145,6 +145,6 @@ def _ask(where: str, attribute: str, what: str, keyring: str | None) -> Any:
         from nacrefs.client import admin
 
         return admin.ask(where, keyring, lambda mds: admin.inspect(mds, what))
-    from nacrefs.client import mount
+    from nacrefs.client.mount import daemon as mount
 
     return mount.ask_json(where, attribute)

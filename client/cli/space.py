@@ -32,7 +32,7 @@ def space_report(where: str, keyring: str | None) -> dict[str, Any]:
 
         report = admin.ask(where, keyring, admin.space)
     else:
-        from nacrefs.client import mount
+        from nacrefs.client.mount import daemon as mount
 
         report = mount.ask_json(where, "df")
     return report

@@ -65,7 +65,7 @@ def setstripe_command(
 def set_layout(path: str, spec: LayoutSpec | None) -> None:
     """Set the layout of a file, made if need be, or a directory's default (None: remove that). OSError that says why
     not."""
-    from nacrefs.client.mount import mounted_at
+    from nacrefs.client.mount.daemon import mounted_at
 
     mounted_at(path)
     made = False
@@ -109,7 +109,7 @@ def _explained(error: OSError, path: str, spec: LayoutSpec | None) -> OSError:
 @json_option
 def getstripe_command(paths: Sequence[str], recursive: bool, as_json: bool) -> None:
     """Show the layout of files, and what directories give to new files."""
-    from nacrefs.client.mount import mounted_at
+    from nacrefs.client.mount.daemon import mounted_at
 
     found: list[dict[str, Any]] = []
     for path in paths:

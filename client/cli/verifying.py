@@ -44,7 +44,7 @@ def damage_code(found: Sequence[FoundDamage]) -> int:
 
 def regular_files(paths: Sequence[str], recursive: bool) -> Iterator[tuple[str, os.stat_result]]:
     """The files at (with `recursive`: and below) these paths; OSError for what is not there or not on a mount."""
-    from nacrefs.client.mount import mounted_at
+    from nacrefs.client.mount.daemon import mounted_at
 
     for path in paths:
         mounted_at(path, follow=False)

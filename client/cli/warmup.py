@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from nacrefs.client.cli.asking import ask
+from nacrefs.client.cli.asking import ask, keyring_option
 from nacrefs.client.cli.hsm import _names  # pyright: ignore[reportPrivateUsage]
 from nacrefs.client.cli.outcome import EXIT_CODES, ExitCode, json_option, print_json, print_table
 from nacrefs.common.config import format_size
@@ -17,7 +17,6 @@ from nacrefs.common.wire import LISTING_MAX, AddWarmup, CancelWarmup, GetWarmups
 T = TypeVar("T")
 _OVER: Final = ("done", "failed", "canceled")
 _POLL_S: Final = 0.5
-_keyring = click.option("--keyring", metavar="FILE", help="The cluster's client key.")
 
 
 class _StartByDefault(click.Group):
@@ -50,7 +49,7 @@ async def _job(mds: Any, number: int) -> dict[str, Any]:
 @click.option("--wait/--async", "wait", default=True, help="Wait until it is over, or only print its number. [--wait]")
 @click.option("--check", is_flag=True, help="Bring nothing: ask the OSTs whether everything is there.")
 @click.option("--evict", is_flag=True, help="Give up on the OSTs what a bucket or archive has, too.")
-@_keyring
+@keyring_option
 @json_option
 @click.pass_context
 def start_command(
@@ -70,7 +69,7 @@ def start_command(
 
     The job lives in the MDS: it goes on when this command is interrupted, and after a restart. Readers come first.
     """
-    from nacrefs.client.mount import mounted_at
+    from nacrefs.client.mount.daemon import mounted_at
 
     if check and evict:
         raise click.UsageError("--check or --evict, not both")
@@ -146,7 +145,7 @@ def _say(job: dict[str, Any]) -> None:
 
 @warmup_command.command("list", epilog=EXIT_CODES)
 @click.argument("where", metavar="MNT|URL")
-@_keyring
+@keyring_option
 @json_option
 def list_command(where: str, keyring: str | None, as_json: bool) -> None:
     """Show jobs: those that are not over, and the last that were."""
@@ -178,7 +177,7 @@ def list_command(where: str, keyring: str | None, as_json: bool) -> None:
 @click.argument("where", metavar="MNT|URL")
 @click.argument("job", type=int)
 @click.option("--wait", is_flag=True, help="Until it is over; fail if anything is missing then.")
-@_keyring
+@keyring_option
 @json_option
 @click.pass_context
 def status_command(ctx: click.Context, where: str, job: int, wait: bool, keyring: str | None, as_json: bool) -> None:
@@ -193,7 +192,7 @@ def status_command(ctx: click.Context, where: str, job: int, wait: bool, keyring
 @warmup_command.command("cancel", epilog=EXIT_CODES)
 @click.argument("where", metavar="MNT|URL")
 @click.argument("job", type=int)
-@_keyring
+@keyring_option
 @json_option
 def cancel_command(where: str, job: int, keyring: str | None, as_json: bool) -> None:
     """End a job. Files that are under way come nevertheless."""

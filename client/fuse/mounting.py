@@ -33,8 +33,9 @@ _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 
 
 class MountEntry(NamedTuple):
-    """One line of /proc/self/mountinfo: `device` is `major:minor`."""
+    """One line of /proc/self/mountinfo: `number` is the mount's id, `device` is `major:minor`."""
 
+    number: str
     device: str
     path: str
     fstype: str
@@ -48,7 +49,7 @@ def all_mounts() -> list[MountEntry]:
         for line in lines:
             left, _, right = line.rstrip("\n").partition(" - ")
             fields, more = left.split(" "), right.split(" ")
-            found.append(MountEntry(fields[2], _unescape(fields[4]), more[0], _unescape(more[1])))
+            found.append(MountEntry(fields[0], fields[2], _unescape(fields[4]), more[0], _unescape(more[1])))
     return found
 
 

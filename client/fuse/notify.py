@@ -10,7 +10,7 @@ those requests, never writes one itself. Hazards, and what is done about them:
   while it is in service). Linux 6.16 knows a notification that takes no lock and makes every name be looked up again
   when it is next used (INC_EPOCH). A stuck name is settled that way. Older kernels wait.
 * Pages: a READ must therefore never wait for a recall of its own file to finish.
-* A daemon that is killed while a worker waits inside the kernel leaves a mount that needs `umount -f`.
+* A daemon that is killed while a worker waits inside the kernel does not end by itself: see `client.fuse.guard`.
 """
 
 import asyncio

@@ -6,7 +6,6 @@ coroutine for it if the filesystem has to wait, or None where the protocol wants
 
 import asyncio
 import errno
-import stat
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from types import CoroutineType
@@ -19,14 +18,13 @@ from nacrefs.client.fuse.abi import Op, Request
 from nacrefs.client.fuse.channel import Channel
 from nacrefs.client.fuse.privileges import changes_owner, ends_privileges, privileges_to_kill
 from nacrefs.common.answer import Answer, settle
-from nacrefs.common.wire import Attr, LockKind, LockStyle, RenameFlag, Set, XattrFlag
+from nacrefs.common.wire import LockKind, LockStyle, RenameFlag, Set, XattrFlag
 
 Reply: TypeAlias = bytes | Sequence[abi.Buffer]
 Outcome: TypeAlias = Reply | Coroutine[Any, Any, Reply] | None
 Handler: TypeAlias = Callable[[Request, memoryview], Outcome]
 T = TypeVar("T")
 
-_SETID: Final = stat.S_ISUID | stat.S_ISGID
 _LISTING_BYTES: Final = 128 * 1024
 _LOOKS: Final = 200
 """How often we look whether a caller waits already; it is about to."""
@@ -57,9 +55,6 @@ class Operations:
         self._listing = bytearray(_LISTING_BYTES)
         self.setxattr_ext = False
         """whether `Init.SETXATTR_EXT` was agreed on"""
-        # Regular files that were setuid or setgid when last seen. The kernel says with each write by an ordinary user
-        # that these bits must go; only for these files that costs anything.
-        self._setid: set[int] = set()
         self._locks = locks
         self._open_flags = abi.file_open_flags if locks else abi.file_open_flags_without_locks
         self.lock_waits: dict[int, LockWait] = {}
@@ -139,8 +134,6 @@ class Operations:
         attr = found.attr
         if attr is None:
             return abi.absent_reply(unique) if found.entry_cacheable else abi.error_reply(unique, errno.ENOENT)
-        if attr.mode & _SETID:
-            self._note_setid(attr)
         return abi.entry_reply(unique, found, attr)
 
     # ------------------------------------------------------------------------------------------------ attributes
@@ -159,9 +152,8 @@ class Operations:
         # With nothing to set at all the kernel wants setuid and setgid to go, but leaves that to us (chown(-1, -1),
         # which is the owner's; fallocate, whose own request takes them away from who is not the owner).
         # Another mount may have set them meanwhile.
-        if not changes.valid or (request.nodeid in self._setid and changes.valid & Set.KILL_PRIVILEGES):
+        if not changes.valid or (changes.valid & Set.KILL_PRIVILEGES and self._fs.may_be_setid(request.nodeid)):
             return self._kill_and_set(request, changes, handle)
-        self._setid.discard(request.nodeid)  # the answer's mode decides
         return then(self._fs.setattr(request.nodeid, changes, handle), self._attr, request.unique)
 
     async def _kill_and_set(self, request: Request, changes: Changes, handle: int | None) -> Reply:
@@ -172,7 +164,6 @@ class Operations:
             changes = changes._replace(valid=changes.valid | kill)
         elif ends_privileges(attr, kill) and await _is_chown(request.pid):
             raise OSError(errno.EPERM, "only the owner takes setuid and setgid away")
-        self._setid.discard(fid)
         return self._attr(request.unique, await settle(self._fs.setattr(fid, changes, handle)))
 
     def readlink(self, request: Request, view: memoryview) -> Outcome:
@@ -182,13 +173,7 @@ class Operations:
         return then(self._fs.statfs(request.nodeid), abi.statfs_reply, request.unique)
 
     def _attr(self, unique: int, answer: Stat) -> bytes:
-        if answer.attr.mode & _SETID:
-            self._note_setid(answer.attr)
         return abi.attr_reply(unique, answer)
-
-    def _note_setid(self, attr: Attr) -> None:
-        if not stat.S_ISDIR(attr.mode):
-            self._setid.add(attr.fid)
 
     async def _strip_then(
         self, request: Request, ask: Callable[[], Answer[T]], pack: Callable[[int, T], Reply]
@@ -196,12 +181,9 @@ class Operations:
         """Take setuid and setgid away, then do what calls for it."""
         fid = request.nodeid
         attr = (await settle(self._fs.getattr(fid))).attr
-        self._setid.discard(fid)
         kill = privileges_to_kill(attr, request.uid, request.gid, request.pid)
         if ends_privileges(attr, kill):
             await settle(self._fs.setattr(fid, Changes(kill)))
-        else:
-            self._setid.add(fid)
         return pack(request.unique, await settle(ask()))
 
     # ------------------------------------------------------------------------------------------------ open files
@@ -216,14 +198,12 @@ class Operations:
         found, handle = made
         if found.attr is None:
             raise OSError(errno.EIO, "create answered without an inode")
-        if found.attr.mode & _SETID:
-            self._note_setid(found.attr)
         return abi.create_reply(unique, found, found.attr, handle, self._open_flags(handle))
 
     def open(self, request: Request, view: memoryview) -> Outcome:
         flags, open_flags = abi.U32_2.unpack_from(view, BODY)
         fid = request.nodeid
-        if open_flags & abi.OPEN_KILL_SUIDGID and fid in self._setid:
+        if open_flags & abi.OPEN_KILL_SUIDGID and self._fs.may_be_setid(fid):
             return self._strip_then(request, lambda: self._fs.open(fid, flags), self._opened)
         return then(self._fs.open(fid, flags), self._opened, request.unique)
 
@@ -243,7 +223,7 @@ class Operations:
         if abi.WRITE_DATA_AT + size > request.length:
             raise OSError(errno.EINVAL, "a write with less data than it says")
         data = self._channel.take(abi.WRITE_DATA_AT, size)
-        if flags & abi.WRITE_KILL_SUIDGID and request.nodeid in self._setid:
+        if flags & abi.WRITE_KILL_SUIDGID and self._fs.may_be_setid(request.nodeid):
             write = self._fs.write
             return self._strip_then(request, lambda: write(handle, offset, data, how), abi.write_reply)
         return then(self._fs.write(handle, offset, data, how), abi.write_reply, request.unique)
@@ -262,7 +242,7 @@ class Operations:
 
     def fallocate(self, request: Request, view: memoryview) -> Outcome:
         handle, offset, length, mode = abi.FALLOCATE_IN.unpack_from(view, BODY)
-        if request.nodeid in self._setid and request.uid:
+        if request.uid and self._fs.may_be_setid(request.nodeid):
             allocate = self._fs.fallocate
             return self._strip_then(request, lambda: allocate(handle, mode, offset, length), _done)
         return then(self._fs.fallocate(handle, mode, offset, length), _done, request.unique)
@@ -276,7 +256,7 @@ class Operations:
         if request.opcode == Op.COPY_FILE_RANGE:  # its answer has 32 bits
             length = min(length, 0x7FFFF000)
         pack = abi.write_reply if request.opcode == Op.COPY_FILE_RANGE else abi.u64_reply
-        if fid in self._setid and request.uid:
+        if request.uid and self._fs.may_be_setid(fid):
             copy = self._fs.copy_file_range
             request = request._replace(nodeid=fid)
             return self._strip_then(request, lambda: copy(source, source_offset, target, target_offset, length), pack)
@@ -342,8 +322,6 @@ class Operations:
                 if not after:
                     break
                 filled = after
-                if entry.attr.mode & _SETID:
-                    self._note_setid(entry.attr)
             return abi.data_reply(unique, memoryview(listing)[:filled])
 
         return then(self._fs.readdir(handle, cookie), pack, request.unique)

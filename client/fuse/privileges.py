@@ -19,7 +19,9 @@ def privileges_to_kill(attr: Attr, uid: int, gid: int, pid: int) -> Set:
 
 
 def ends_privileges(attr: Attr, kill: Set) -> bool:
-    """Whether `kill` takes a bit away."""
+    """Whether `kill` takes a bit away. A directory keeps both."""
+    if stat.S_ISDIR(attr.mode):
+        return False
     group = stat.S_ISGID if kill & Set.KILL_SETGID or attr.mode & stat.S_IXGRP else 0
     return bool(attr.mode & (stat.S_ISUID | group))
 

@@ -16,10 +16,11 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { IDLE_MAX = 64, HANDSHAKE_MS = 10000, OWN_MAX = 4096, SOCKET_BYTES = 4 << 20 };
+enum { IDLE_MAX = 64, HANDSHAKE_MS = 10000, OWN_MAX = 4096, SOCKET_BYTES = 4 << 20, WAIT_S = 1 };
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct connection *idle;
@@ -329,6 +330,14 @@ int connection_open(struct connection *connection, const struct grant *grant, in
         return error;
     error = greet(fd, grant, connection->name, deadline_ms);
     if (error) {
+        REAL(close)(fd);
+        return error;
+    }
+    /* From here on a call that may wait does so in the kernel, and comes back once in a while to look at the time. */
+    struct timeval wait = {.tv_sec = WAIT_S};
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait) < 0 ||
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait) < 0 || REAL(fcntl)(fd, F_SETFL, 0) < 0) {
+        error = errno;
         REAL(close)(fd);
         return error;
     }

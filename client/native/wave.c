@@ -59,9 +59,11 @@ static size_t use_up(size_t *left, size_t sent)
     return sent - part;
 }
 
-/* Sends what the socket takes: 0 if all is sent, AGAIN, or an errno. */
+/* Sends what the socket takes: 0 if all is sent, AGAIN, or an errno. With several requests it never waits: the server may
+ * want its answers fetched first. */
 static int lane_send(struct lane *lane)
 {
+    int flags = MSG_NOSIGNAL | (lane->alone && lane->count == 1 ? 0 : MSG_DONTWAIT);
     for (;;) {
         if (!lane->head_left && !lane->body_left && !lane->bulk_left && !next_request(lane))
             return 0;
@@ -78,7 +80,7 @@ static int lane_send(struct lane *lane)
             planned += runs[count++].iov_len;
         }
         struct msghdr message = {.msg_iov = runs, .msg_iovlen = count};
-        ssize_t sent = sendmsg(lane->connection->fd, &message, MSG_NOSIGNAL);
+        ssize_t sent = sendmsg(lane->connection->fd, &message, flags);
         if (sent < 0 && errno == EINTR)
             continue;
         if (sent < 0)
@@ -93,9 +95,22 @@ static int lane_send(struct lane *lane)
 
 /* ------------------------------------------------------------------------------------------------------ receiving */
 
-/* Receives into `data`, first what is there already: how many bytes (0: the link has ended), or -1 with errno. */
-static ssize_t receive(struct connection *connection, const struct iovec *runs, size_t count)
+static bool lane_is_sending(const struct lane *lane)
 {
+    return lane->head_left || lane->body_left || lane->bulk_left;
+}
+
+/* How to receive: whether that waits. */
+static int receiving_flags(const struct lane *lane)
+{
+    return lane->alone && !lane_is_sending(lane) ? 0 : MSG_DONTWAIT;
+}
+
+/* Receives into `data`, first what is there already: how many bytes (0: the link has ended), or -1 with errno. */
+static ssize_t receive(struct lane *lane, const struct iovec *runs, size_t count)
+{
+    struct connection *connection = lane->connection;
+    int flags = receiving_flags(lane);
     size_t held = connection->filled - connection->taken;
     if (held) {
         size_t part = held < runs->iov_len ? held : runs->iov_len;
@@ -106,7 +121,7 @@ static ssize_t receive(struct connection *connection, const struct iovec *runs, 
     struct msghdr message = {.msg_iov = (struct iovec *)runs, .msg_iovlen = count};
     ssize_t got;
     do
-        got = recvmsg(connection->fd, &message, 0);
+        got = recvmsg(connection->fd, &message, flags == MSG_DONTWAIT ? flags : MSG_WAITALL);
     while (got < 0 && errno == EINTR);
     return got;
 }
@@ -120,7 +135,8 @@ static int begin_answer(struct lane *lane)
         memmove(connection->buffer, connection->buffer + connection->taken, held);
         connection->taken = 0;
         connection->filled = held;
-        ssize_t got = recv(connection->fd, connection->buffer + held, sizeof connection->buffer - held, 0);
+        ssize_t got = recv(connection->fd, connection->buffer + held, sizeof connection->buffer - held,
+                           receiving_flags(lane));
         if (got < 0 && errno == EINTR)
             continue;
         if (got <= 0)
@@ -184,7 +200,7 @@ static int lane_receive(struct lane *lane)
                 runs[count] = cursor_take(&cursor, lane->bulk_missing - planned);
                 planned += runs[count++].iov_len;
             }
-            ssize_t got = receive(lane->connection, runs, count);
+            ssize_t got = receive(lane, runs, count);
             if (got <= 0)
                 return got == 0 ? ECONNRESET : errno == EAGAIN ? AGAIN : errno;
             size_t bulk = use_up(&lane->reply_left, (size_t)got);
@@ -243,11 +259,6 @@ static int lane_go(struct lane *lane, const struct grant *grant, int64_t deadlin
     return lane_lost(lane, error);
 }
 
-static bool lane_is_sending(const struct lane *lane)
-{
-    return lane->head_left || lane->body_left || lane->bulk_left;
-}
-
 /* Waits until one of the lanes can go on. */
 static int wait_for_lanes(struct lane *lanes, int count, struct pollfd *entries, int64_t deadline_ms)
 {
@@ -278,6 +289,7 @@ int wave_run(struct lane *lanes, int count, const struct grant *grant, int64_t d
     struct pollfd few[16], *entries = count <= 16 ? few : calloc((size_t)count, sizeof *entries);
     int error = entries ? 0 : ENOMEM, taken = 0;
     for (; taken < count && !error; taken++) {
+        lanes[taken].alone = count == 1;
         lanes[taken].connection = connection_take(lanes[taken].address, grant);
         if (!lanes[taken].connection)
             error = ENOMEM;

@@ -32,6 +32,7 @@ struct lane {
     /* wave.c's own */
     struct connection *connection;
     int next, answered;
+    bool alone; /* nothing else is to be attended to: it may wait in the system calls themselves */
     int64_t retry_ms, lost_ms;
     int delay_ms;
     size_t head_left, body_left, bulk_left;

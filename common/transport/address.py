@@ -66,6 +66,8 @@ async def connect(addresses: str, certificates: Tls | None = None) -> Link:
             link.upgrade.optional = optional
         return link
     assert failure is not None
+    if isinstance(failure, rdma.Unavailable) and not optional:
+        raise rdma.Unavailable(failure.errno, f"{failure.strerror} ({rdma.ADD_TCP})") from None
     raise failure
 
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from nacrefs.common import arena
+from nacrefs.common import arena, faults
 from nacrefs.common.config import Size
 from nacrefs.common.transport import tcp
 from nacrefs.common.transport.fabric import Device, Fabric, Port, choose_port
@@ -26,6 +26,7 @@ from nacrefs.common.wire import RdmaEnd
 
 log = logging.getLogger("nacre.rdma")
 
+ADD_TCP: Final = "add a tcp:// address to go on without"
 PROBE_S: Final = 5.0
 _NEWS_S: Final = 0.05
 _DISTRUST_S: Final = 60.0
@@ -235,6 +236,8 @@ class Upgrade:
         except OSError as error:
             self._without(error.strerror or str(error))
             return None
+        if faults.on:
+            faults.hit("rdma.offer")
         return self._link.near
 
     async def accepted(self, far: RdmaEnd | None, declined: str) -> str:
@@ -269,7 +272,7 @@ class Upgrade:
     def _without(self, reason: str) -> None:
         text = f"{self._tcp.peername}: RDMA cannot be used: {reason}"
         if not self.optional:
-            raise Unavailable(errno.EPROTONOSUPPORT, f"{text} (add a tcp:// address to go on without)")
+            raise Unavailable(errno.EPROTONOSUPPORT, f"{text} ({ADD_TCP})")
         say_once(f"{text}; going on over TCP")
 
     # The accepting side.
@@ -282,6 +285,8 @@ class Upgrade:
         except OSError:
             self.drop()
             raise
+        if faults.on:
+            faults.hit("rdma.answer")
         return self._link.near
 
     # Both.
@@ -291,6 +296,8 @@ class Upgrade:
         link = self._link
         if link is None:
             return self._tcp
+        if faults.on:
+            faults.hit("rdma.switch")
         link.watch()
         return link
 

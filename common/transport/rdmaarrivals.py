@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from nacrefs.common import faults
 from nacrefs.common.framing import Decoder, Frame, FramingError, Kind
 from nacrefs.common.transport.credits import Credits
 from nacrefs.common.transport.link import Receiver
@@ -224,4 +225,6 @@ class Arrivals:
                 self._say_pulled(frame.xid)
 
         self._work.read(wanted, fetched, (targets, copy))
+        if faults.on:
+            faults.hit("rdma.read")
         return True

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from nacrefs.common import faults
 from nacrefs.common.framing import Kind, encode_frame
 from nacrefs.common.transport.credits import Credits
 from nacrefs.common.transport.link import Done
@@ -137,6 +138,8 @@ class Departures:
                 break
             if item.writes:
                 self._work.write(item.writes)
+                if faults.on:
+                    faults.hit("rdma.write")
             self._post(item)
 
     def _post(self, item: _Item) -> None:

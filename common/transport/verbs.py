@@ -1,12 +1,14 @@
 """RDMA devices through pyverbs, and the only module that imports it: when a device is looked for, not before.
 
 Both of pyverbs' APIs are served: that of rdma-core 39 to 57 (Debian 12 has 44), and that since 58, which tells a
-channel's descriptor and calls its enumerations `libibverbs_enums`. What pyverbs does not do well is worked round here:
-objects for work requests are slow to make and leak or are freed twice, so they are made once; importing it changes
-the root logger; nothing may be touched once it is closed. pyverbs must be of the machine's rdma-core (docs/rdma.md).
+channel's descriptor, calls its enumerations `libibverbs_enums` and has their constants in classes. What pyverbs does
+not do well is worked round here: objects for work requests are slow to make and leak or are freed twice, so they are
+made once; importing it changes the root logger; nothing may be touched once it is closed. pyverbs must be of the
+machine's rdma-core (docs/rdma.md).
 """
 
 import ctypes
+import enum
 import errno
 import importlib
 import ipaddress
@@ -18,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 
 from nacrefs.common.arena import too_little
@@ -29,7 +31,10 @@ _SYSFS: Final = Path("/sys/class/infiniband")
 _PORTS_S: Final = 5.0
 """How long what was found is taken to be there."""
 _ACTIVE: Final = "4: ACTIVE"
-_ROCE_V2: Final = "RoCE v2"
+_ROCE_V2: Final = 2
+"""`enum ibv_gid_type`"""
+_GIDS: Final = 1024
+"""Most addresses that a device may have (the kernel's answer must fit into 64 KiB)."""
 _ENTRIES: Final = 4096
 """Size of a completion queue at first."""
 _ACK: Final = 64
@@ -57,9 +62,9 @@ def _load() -> _Verbs:
     try:
         verbs = SimpleNamespace(**{name: importlib.import_module(f"pyverbs.{name}") for name in names})
         try:
-            verbs.e = importlib.import_module("pyverbs.libibverbs_enums")
+            verbs.e = enumerators(importlib.import_module("pyverbs.libibverbs_enums"))
         except ImportError:
-            verbs.e = importlib.import_module("pyverbs.enums")
+            verbs.e = enumerators(importlib.import_module("pyverbs.enums"))
     except ModuleNotFoundError as error:
         raise OSError(
             errno.ENODEV,
@@ -76,6 +81,18 @@ def _load() -> _Verbs:
         root.setLevel(level)
     _loaded.append(verbs)
     return verbs
+
+
+def enumerators(module: ModuleType) -> SimpleNamespace:
+    """The constants of a module of enumerations by their names in C: they are in the module (Cython before 3.1), or in
+    its classes only."""
+    found: dict[str, Any] = {}
+    for name, value in vars(module).items():
+        if isinstance(value, enum.EnumMeta):
+            found |= value.__members__
+        elif name.startswith("IBV_"):
+            found[name] = value
+    return SimpleNamespace(**found)
 
 
 def _error(error: Any, what: str) -> OSError:
@@ -127,23 +144,22 @@ def _ports_of(verbs: _Verbs, device: Path) -> list[Port]:
             ethernet = (place / "link_layer").read_text().strip() == "Ethernet"
             found += [
                 Port(device.name, number, gid, index, int(attributes.lid), int(attributes.active_mtu), ethernet)
-                for index, gid in _gids(place, ethernet)
+                for index, gid in _gids(context, number, ethernet)
             ]
         return found
+    except verbs.pyverbs_error.PyverbsError as error:
+        raise _error(error, f"the addresses of RDMA device {device.name} cannot be read") from None
     finally:
         context.close()
 
 
-def _gids(place: Path, ethernet: bool) -> list[tuple[int, str]]:
-    """Index and GID of a port's addresses."""
-    found: list[tuple[int, str]] = []
-    for index in range(len(os.listdir(place / "gids"))):
-        with suppress(OSError):  # entries that are not in use cannot be read
-            gid = ipaddress.IPv6Address((place / "gids" / str(index)).read_text().strip())
-            kind = (place / "gid_attrs" / "types" / str(index)).read_text().strip()
-            if int(gid) and (kind == _ROCE_V2 or not ethernet):
-                found.append((index, str(gid)))
-    return found
+def _gids(context: Any, number: int, ethernet: bool) -> list[tuple[int, str]]:
+    """Index and GID of a port's addresses. (Asked for as a table: sysfs has a file for each of up to 1024 places.)"""
+    return [
+        (int(entry.gid_index), str(ipaddress.IPv6Address(entry.gid_str())))
+        for entry in context.query_gid_table(_GIDS)
+        if entry.port_num == number and (entry.gid_type == _ROCE_V2 or not ethernet)
+    ]
 
 
 def _channel(verbs: _Verbs, context: Any) -> tuple[Any, int]:

@@ -8,9 +8,9 @@ from typing import Any, Final, NamedTuple
 from nacrefs.common.layout import MIRRORS_MAX
 from nacrefs.common.wire import ListObjects, ObjectFact, ObjectFacts, ObjectId, ProbeObjects
 from nacrefs.mds.fsck.steps import AGAIN, alone_in_batch
-from nacrefs.mds.journal import Journal
-from nacrefs.mds.step import Step
-from nacrefs.mds.targets import Targets
+from nacrefs.mds.osts.targets import Targets
+from nacrefs.mds.transactions.journal import Journal
+from nacrefs.mds.transactions.step import Step
 
 PAGE: Final = 2000
 PROBED_AT_ONCE: Final = 500

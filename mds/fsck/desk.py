@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nacrefs.common.rpc import Call, Handler
 from nacrefs.common.wire import Fsck, FsckReport, Request, WatchFsck
 from nacrefs.mds.fsck.job import FsckJob
-from nacrefs.mds.scrubbing import SCRUB_REQUESTS, ScrubDesk
+from nacrefs.mds.osts.scrubbing import SCRUB_REQUESTS, ScrubDesk
 
 if TYPE_CHECKING:
     from nacrefs.mds.service import Mds

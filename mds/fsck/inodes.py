@@ -11,12 +11,13 @@ from nacrefs.common.fid import fid_counter, fid_mdt
 from nacrefs.common.layout import Layout, LayoutSpec
 from nacrefs.common.wire import Attr, AttrFlag, HsmFlag, Mode
 from nacrefs.mds.fsck.steps import Recount, count, free_name, fresh
-from nacrefs.mds.hsmrows import COPIED, HsmRow
+from nacrefs.mds.hsm.rows import COPIED, HsmRow
 from nacrefs.mds.inode import Inode, encode_layout
+from nacrefs.mds.lifecycle.places import class_place, osts_place
 from nacrefs.mds.namespace.attributes import blocks_of
 from nacrefs.mds.namespace.layouts import layout_of
 from nacrefs.mds.records import MirrorRecord
-from nacrefs.mds.step import Step
+from nacrefs.mds.transactions.step import Step
 
 _INLINE: Final = int(AttrFlag.INLINE)
 _XATTRS: Final = int(AttrFlag.XATTRS)
@@ -112,6 +113,17 @@ def set_tier_flags(step: Step, fid: int) -> str:
     return ""
 
 
+def set_copy_place(step: Step, fid: int) -> None:
+    """Where lifecycle rules look for a file becomes where it and its copy are."""
+    inode = fresh(step, fid)
+    store = step.tx.mdt.store
+    found = store.fetchone(store.statements.hsm, (fid,))
+    if inode is not None and found is not None:
+        row = HsmRow(*found)
+        step.tx.run("set_copy_osts", (osts_place(inode.layout), fid))
+        step.tx.run("set_copy_class", (class_place(row.archive, row.storage_class), fid))
+
+
 def set_layouts(step: Step, fid: int, layout: Layout | None) -> None:
     """An inode of which a layout cannot be read, or is not what its type has: a file gets `layout` (None: a new one,
     for it has no objects), and a directory keeps its own default if that can be read."""
@@ -130,6 +142,7 @@ def set_layouts(step: Step, fid: int, layout: Layout | None) -> None:
     step.leases.changed(fid)
     step.tx.mdt.cache.drop_inode(fid)
     step.tx.run("set_layouts", (flags, encode_layout(layout), spec, fid))
+    step.tx.run("set_copy_osts", (osts_place(layout), fid))
 
 
 def _is_spec(data: bytes | None) -> bool:

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from nacrefs.common.wire import Fsck, FsckReport, Problem, QuotaDrift, Repair
-from nacrefs.mds.check import STAGES, Finding, tree_findings, usage_drifts, words_of_drift
+from nacrefs.mds.check import STAGES, tree_findings, usage_drifts, words_of_drift
+from nacrefs.mds.findings import Finding
 from nacrefs.mds.fsck.asking import Osts
 from nacrefs.mds.fsck.mending import MENDS as OBJECT_MENDS
 from nacrefs.mds.fsck.mending import ObjectMender
 from nacrefs.mds.fsck.objects import ObjectCheck
 from nacrefs.mds.fsck.paths import path_if_any
+from nacrefs.mds.fsck.tables import LEFT, TableMender
+from nacrefs.mds.fsck.tables import MENDS as TABLE_MENDS
 from nacrefs.mds.fsck.tree import MENDS as TREE_MENDS
 from nacrefs.mds.fsck.tree import TreeMender
 from nacrefs.mds.snapshot import Snapshot, read_all
@@ -29,6 +32,7 @@ PASSES_MAX: Final = 8
 PROBLEMS_MAX: Final = 100_000
 PAGE: Final = 200
 _ORPHAN_S: Final = 2.0
+_TREE_MENDS: Final = {**TREE_MENDS, **TABLE_MENDS}
 
 
 class FsckJob:
@@ -38,7 +42,8 @@ class FsckJob:
         self._mds = mds
         self._request = request
         self._osts = Osts(mds.targets)
-        self._tree = TreeMender(mds.mdt, mds.journal, mds.recalls, self._osts)
+        self._tables = TableMender(mds)
+        self._tree = TreeMender(mds.mdt, mds.journal, mds.recalls, self._osts, self._tables.ways)
         self._objects = ObjectMender(mds.journal, mds.mirrors, self._tree, request.destroy_orphans)
         self._scope: set[int] | None = None
         self._problems: dict[tuple[str, int, str], Problem] = {}
@@ -62,8 +67,7 @@ class FsckJob:
     async def run(self) -> None:
         """Check, and mend if asked; never raises but when cancelled."""
         try:
-            if self._mds.in_grace:
-                raise OSError(errno.EAGAIN, "the MDS waits for its clients to reclaim what they had: try again soon")
+            await self._mds.grace.ended()
             if self._request.fid:
                 self._scope = await read_all(self._mds.mdt.store, lambda snap: _below(snap, self._request.fid))
             await self._check_tree()
@@ -92,7 +96,7 @@ class FsckJob:
         for _ in range(PASSES_MAX):
             findings = await self._tree_findings()
             for finding in findings:
-                self._found(finding, TREE_MENDS.get(finding.kind, ""))
+                self._found(finding, _TREE_MENDS.get(finding.kind, ""), LEFT.get(finding.kind, ""))
             if not self._request.repair or not findings or findings == before:
                 break
             before = findings
@@ -119,6 +123,10 @@ class FsckJob:
             if any(self._is_ending(finding.fid) for finding in orphans):
                 await asyncio.sleep(min(self._request.grace_s, _ORPHAN_S))
             found = [finding for finding in found if finding not in orphans or not self._is_ending(finding.fid)]
+        if lost := self._tables.lost_actions():
+            await asyncio.sleep(min(self._request.grace_s, _ORPHAN_S))
+            still = self._tables.lost_actions()
+            found += [finding for finding in lost if finding in still]
         return [finding for finding in found if self._in_scope(finding)]
 
     def _is_ending(self, fid: int) -> bool:
@@ -164,13 +172,15 @@ class FsckJob:
 
     async def _check_usage(self) -> None:
         self._phase("usage", 0, 1)
-        drifts: list[QuotaDrift] = await read_all(self._mds.mdt.store, usage_drifts)
-        findings = [Finding("usage-wrong", 0, words_of_drift(drift)) for drift in drifts]
-        for finding in findings:
+        drifts: list[QuotaDrift]
+        if self._request.repair:
+            drifts = await self._mds.quotas.repair()
+        else:
+            drifts = await read_all(self._mds.mdt.store, usage_drifts)
+        for drift in drifts:
+            finding = Finding("usage-wrong", 0, words_of_drift(drift))
             self._found(finding, "it is counted again")
-        if self._request.repair and drifts:
-            await self._mds.quotas.mend(drifts)
-            for finding in findings:
+            if self._request.repair and _key(finding) in self._problems:
                 self._problems[_key(finding)] = _settled(self._problems[_key(finding)], "")
         self._phase("usage", 1, 1)
 

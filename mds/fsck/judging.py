@@ -10,7 +10,7 @@ from typing import Final
 
 from nacrefs.common.layout import CopyState, Layout
 from nacrefs.common.wire import AttrFlag
-from nacrefs.mds.check import Finding
+from nacrefs.mds.findings import Finding
 from nacrefs.mds.fsck.asking import Seen
 from nacrefs.mds.inode import Inode
 

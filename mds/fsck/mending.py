@@ -8,15 +8,15 @@ from msgspec.structs import replace
 
 from nacrefs.common.layout import CopyState, Layout
 from nacrefs.common.wire import AttrFlag, Mode, ObjectId
-from nacrefs.mds.check import Finding
+from nacrefs.mds.findings import Finding
 from nacrefs.mds.fsck import inodes
 from nacrefs.mds.fsck.asking import Seen, durably
 from nacrefs.mds.fsck.tree import TreeMender, layout_by_objects
-from nacrefs.mds.journal import Journal
-from nacrefs.mds.mirrors import Mirrors
 from nacrefs.mds.namespace.copies import doubt_copies
+from nacrefs.mds.osts.mirrors import Mirrors
 from nacrefs.mds.records import DISCARDED, MirrorRecord
-from nacrefs.mds.step import Step
+from nacrefs.mds.transactions.journal import Journal
+from nacrefs.mds.transactions.step import Step
 
 SAVED: Final = "they become a file in /lost+found"
 MENDS: Final = {
@@ -148,7 +148,7 @@ def _discard(fid: int, number: int, ost: int, generation: int, step: Step) -> st
     """An object that its file's layout does not name."""
     inode = step.tx.inode(fid)
     layout = None if inode is None else inode.layout
-    if layout is not None and number < len(layout.osts) and layout.osts[number] == ost:
+    if layout is not None and layout.lies_on(number, ost):
         return "the file has it now"
     step.tx.put_mirror(MirrorRecord(fid, number, ost, DISCARDED, generation))
     return ""

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from nacrefs.common.fid import ROOT
 from nacrefs.mds.fsck.steps import Recount, free_name, fresh
-from nacrefs.mds.step import Step
+from nacrefs.mds.transactions.step import Step
 
 ENTRIES_AT_ONCE: Final = 100
 

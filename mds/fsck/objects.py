@@ -15,18 +15,18 @@ from typing import Final
 import msgspec
 
 from nacrefs.common.wire import AttrFlag, Mode, ObjectId
-from nacrefs.mds.check import Finding
+from nacrefs.mds.clients.leases import LeaseTable
 from nacrefs.mds.engine import Row
+from nacrefs.mds.findings import Finding
 from nacrefs.mds.fsck.asking import Osts, Seen
 from nacrefs.mds.fsck.judging import judge
-from nacrefs.mds.hsmrows import PARTLY, hsm_of
+from nacrefs.mds.hsm.rows import PARTLY, hsm_of
 from nacrefs.mds.inode import Inode, inode_of
-from nacrefs.mds.leases import LeaseTable
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.records import DISCARDED
 from nacrefs.mds.snapshot import Snapshot, read_all
 from nacrefs.mds.statements import INODE_COLUMNS
-from nacrefs.mds.tx import Tx
+from nacrefs.mds.transactions.tx import Tx
 
 PAGE: Final = 1000
 CONFIRM_S: Final = 2.0
@@ -220,7 +220,7 @@ def _is_own(inode: Inode, seen: Seen) -> bool:
     layout, number = inode.layout, seen.fact.number
     if layout is None or inode.is_inline or inode.attr.flags & _RELEASED:
         return False
-    return number < len(layout.osts) and layout.osts[number] == seen.ost
+    return layout.lies_on(number, seen.ost)
 
 
 def _objects_of(files: Iterable[Inode], all_files: bool = False) -> list[ObjectId]:

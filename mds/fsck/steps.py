@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from nacrefs.common.fid import ROOT
 from nacrefs.mds.inode import DIRECTORY_BLOCKS, DIRECTORY_BYTES, Inode
-from nacrefs.mds.step import Step
+from nacrefs.mds.transactions.step import Step
 
 AGAIN: Final = object()
 """The step was not the first of its batch: submit it again."""

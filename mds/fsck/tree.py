@@ -1,7 +1,7 @@
 """Which step mends which finding of the tree (`mds/check.py`)."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -9,15 +9,15 @@ import msgspec
 
 from nacrefs.common.layout import Layout
 from nacrefs.common.wire import AttrFlag
-from nacrefs.mds.check import Finding
+from nacrefs.mds.clients.recalls import Recalls
+from nacrefs.mds.findings import Finding
 from nacrefs.mds.fsck import inodes, names
 from nacrefs.mds.fsck.asking import Osts, Seen, durably
 from nacrefs.mds.fsck.steps import lost_found
 from nacrefs.mds.inode import Inode, decode_layout
-from nacrefs.mds.journal import Journal
 from nacrefs.mds.mdt import Mdt
-from nacrefs.mds.recalls import Recalls
-from nacrefs.mds.step import DEFAULT_SPEC, Step
+from nacrefs.mds.transactions.journal import Journal
+from nacrefs.mds.transactions.step import DEFAULT_SPEC, Step
 
 LOST: Final = "it gets a name in /lost+found"
 COUNTED: Final = "it is counted again"
@@ -54,6 +54,7 @@ MENDS: Final = {
     "archived-flag": FLAGS,
     "released-flag": FLAGS,
     "copied-flag": FLAGS,
+    "copy-place": "it is written down again",
     "hsm-without-inode": ROWS,
     "writer-without-session": ROWS,
     "copy-forgotten": "it is made equal",
@@ -74,9 +75,17 @@ _POLL_S: Final = 0.05
 
 
 class TreeMender:
-    """Mends findings of the tree, one after the other. A method returns why it could not, or nothing."""
+    """Mends findings of the tree, one after the other. A method returns why it could not, or nothing. `others` mend
+    what is no business of the tree (`tables`)."""
 
-    def __init__(self, mdt: Mdt, journal: Journal, recalls: Recalls, osts: Osts) -> None:
+    def __init__(
+        self,
+        mdt: Mdt,
+        journal: Journal,
+        recalls: Recalls,
+        osts: Osts,
+        others: Mapping[str, Callable[[Finding], Awaitable[str]]],
+    ) -> None:
         self._mdt = mdt
         self._journal = journal
         self._recalls = recalls
@@ -100,11 +109,13 @@ class TreeMender:
             "archived-flag": self._by(inodes.set_tier_flags),
             "released-flag": self._by(inodes.set_tier_flags),
             "copied-flag": self._by(inodes.set_tier_flags),
+            "copy-place": self._by(inodes.set_copy_place),
             "copy-forgotten": self._copy,
             "fid-not-given": lambda finding: self._step(partial(_give_out, finding.fid, 0)),
             "session-not-given": lambda finding: self._step(partial(_give_out, 0, finding.values[0])),
             **dict.fromkeys(_CORRECTED, self._by(inodes.correct)),
             **dict.fromkeys(_ROWS, self._rows),
+            **others,
         }
 
     async def mend(self, findings: Sequence[Finding]) -> list[str]:

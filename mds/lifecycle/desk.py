@@ -9,8 +9,10 @@ import msgspec
 from nacrefs.common import wire
 from nacrefs.common.rpc import Call, Handler
 from nacrefs.common.wire import Done, Inspection
-from nacrefs.mds.lifecycle.engine import ACTIVE, PAUSED
 from nacrefs.mds.lifecycle.report import documents, explain, report, status
+from nacrefs.mds.lifecycle.standing import ACTIVE, PAUSED
+from nacrefs.mds.once import Keep
+from nacrefs.mds.transactions.step import Step
 
 if TYPE_CHECKING:
     from nacrefs.mds.service import Mds
@@ -30,40 +32,46 @@ class LifecycleDesk:
     def handlers(self) -> dict[type[wire.Request[Any]], Handler]:
         """The table of these requests."""
         return {
-            wire.SetLifecycle: self._put,
-            wire.RemoveRule: self._remove,
-            wire.SetRuleState: self._set_state,
-            wire.RunRule: self._run,
+            wire.SetLifecycle: self._mds.once.handler(self._put),
+            wire.RemoveRule: self._mds.once.handler(self._remove),
+            wire.SetRuleState: self._mds.once.handler(self._set_state),
+            wire.RunRule: self._mds.once.handler(self._run),
             wire.AskLifecycle: self._ask,
         }
 
-    async def _put(self, request: wire.SetLifecycle, call: Call) -> Inspection:
-        self._mds.sessions.heard(call.peer)
-        warnings = await self._rules.put(request.document, request.source, request.keep, request.recall)
-        return _json({"rules": len(self._rules.standing), "warnings": warnings})
+    async def _put(self, request: wire.SetLifecycle, keep: Keep) -> Inspection:
+        answer = Inspection(b"")
 
-    async def _remove(self, request: wire.RemoveRule, call: Call) -> Done:
-        self._mds.sessions.heard(call.peer)
-        await self._rules.remove(request.rule, request.keep, request.recall)
+        def also(step: Step, warnings: list[str]) -> None:
+            nonlocal answer
+            answer = _json({"rules": len(self._rules.standing), "warnings": warnings})
+            keep(step, answer)
+
+        await self._rules.put(request.document, request.source, request.keep, request.recall, also)
+        return answer
+
+    async def _remove(self, request: wire.RemoveRule, keep: Keep) -> Done:
+        await self._rules.remove(request.rule, request.keep, request.recall, lambda step: keep(step, Done()))
         return Done()
 
-    async def _set_state(self, request: wire.SetRuleState, call: Call) -> Done:
-        self._mds.sessions.heard(call.peer)
+    async def _set_state(self, request: wire.SetRuleState, keep: Keep) -> Done:
         if request.state == "stopped":
             self._rules.need(request.rule)
             self._rules.stop_run(request.rule, request.reason or "it was stopped")
+            await self._mds.journal.submit_own(lambda step: keep(step, Done()))
         elif request.state in (ACTIVE, PAUSED):
-            await self._rules.set_state(request.rule, request.state, request.reason)
+            await self._rules.set_state(request.rule, request.state, request.reason, lambda step: keep(step, Done()))
         else:
             raise OSError(errno.EINVAL, f"{request.state!r} is none of {ACTIVE}, {PAUSED}, stopped")
         return Done()
 
-    async def _run(self, request: wire.RunRule, call: Call) -> Inspection:
-        self._mds.sessions.heard(call.peer)
+    async def _run(self, request: wire.RunRule, keep: Keep) -> Inspection:
         ahead_ns = request.now_ns - self._mds.clock.now_ns() if request.now_ns else 0
         if not request.dry:
+            answer = _json({"rule": request.rule, "state": "running"})
             self._rules.run_now(request.rule, ahead_ns)
-            return _json({"rule": request.rule, "state": "running"})
+            await self._mds.journal.submit_own(lambda step: keep(step, answer))
+            return answer
         run = await self._rules.try_out(request.rule, ahead_ns)
         return _json({"rule": request.rule, **run.tally.plain(), "files": run.sample})
 

@@ -5,73 +5,41 @@ import errno
 import json
 import logging
 import time
-from collections.abc import Coroutine
-from datetime import UTC, datetime
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-from croniter import croniter
-
 from nacrefs.common.wire import HsmAction
-from nacrefs.mds.hsmrows import COPIED, RELEASED, ActionRow
-from nacrefs.mds.hsmsteps import NotDue
-from nacrefs.mds.lifecycle.candidates import Scan, pages
+from nacrefs.mds.hsm.rows import ActionRow
+from nacrefs.mds.hsm.steps import NotDue
+from nacrefs.mds.lifecycle.candidates import in_states, pages
 from nacrefs.mds.lifecycle.document import DocumentError, parse_document, plain_document
+from nacrefs.mds.lifecycle.indexes import RuleIndexes, any_of, needed, needed_by
 from nacrefs.mds.lifecycle.judging import Judge, candidates_of, directory_fid
+from nacrefs.mds.lifecycle.pace import give_turn
 from nacrefs.mds.lifecycle.queries import queries_of
-from nacrefs.mds.lifecycle.rules import NS, Configuration, Rule, Since, Watermarks
-from nacrefs.mds.lifecycle.run import ACT_OF, TURN, Run
-from nacrefs.mds.lifecycle.tally import Tally
+from nacrefs.mds.lifecycle.rules import Configuration, Rule, Watermarks
+from nacrefs.mds.lifecycle.run import ACT_OF, ONLY_THERE, Run
+from nacrefs.mds.lifecycle.standing import (
+    ACTIVE,
+    PAUSED,
+    RECALLING,
+    STATES,
+    SUSPENDED,
+    WATERMARKS,
+    Standing,
+    standing_of,
+    watermarks_of,
+)
 from nacrefs.mds.lifecycle.watermarks import CAUSE, Keeper
-from nacrefs.mds.step import Step
+from nacrefs.mds.transactions.step import Step
 
 if TYPE_CHECKING:
     from nacrefs.mds.service import Mds
 
 log = logging.getLogger("nacre.mds")
 
-ACTIVE, PAUSED, SUSPENDED, RECALLING = "active", "paused", "suspended", "recalling"
-WATERMARKS: Final = " watermarks"
 RETRY_S: Final = 60.0
-
-
-class Counts(msgspec.Struct):
-    """What is kept of a rule's runs."""
-
-    put_ns: int = 0
-    last: Tally = msgspec.field(default_factory=Tally)
-    total: Tally = msgspec.field(default_factory=Tally)
-
-
-class Standing(msgspec.Struct):
-    """A rule and how it stands (a row of `schema.rule`)."""
-
-    rule: Rule
-    position: int
-    document: str
-    state: str = ACTIVE
-    reason: str = ""
-    last_run_ns: int = 0
-    counts: Counts = msgspec.field(default_factory=Counts)
-    reckoned: tuple[int, int] = (-1, 0)
-    """From when the next run was reckoned last, and when that is: cron costs a tenth of a millisecond."""
-
-    def row(self) -> tuple[Any, ...]:
-        """The row."""
-        counts = msgspec.json.encode(self.counts).decode()
-        return self.rule.id, self.position, self.document, self.state, self.reason, self.last_run_ns, counts
-
-    def next_run_ns(self) -> int | None:
-        """When it runs next by itself; None: it does not."""
-        if not self.rule.enabled or self.state != ACTIVE:
-            return None
-        since_ns = max(self.last_run_ns, self.counts.put_ns)
-        if self.reckoned[0] != since_ns:
-            last = datetime.fromtimestamp(since_ns // NS, UTC).astimezone()
-            following: datetime = croniter(self.rule.schedule, last).get_next(datetime)
-            self.reckoned = since_ns, round(following.timestamp()) * NS
-        return self.reckoned[1]
 
 
 class Lifecycle:
@@ -83,7 +51,8 @@ class Lifecycle:
         self.runs: dict[str, Run] = {}
         """Those under way, by rule."""
         self.watermarks: Watermarks | None = None
-        self.keeper = Keeper(mds)
+        self.indexes = RuleIndexes(mds.mdt.store, mds.journal, lambda: needed(self.rules(), self.watermarks))
+        self.keeper = Keeper(mds, self.indexes)
         self.watermarks_document = ""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
@@ -95,24 +64,22 @@ class Lifecycle:
     def start(self) -> None:
         """Take up the rules that are there, and the removals that an earlier run has begun."""
         store = self._mds.mdt.store
-        for identity, position, document, state, reason, last_run_ns, counts in store.fetchall(store.statements.rules):
-            if identity == WATERMARKS:
-                self._set_watermarks(document)
-                continue
-            (rule,) = parse_document(json.dumps({"Rules": [json.loads(document)]})).rules
-            self.standing[identity] = Standing(
-                rule, position, document, state, reason, last_run_ns, msgspec.json.decode(counts, type=Counts)
-            )
+        for row in store.fetchall(store.statements.rules):
+            try:
+                if row[0] == WATERMARKS:
+                    self._set_watermarks(row[2])
+                else:
+                    self.standing[row[0]] = standing_of(row)
+            except ValueError as error:  # the others are served nevertheless; `nacre fsck` tells of this one
+                log.error("lifecycle rule %r cannot be read: %s", row[0], error)
+        self._spawn(self.indexes.keep())
         for one in self.standing.values():
             if one.state == RECALLING:
                 self._begin_recall(one)
 
     def _set_watermarks(self, document: str) -> None:
+        self.watermarks = watermarks_of(document)
         self.watermarks_document = document
-        if document:
-            self.watermarks = parse_document(json.dumps({"Rules": [], "Watermarks": json.loads(document)})).watermarks
-        else:
-            self.watermarks = None
         self.keeper.marks = self.watermarks
 
     async def stop(self) -> None:
@@ -124,7 +91,7 @@ class Lifecycle:
 
     def tick(self) -> None:
         """Time has passed: begin what is due."""
-        if self._stopping or self._mds.in_grace:
+        if self._stopping or self._mds.grace.running:
             return
         now_ns = self._mds.clock.now_ns()
         for one in self.standing.values():
@@ -161,9 +128,17 @@ class Lifecycle:
         """Who says now which rule a file is under. Rules that are being removed still have their files."""
         return Judge(self._mds.journal.reading, self.rules(), self._mds.hsm.archives)
 
-    async def put(self, text: str, source: str, keep: bool, recall: bool) -> list[str]:
-        """Replace all rules by those of a document; what its author should know. OSError: EINVAL with every mistake, a
-        line each; EBUSY if a rule that would go has released files and neither `keep` nor `recall` is given."""
+    async def put(
+        self,
+        text: str,
+        source: str,
+        keep: bool,
+        recall: bool,
+        also: Callable[[Step, list[str]], None] = lambda step, warnings: None,
+    ) -> None:
+        """Replace all rules by those of a document. `also` is part of the last step, and is told what the author should
+        know. OSError: EINVAL with every mistake, a line each; EBUSY if a rule that would go has released files and
+        neither `keep` nor `recall` is given."""
         try:
             wanted = parse_document(text, source)
         except DocumentError as error:
@@ -188,10 +163,32 @@ class Lifecycle:
         for one in going:
             await self._let_go(one, recall)
         self._set_watermarks(json.dumps(plain["Watermarks"]) if "Watermarks" in plain else "")
+        self.indexes.settle()
+        warnings = self._warnings(wanted)
+        await self._keep_watermarks(lambda step: also(step, warnings))
+
+    async def _keep_watermarks(self, also: Callable[[Step], None] = lambda step: None) -> None:
         row = (WATERMARKS, -1, self.watermarks_document, ACTIVE, "", 0, "{}")
         put = ("put_rule", row) if self.watermarks_document else ("delete_rule", (WATERMARKS,))
-        await self._mds.journal.submit_own(lambda step: step.tx.run(*put))
-        return self._warnings(wanted)
+
+        def end(step: Step) -> None:
+            step.tx.run(*put)
+            also(step)
+
+        await self._mds.journal.submit_own(end)
+
+    async def settle(self, identity: str) -> str:
+        """The stored rule cannot be read, or makes no sense: store what is in force, or remove it."""
+        one = self.standing.get(identity)
+        if identity == WATERMARKS:
+            await self._keep_watermarks()
+        elif one is None:
+            await self._mds.journal.submit_own(lambda step: step.tx.run("delete_rule", (identity,)))
+        else:
+            if one.state not in STATES:
+                one.state, one.reason = PAUSED, "its state was unknown"
+            await self._keep(one)
+        return ""
 
     def _check_archives(self, wanted: Configuration, source: str) -> None:
         known = {spec.name for spec in self._mds.hsm.archives.values()}
@@ -216,26 +213,38 @@ class Lifecycle:
             found += [f"there is no pool {name!r}" for name, _, _ in wanted.watermarks.pools if name not in pools]
         return found
 
-    async def remove(self, identity: str, keep: bool, recall: bool) -> None:
-        """Remove a rule. OSError (EBUSY) if files of it are released and neither `keep` (they stay so) nor `recall`
-        (they are brought back first) is given."""
+    async def remove(self, identity: str, keep: bool, recall: bool, also: Callable[[Step], None]) -> None:
+        """Remove a rule; `also` is part of that step. OSError (EBUSY) if files of it are released and neither `keep`
+        (they stay so) nor `recall` (they are brought back first) is given."""
         one = self.need(identity)
         if not keep and not recall:
             await self._check_removal(one)
-        await self._let_go(one, recall)
+        await self._let_go(one, recall, also)
 
-    async def _let_go(self, one: Standing, recall: bool) -> None:
+    async def _let_go(self, one: Standing, recall: bool, also: Callable[[Step], None] = lambda step: None) -> None:
+        recalling = one.state == RECALLING
         self.stop_run(one.rule.id, "the rule was removed")
         if recall:
             one.state, one.reason = RECALLING, "it is removed when its files are back"
-            await self._keep(one)
+
+        def put(step: Step) -> None:
+            if recall:
+                _put(one, step)
+            else:
+                step.tx.run("delete_rule", (one.rule.id,))
+            also(step)
+
+        await self._mds.journal.submit_own(put)
+        if not recall:
+            self.standing.pop(one.rule.id, None)
+            self.indexes.settle()
+        elif not recalling:
             self._begin_recall(one)
-        else:
-            await self._forget(one)
 
     async def _forget(self, one: Standing) -> None:
         await self._mds.journal.submit_own(lambda step: step.tx.run("delete_rule", (one.rule.id,)))
         self.standing.pop(one.rule.id, None)
+        self.indexes.settle()
 
     async def _check_removal(self, one: Standing) -> None:
         """OSError (EBUSY) if a file that the rule is about is released."""
@@ -245,7 +254,8 @@ class Lifecycle:
             top = directory_fid(self._mds.journal.reading, one.rule.directory)
         except OSError:
             return
-        scan = Scan((RELEASED, COPIED | RELEASED), Since.ACCESS, 1 << 62)
+        await self.indexes.have(needed_by(one.rule))
+        scan = in_states(ONLY_THERE, any_of(one.rule), 1 << 62)
         for page in pages(store, queries_of(store.backend), scan, top):
             begun_s = time.perf_counter()
             if any(judge.decision(one.rule, file, 0) is not None for file in page):
@@ -253,17 +263,22 @@ class Lifecycle:
                     errno.EBUSY,
                     f"rule {one.rule.id} has released files: --recall brings them back first, --keep leaves them so",
                 )
-            await asyncio.sleep(TURN * (time.perf_counter() - begun_s))
+            await give_turn(begun_s)
 
-    async def set_state(self, identity: str, state: str, reason: str) -> None:
-        """Pause a rule, or let it run again."""
+    async def set_state(self, identity: str, state: str, reason: str, also: Callable[[Step], None]) -> None:
+        """Pause a rule, or let it run again. `also` is part of the step."""
         one = self.need(identity)
         if one.state == RECALLING:
             raise OSError(errno.EBUSY, f"rule {identity} is being removed: its files are brought back")
         if state != ACTIVE:
             self.stop_run(identity, f"{state}: {reason}" if reason else state)
         one.state, one.reason = state, reason
-        await self._keep(one)
+
+        def put(step: Step) -> None:
+            _put(one, step)
+            also(step)
+
+        await self._mds.journal.submit_own(put)
 
     async def _keep(self, one: Standing) -> None:
         await self._mds.journal.submit_own(partial(_put, one))

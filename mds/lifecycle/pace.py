@@ -8,6 +8,15 @@ BURST_S: Final = 1.0
 """What was not used of the last second may be used at once."""
 
 
+TURN: Final = 4.0
+"""How much longer others have their turn than what went before has taken."""
+
+
+async def give_turn(begun_s: float) -> None:
+    """Let others have their turn, after work that was begun at `begun_s` (perf_counter)."""
+    await asyncio.sleep(TURN * (time.perf_counter() - begun_s))
+
+
 class Pace:
     """Lets `rate` units pass per second; 0: any number."""
 

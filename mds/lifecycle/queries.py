@@ -10,10 +10,11 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, FromClause, Select, bindparam, func, literal_column, select, text
 from sqlalchemy.sql import ClauseElement
 
-from nacrefs.mds.schema import IS_DIRECTORY, IS_FILE, LAST_USE, TIER_STATE, dentry, hsm, inode
+from nacrefs.mds.lifecycle.indexes import OSTS_BY_USE, RULE_INDEXES, RuleIndex
+from nacrefs.mds.schema import IS_DIRECTORY, Int64, dentry, hsm, inode
 from nacrefs.mds.statements import dialect_of, sql_text
 
-PAGE: Final = 100
+PAGE: Final = 10
 """Files that one statement looks at."""
 DIRECTORIES: Final = 500
 """Directories that one statement finds."""
@@ -27,20 +28,15 @@ class Queries:
 
     def __init__(self, backend: str) -> None:
         self._dialect = dialect_of(backend)
-        change = inode.c.mtime_ns
-        # state, from, until -> a page of files in order of their last use
-        self.by_use = self._text(self._later(LAST_USE), "state from until")
-        # state, at, fid -> those that were last used at the same moment, behind a fid. (`(at, fid) > (?, ?)` in one
-        # statement would do, but SQLite searches an index on an expression by no more than its first bound.)
-        self.by_use_same = self._text(self._same(LAST_USE), "state at fid")
-        # the same in order of their last change
-        self.by_change = self._text(self._later(change), "state from until")
-        self.by_change_same = self._text(self._same(change), "state at fid")
-        # state, until, limit -> how many there are, at most `limit`
-        self.count_by_use = self._text(self._count(LAST_USE), "state until limit")
-        self.count_by_change = self._text(self._count(change), "state until limit")
-        # archive, storage class, fid -> a page of its copies in order of their fids
-        self.by_class = self._text(self._classed(), "archive storage_class fid")
+        # By index. key, from, until -> a page of files in order of their age, and one more file if there is one
+        self.later = {name: self._text(_later(index), "key from until") for name, index in RULE_INDEXES.items()}
+        # key, at, fid -> those of the same age, behind a fid. (`(at, fid) > (?, ?)` in one statement would do, but
+        # SQLite searches an index on an expression by no more than its first bound.)
+        self.same = {name: self._text(_same(index), "key at fid") for name, index in RULE_INDEXES.items()}
+        # key, until, limit -> how many there are, at most `limit`
+        self.count = {name: self._text(_count(index), "key until limit") for name, index in RULE_INDEXES.items()}
+        # place -> the next one (`places.osts_place`) that files have
+        self.next_osts = self._text(_next(RULE_INDEXES[OSTS_BY_USE]), "place")
         # parent, name -> a page of a directory's files in order of their names
         self.in_directory = self._text(self._listed(), "parent name")
         # parent, fid -> fid, number of names of subdirectories
@@ -76,51 +72,6 @@ class Queries:
     def _text(self, statement: ClauseElement, order: str) -> str:
         return sql_text(statement, order, self._dialect)
 
-    def _later(self, age: ColumnElement[int]) -> Select[Any]:
-        return self._aged(age, (age, inode.c.fid), age > bindparam("from"), age <= bindparam("until"))
-
-    def _same(self, age: ColumnElement[int]) -> Select[Any]:
-        return self._aged(age, (inode.c.fid,), age == bindparam("at"), inode.c.fid > bindparam("fid"))
-
-    def _aged(
-        self, age: ColumnElement[int], order: tuple[ColumnElement[int], ...], *bounds: ColumnElement[bool]
-    ) -> Select[Any]:
-        page = (
-            select(*(inode.c[name] for name in _FILE), age.label("at"))
-            .where(text(IS_FILE), bindparam("state") == TIER_STATE, *bounds)
-            .order_by(*order)
-            .limit(literal_column(str(PAGE)))
-            .offset(literal_column("0"))
-            .subquery("p")
-        )
-        return _named(page, page.c.at).order_by(page.c.at, page.c.fid)
-
-    def _count(self, age: ColumnElement[int]) -> Select[Any]:
-        some = (
-            select(inode.c.fid)
-            .where(text(IS_FILE), bindparam("state") == TIER_STATE, age <= bindparam("until"))
-            .limit(bindparam("limit"))
-            .offset(literal_column("0"))
-            .subquery("p")
-        )
-        return select(func.count()).select_from(some)
-
-    def _classed(self) -> Select[Any]:
-        page = (
-            select(hsm.c.fid)
-            .where(
-                hsm.c.archive == bindparam("archive"),
-                hsm.c.storage_class == bindparam("storage_class"),
-                hsm.c.fid > bindparam("fid"),
-            )
-            .order_by(hsm.c.fid)
-            .limit(literal_column(str(PAGE)))
-            .offset(literal_column("0"))
-            .subquery("q")
-        )
-        file = select(*(inode.c[name] for name in _FILE)).join(page, page.c.fid == inode.c.fid).subquery("p")
-        return _named(file, file.c.fid).order_by(file.c.fid)
-
     def _listed(self) -> Select[Any]:
         page = (
             select(dentry.c.fid, dentry.c.parent, dentry.c.name)
@@ -135,6 +86,58 @@ class Queries:
         return select(*columns, *_COPY, page.c.parent, page.c.name, inode.c.mode).select_from(joined).order_by(
             page.c.name
         )  # fmt: skip
+
+
+def _key(index: RuleIndex) -> ColumnElement[int]:
+    return literal_column(index.key, Int64)
+
+
+def _age(index: RuleIndex) -> ColumnElement[int]:
+    return literal_column(index.age, Int64)
+
+
+def _later(index: RuleIndex) -> Select[Any]:
+    age = _age(index)
+    return _aged(index, (age, inode.c.fid), age > bindparam("from"), age <= bindparam("until"))
+
+
+def _same(index: RuleIndex) -> Select[Any]:
+    return _aged(index, (inode.c.fid,), _age(index) == bindparam("at"), inode.c.fid > bindparam("fid"))
+
+
+def _aged(index: RuleIndex, order: tuple[ColumnElement[int], ...], *bounds: ColumnElement[bool]) -> Select[Any]:
+    page = (
+        select(*(inode.c[name] for name in _FILE), _age(index).label("at"))
+        .where(text(index.where), bindparam("key") == _key(index), *bounds)
+        .order_by(*order)
+        .limit(literal_column(str(PAGE + 1)))
+        .offset(literal_column("0"))
+        .subquery("p")
+    )
+    return _named(page, page.c.at).order_by(page.c.at, page.c.fid)
+
+
+def _count(index: RuleIndex) -> Select[Any]:
+    some = (
+        select(inode.c.fid)
+        .where(text(index.where), bindparam("key") == _key(index), _age(index) <= bindparam("until"))
+        .limit(bindparam("limit"))
+        .offset(literal_column("0"))
+        .subquery("p")
+    )
+    return select(func.count()).select_from(some)
+
+
+def _next(index: RuleIndex) -> Select[Any]:
+    key = _key(index)
+    return (
+        select(key)
+        .select_from(inode)
+        .where(text(index.where), key > bindparam("place"))
+        .order_by(key)
+        .limit(literal_column("1"))
+        .offset(literal_column("0"))
+    )
 
 
 def _named(page: FromClause, at: ColumnElement[int]) -> Select[Any]:

@@ -1,6 +1,5 @@
 """What people ask about rules: what they are, how they stand, what is where and what it saves, and why."""
 
-import asyncio
 import errno
 import json
 import time
@@ -8,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nacrefs.common.wire import HsmFlag
 from nacrefs.mds.lifecycle.engine import Lifecycle
+from nacrefs.mds.lifecycle.indexes import needed_by
 from nacrefs.mds.lifecycle.judging import candidates_of
+from nacrefs.mds.lifecycle.pace import give_turn
 from nacrefs.mds.lifecycle.queries import queries_of
 from nacrefs.mds.lifecycle.rules import Age, File, Rule
-from nacrefs.mds.lifecycle.run import TURN
 from nacrefs.mds.lifecycle.watermarks import groups
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def status(rules: Lifecycle) -> dict[str, Any]:
                 "directory": rule.directory.decode(errors="backslashreplace") or "/",
                 "enabled": rule.enabled,
                 "state": state,
-                "reason": one.reason,
+                "reason": one.reason or ("" if run is None else rules.indexes.why(needed_by(rule))),
                 "schedule": rule.schedule,
                 "last_run_ns": one.last_run_ns,
                 "next_run_ns": one.next_run_ns() or 0,
@@ -84,7 +84,7 @@ async def report(mds: "Mds", rules: Lifecycle) -> dict[str, Any]:
                 found[0] += files
                 found[1] += int(size)
             fid = max(fid, last)
-        await asyncio.sleep(TURN * (time.perf_counter() - begun_s))
+        await give_turn(begun_s)
     prices = mds.settings.prices
     places: dict[tuple[int, str], dict[str, Any]] = {}
     for (archive, storage_class, released), (files, size) in sorted(sums.items()):

@@ -6,6 +6,7 @@ Ages are seconds, times nanoseconds since 1970. The last use of a file is the la
 """
 
 import enum
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
@@ -205,24 +206,24 @@ def decide(rule: Rule, file: File, now_ns: int) -> Decision:
             return Decision(Act.EXPIRE, _because(expiration))
         coming.append(at_ns)
     target = _target(rule.transitions, file, now_ns, coming)
-    waits = ""
-    if target is not None:
-        waits = _hindrance(target, file)
-        if not waits:
-            act = Act.TRANSITION if file.archived and not file.dirty else Act.ARCHIVE
-            if act is Act.ARCHIVE or _colder(target.storage_class, file.storage_class):
-                return Decision(act, _because(target.age), None, target.archive, target.storage_class)
+    copied = file.archived and not file.dirty
+    waits = "" if target is None else _hindrance(target, file)
+    if target is not None and not waits and not copied:
+        return Decision(Act.ARCHIVE, _because(target.age), None, target.archive, target.storage_class)
     release = rule.release
     if release is not None and not file.released:
         at_ns = release.due_ns(file)
         if at_ns > now_ns:
             coming.append(at_ns)
-        elif not file.archived or file.dirty:
+        elif not copied:
             waits = waits or "it is not archived yet"
         elif file.pinned:
             waits = waits or "it is pinned (norelease)"
         else:
             return Decision(Act.RELEASE, _because(release))
+    # Last, so that a copy which the archive cannot move to another class does not keep the file's space.
+    if target is not None and not waits and copied and is_colder(target.storage_class, file.storage_class):
+        return Decision(Act.TRANSITION, _because(target.age), None, target.archive, target.storage_class)
     next_ns = min(coming, default=None)
     if not coming:
         rest = "all is done"
@@ -256,13 +257,15 @@ def _hindrance(target: Transition, file: File) -> str:
     return "it is marked noarchive" if file.noarchive else ""
 
 
-def _colder(wanted: str, has: str) -> bool:
+def is_colder(wanted: str, has: str) -> bool:
+    """Whether a storage class is colder than another (empty: STANDARD)."""
     if not wanted or wanted == has:
         return False
     order = {name: rank for rank, name in enumerate(STORAGE_CLASSES)}
     return order[wanted] > order.get(has or "STANDARD", 0)
 
 
+@functools.lru_cache(256)
 def _because(age: Age) -> str:
     return f"its {age.since.value} was more than {format_age(age.seconds)} ago"
 

@@ -1,7 +1,7 @@
 """One run of one rule: finds its files, has done with them what is due, and counts what became of it.
 
-No more than WINDOW actions of a run wait in the coordinator's queue at a time. Between two pages clients have their
-turn, twice as long as the page took.
+No more than WINDOW actions of a run wait in the coordinator's queue at a time. Pages are short, and after each, and
+after it has been judged, clients have their turn, twice as long as that took.
 """
 
 import asyncio
@@ -10,31 +10,33 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from nacrefs.common.wire import HsmAction, Unlink
-from nacrefs.mds.hsmqueue import Wanted
-from nacrefs.mds.hsmrows import COPIED, FAILED, RELEASED, SUCCEED, ActionRow
-from nacrefs.mds.hsmsteps import Gone, NotDue
-from nacrefs.mds.lifecycle.candidates import Candidate, Pages, Scan, by_class, pages
+from nacrefs.mds.hsm.queue import Wanted
+from nacrefs.mds.hsm.rows import COPIED, FAILED, RELEASED, SUCCEED, ActionRow
+from nacrefs.mds.hsm.steps import Gone, NotDue
+from nacrefs.mds.lifecycle.candidates import Candidate, Pages, Scan, Stretch, in_states, pages
+from nacrefs.mds.lifecycle.indexes import OF_CLASSES, any_of, needed_by
 from nacrefs.mds.lifecycle.judging import Judge, candidates_of, directory_fid
-from nacrefs.mds.lifecycle.pace import Pace
+from nacrefs.mds.lifecycle.pace import Pace, give_turn
+from nacrefs.mds.lifecycle.places import class_place
 from nacrefs.mds.lifecycle.queries import queries_of
-from nacrefs.mds.lifecycle.rules import NS, STORAGE_CLASSES, Act, Age, Decision, Limits, Rule, Since
+from nacrefs.mds.lifecycle.rules import NS, STORAGE_CLASSES, Act, Age, Decision, Limits, Rule, is_colder
 from nacrefs.mds.lifecycle.tally import Tally
 from nacrefs.mds.namespace.remove import unlink
-from nacrefs.mds.step import Step
+from nacrefs.mds.transactions.step import Step
 
 if TYPE_CHECKING:
     from nacrefs.mds.service import Mds
 
 WINDOW: Final = 2000
 """Actions of one run that wait or are under way."""
-TOGETHER: Final = 25
+TOGETHER: Final = 10
 """Files that one transaction queues or deletes."""
 SAMPLE: Final = 1000
 """Files that a dry run names."""
 ERRORS_LEAST: Final = 20
 """Actions that must be over before their failures suspend a rule."""
-TURN: Final = 2.0
 ALL_STATES: Final = (0, COPIED, RELEASED, COPIED | RELEASED)
+ONLY_THERE: Final = (RELEASED, COPIED | RELEASED)
 _KIND: Final = {
     Act.ARCHIVE: HsmAction.ARCHIVE,
     Act.TRANSITION: HsmAction.TRANSITION,
@@ -64,8 +66,8 @@ class Run:
         """Why the rule is not to run again by itself."""
         self._moved = asyncio.Event()
         self._full = False
-        self._warmer: list[tuple[int, str]] = []
-        """Archives and classes with copies that may have to go to a colder one."""
+        self._warmer: list[tuple[int, str, str]] = []
+        """Archives and classes with copies that may have to go to a colder one: what they are called, and are."""
         self._taken = 0
         self._taken_bytes = 0
         self._limits = Limits() if recall else rule.limits
@@ -84,6 +86,7 @@ class Run:
         top = directory_fid(tx, self.rule.directory)
         self._judge.owners(self.rule)
         now_ns = self.now_ns
+        await self._mds.lifecycle.indexes.have(needed_by(self.rule))
         await self._find_classes()
         for act, source in self._sources(top, now_ns):
             while not self.stopped and not self._full:
@@ -91,9 +94,10 @@ class Run:
                 page = next(source, None)
                 if page is None:
                     break
+                await give_turn(begun_s)
+                begun_s = time.perf_counter()
                 due = self._due(act, page, now_ns)
-                took_s = time.perf_counter() - begun_s
-                await asyncio.sleep(TURN * took_s)
+                await give_turn(begun_s)
                 if due and not self.dry:
                     await self._act(act, due)
         while self.pending:
@@ -101,16 +105,17 @@ class Run:
 
     async def _find_classes(self) -> None:
         """Where copies are that are to go to a colder class some day."""
-        classes = [step.storage_class for step in self.rule.transitions[1:] if step.storage_class]
-        if not classes or self.recall:
+        steps = [step for step in self.rule.transitions if step.storage_class]
+        coldest = max((STORAGE_CLASSES.index(step.storage_class) for step in steps), default=0)
+        if not coldest or self.recall:
             return
-        coldest = max(map(STORAGE_CLASSES.index, classes))
         names = {step.archive for step in self.rule.transitions if step.archive}
         hsm = self._mds.hsm
         for spec in [spec for spec in hsm.archives.values() if spec.name in names]:
             if await hsm.classes.able(spec, "class_change"):
-                self._warmer += [(spec.id, storage_class) for storage_class in ("", *STORAGE_CLASSES[:coldest])]
-            else:
+                own = spec.storage_class or "STANDARD"
+                self._warmer += [(spec.id, "", own), *((spec.id, name, name) for name in STORAGE_CLASSES[:coldest])]
+            elif steps[-1] is not self.rule.transitions[0]:  # else only copies that people made are concerned
                 self.tally.because(f"archive {spec.name} cannot change storage classes")
 
     def _sources(self, top: int, now_ns: int) -> Iterator[tuple[Act, Pages]]:
@@ -120,19 +125,30 @@ class Run:
         rule = self.rule
 
         def aged(act: Act, states: tuple[int, ...], age: Age) -> tuple[Act, Pages]:
-            return act, pages(store, queries, Scan(states, age.since, now_ns - round(age.seconds * NS)), top)
+            return act, pages(store, queries, in_states(states, age.since, now_ns - round(age.seconds * NS)), top)
 
         if self.recall:
-            yield Act.RECALL, pages(store, queries, Scan((RELEASED, COPIED | RELEASED), Since.ACCESS, 1 << 62), top)
+            yield Act.RECALL, pages(store, queries, in_states(ONLY_THERE, any_of(rule), 1 << 62), top)
             return
         if rule.expiration is not None:
             yield aged(Act.EXPIRE, ALL_STATES, rule.expiration)
         if rule.release is not None:  # before archiving: what this run archives, the next one releases
             yield aged(Act.RELEASE, (COPIED,), rule.release)
-        for archive, storage_class in self._warmer:
-            yield Act.TRANSITION, by_class(store, queries, archive, storage_class)
+        if warmer := self._too_warm(now_ns):
+            yield Act.TRANSITION, pages(store, queries, warmer, top)
         if rule.transitions:
             yield aged(Act.ARCHIVE, (0,), rule.transitions[0].age)
+
+    def _too_warm(self, now_ns: int) -> Scan:
+        """Copies that are in a warmer class than a step wants that may be due."""
+        found: list[Stretch] = []
+        for archive, storage_class, meaning in self._warmer:
+            ages = [step.age for step in self.rule.transitions if is_colder(step.storage_class, meaning)]
+            for since in dict.fromkeys(age.since for age in ages):
+                youngest = min(age.seconds for age in ages if age.since is since)
+                until_ns = now_ns - round(youngest * NS)
+                found.append(Stretch(OF_CLASSES[since], class_place(archive, storage_class), until_ns))
+        return found
 
     def _due(self, act: Act, page: list[Candidate], now_ns: int) -> list[tuple[Candidate, Decision]]:
         """Those of a page with which `act` is due, as far as the rule's limits allow."""

@@ -42,13 +42,17 @@ class Tally(msgspec.Struct):
 
     def of(self, act: Act) -> Count:
         """The count of an act."""
-        return {
-            Act.ARCHIVE: self.archived,
-            Act.TRANSITION: self.transitioned,
-            Act.RELEASE: self.released,
-            Act.EXPIRE: self.expired,
-            Act.RECALL: self.recalled,
-        }[act]
+        match act:
+            case Act.ARCHIVE:
+                return self.archived
+            case Act.TRANSITION:
+                return self.transitioned
+            case Act.RELEASE:
+                return self.released
+            case Act.EXPIRE:
+                return self.expired
+            case Act.RECALL:
+                return self.recalled
 
     def because(self, reason: str) -> None:
         """A file failed or was left, for this reason."""

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from nacrefs.common.wire import HsmAction, HsmFlag, OstInfo
-from nacrefs.mds.hsmqueue import Wanted
-from nacrefs.mds.hsmrows import COPIED, FAILED, SUCCEED, ActionRow
-from nacrefs.mds.hsmsteps import NotDue
+from nacrefs.mds.hsm.queue import Wanted
+from nacrefs.mds.hsm.rows import FAILED, SUCCEED, ActionRow
+from nacrefs.mds.hsm.steps import NotDue
 from nacrefs.mds.inode import Inode
-from nacrefs.mds.lifecycle.candidates import Candidate, Scan, by_age
+from nacrefs.mds.lifecycle.candidates import Candidate, on_osts
+from nacrefs.mds.lifecycle.indexes import OSTS_BY_USE, RuleIndexes
+from nacrefs.mds.lifecycle.pace import give_turn
 from nacrefs.mds.lifecycle.queries import queries_of
-from nacrefs.mds.lifecycle.rules import NS, Since, Watermarks
-from nacrefs.mds.step import Step
+from nacrefs.mds.lifecycle.rules import NS, Watermarks
+from nacrefs.mds.transactions.step import Step
 
 if TYPE_CHECKING:
     from nacrefs.mds.service import Mds
@@ -26,7 +28,7 @@ log = logging.getLogger("nacre.mds")
 
 CAUSE: Final = "watermark"
 WINDOW: Final = 256
-TOGETHER: Final = 25
+TOGETHER: Final = 10
 _HINDRANCES: Final = int(HsmFlag.NORELEASE | HsmFlag.LOST)
 
 
@@ -76,13 +78,16 @@ def freed_bytes(inode: Inode, osts: frozenset[int]) -> float:
 class Keeper:
     """Keeps OSTs below their marks."""
 
-    def __init__(self, mds: "Mds") -> None:
+    def __init__(self, mds: "Mds", indexes: RuleIndexes) -> None:
         self._mds = mds
+        self._indexes = indexes
         self.marks: Watermarks | None = None
         self.running = False
         self.released = 0
         self.released_bytes = 0
         self.failed = 0
+        self.looked_at = 0
+        """Names of files that came into question, ever."""
         self.problem = ""
         """Why not enough could be released last time."""
         self.last_ns = 0
@@ -125,32 +130,41 @@ class Keeper:
         if not wanting:
             return
         log.info("%s: releasing files", ", ".join(f"{one.name} is {one.percent:.1f}% full" for one in wanting))
-        store, reading = self._mds.mdt.store, self._mds.journal.reading
-        scan = Scan((COPIED,), Since.ACCESS, self._mds.clock.now_ns())
-        for page in by_age(store, queries_of(store.backend), scan):
-            begun_s = time.perf_counter()
-            chosen: list[tuple[Candidate, int]] = []
-            for one in page:
-                inode = reading.inode(one.fid)
-                if inode is None or (one.copy_flags or 0) & _HINDRANCES or one.fid in self._pending:
-                    continue
-                if chosen and chosen[-1][0].fid == one.fid:  # another name of it
-                    continue
-                frees = [freed_bytes(inode, group.osts) if group.excess_bytes > 0 else 0.0 for group in wanting]
-                if any(frees):
-                    chosen.append((one, inode.attr.blocks << 9))
-                    for group, size in zip(wanting, frees, strict=True):
-                        group.excess_bytes -= size
-            await self._release(chosen)
-            if all(group.excess_bytes <= 0 for group in wanting):
-                break
-            await asyncio.sleep(2 * (time.perf_counter() - begun_s))
+        await self._indexes.have({OSTS_BY_USE})
+        for group in wanting:
+            await self._relieve(group, wanting)
         while self._pending:
             await self._wait()
         short = [group.name for group in wanting if group.excess_bytes > 0]
         self.problem = f"{', '.join(short)}: no more files could be released: archive more" if short else ""
         if short:
             log.warning("%s", self.problem)
+
+    async def _relieve(self, group: Group, wanting: Sequence[Group]) -> None:
+        """Have files released that have bytes on a group's OSTs, until enough is under way."""
+        store, reading = self._mds.mdt.store, self._mds.journal.reading
+        source = on_osts(store, queries_of(store.backend), group.osts, self._mds.clock.now_ns())
+        while group.excess_bytes > 0:
+            begun_s = time.perf_counter()
+            page = next(source, None)
+            if page is None:
+                return
+            await give_turn(begun_s)
+            begun_s = time.perf_counter()
+            chosen: list[tuple[Candidate, int]] = []
+            for one in page:
+                self.looked_at += 1
+                inode = reading.inode(one.fid)
+                if inode is None or (one.copy_flags or 0) & _HINDRANCES or one.fid in self._pending:
+                    continue
+                if chosen and chosen[-1][0].fid == one.fid:  # another name of it
+                    continue
+                if group.excess_bytes > 0 and freed_bytes(inode, group.osts):
+                    chosen.append((one, inode.attr.blocks << 9))
+                    for other in wanting:
+                        other.excess_bytes -= freed_bytes(inode, other.osts)
+            await self._release(chosen)
+            await give_turn(begun_s)
 
     async def _release(self, chosen: Sequence[tuple[Candidate, int]]) -> None:
         for at in range(0, len(chosen), TOGETHER):

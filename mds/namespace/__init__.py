@@ -1,1 +1,1 @@
-"""The tree: one function per POSIX operation, each a step of a batch (`nacrefs.mds.step`)."""
+"""The tree: one function per POSIX operation, each a step of a batch (`nacrefs.mds.transactions.step`)."""

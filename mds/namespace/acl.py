@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from msgspec.structs import replace
 
 from nacrefs.mds.inode import Inode
-from nacrefs.mds.tx import Tx
+from nacrefs.mds.transactions.tx import Tx
 
 ACCESS: Final = b"system.posix_acl_access"
 DEFAULT: Final = b"system.posix_acl_default"

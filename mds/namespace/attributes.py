@@ -5,7 +5,7 @@ import stat
 
 from msgspec.structs import replace
 
-from nacrefs.common.wire import Attr, HsmFlag, Node, SetAttr
+from nacrefs.common.wire import CAPABILITIES, Attr, HsmFlag, Node, SetAttr
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace.acl import follow_mode
 from nacrefs.mds.namespace.bits import (
@@ -14,6 +14,7 @@ from nacrefs.mds.namespace.bits import (
     SET_ATIME,
     SET_CTIME,
     SET_GID,
+    SET_KILL_CAPABILITIES,
     SET_KILL_PRIVILEGES,
     SET_KILL_SETGID,
     SET_MODE,
@@ -23,29 +24,32 @@ from nacrefs.mds.namespace.bits import (
     WANT_LEASE,
 )
 from nacrefs.mds.namespace.nodes import need_file, node
-from nacrefs.mds.step import Released, Restoring, Step
+from nacrefs.mds.transactions.step import Released, Restoring, Step
+from nacrefs.mds.transactions.tx import Tx
 
-CAPABILITIES = b"security.capability"
+_SETID = stat.S_ISUID | stat.S_ISGID
 
 
 def set_attr(step: Step, request: SetAttr) -> Node:
     """Change attributes. A truncation whose objects have to be cut leaves an intent in `tx.new_intents`."""
     tx, fid, valid = step.tx, request.fid, int(request.valid)
-    if (ghost := tx.ghost(fid)) is not None:
+    if (ghost := tx.ghost(fid)) is not None and not valid & SET_SIZE:
         gone = Inode(_changed(step, request, ghost.attr), data=ghost.data)
         tx.set_ghost(gone)
         return Node(gone.attr, data=gone.data)
     inode = tx.need(fid)
     if valid & SET_SIZE:
         _check_size(step, request)
-    step.leases.alone(fid)
-    if valid & SET_SIZE and inode.attr.flags & RELEASED:
+    step.leases.alone(fid, contents=valid & SET_SIZE != 0)
+    if not valid & SET_SIZE:
+        step.leases.truth(fid)  # the answer says how long it is
+    elif inode.attr.flags & RELEASED:
         discard_released(step, fid, request.size)
-    step.leases.changed(fid)
+    step.leases.changed(fid, told=writers(step, fid) if valid & SET_MODE and request.mode & _SETID else ())
     if valid & SET_SIZE:
         truncate(step, fid, request.size)
-    if valid & SET_KILL_PRIVILEGES and CAPABILITIES in tx.xattrs(inode):
-        tx.set_xattr(fid, CAPABILITIES, None)
+    if valid & (SET_KILL_PRIVILEGES | SET_KILL_CAPABILITIES):
+        end_capabilities(tx, fid)
     if valid & SET_MODE:
         follow_mode(tx, fid, request.mode)
     if valid & SET_MTIME:
@@ -53,6 +57,18 @@ def set_attr(step: Step, request: SetAttr) -> Node:
     edited = tx.edit(fid)
     edited.attr = _changed(step, request, edited.attr)
     return node(step, edited, WANT_LEASE)
+
+
+def end_capabilities(tx: Tx, fid: int) -> None:
+    """A program that is changed has no file capabilities any more."""
+    if CAPABILITIES in tx.xattrs(tx.need(fid)):
+        tx.set_xattr(fid, CAPABILITIES, None)
+
+
+def writers(step: Step, fid: int) -> list[int]:
+    """The sessions that have a file open for writing, with or without a lease: their next write must take away what has
+    been given to the program (setuid and setgid, if it is an ordinary user's), which only they can notice."""
+    return [session for session, mode in step.tx.opens(fid).items() if int(mode) & OPEN_WRITE]
 
 
 def _changed(step: Step, request: SetAttr, attr: Attr) -> Attr:

@@ -11,6 +11,7 @@ from nacrefs.common.wire import AttrFlag, Mode, Set, Want
 WANT_LEASE: Final = int(Want.LEASE)
 WANT_LAYOUT: Final = int(Want.LAYOUT)
 WANT_DATA: Final = int(Want.DATA)
+WANT_GONE: Final = int(Want.GONE)
 WANT_ALL: Final = WANT_LEASE | WANT_LAYOUT | WANT_DATA
 
 OPEN_WRITE: Final = int(Mode.WRITE)
@@ -28,3 +29,4 @@ SET_MTIME: Final = int(Set.MTIME)
 SET_CTIME: Final = int(Set.CTIME)
 SET_KILL_PRIVILEGES: Final = int(Set.KILL_PRIVILEGES)
 SET_KILL_SETGID: Final = int(Set.KILL_SETGID)
+SET_KILL_CAPABILITIES: Final = int(Set.KILL_CAPABILITIES)

@@ -1,7 +1,7 @@
 """The copies of mirrored files: which of them may be read, which are written, and how that changes (docs/mirrors.md).
 
 Every change gives the layout a new generation. What it says is true for everybody only once the OSTs know of the
-generation (`mds/mirrors.py`); nobody is answered before.
+generation (`mds/osts/mirrors.py`); nobody is answered before.
 """
 
 import errno
@@ -16,7 +16,7 @@ from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace.bits import OPEN_WRITE
 from nacrefs.mds.namespace.nodes import MIRRORED
 from nacrefs.mds.records import DISCARDED, MirrorRecord
-from nacrefs.mds.step import Step
+from nacrefs.mds.transactions.step import Step
 
 GOOD: Final = CopyState.GOOD
 UNSURE: Final = CopyState.UNSURE
@@ -111,7 +111,8 @@ def end_resync(step: Step, fid: int, number: int, generation: int) -> bool:
 
 
 def replace_copies(step: Step, fid: int, lost_ost: int, places: dict[int, int]) -> int:
-    """Copies on an OST that is lost get new places (OST by object number), where nothing is yet; how many there are."""
+    """Copies on an OST that is lost get new places (OST by object number), where nothing is yet; how many there are. A
+    place that another copy of the same stripe has by now is none."""
     layout = mirrored(step.tx.inode(fid))
     if layout is None:
         return 0
@@ -120,7 +121,9 @@ def replace_copies(step: Step, fid: int, lost_ost: int, places: dict[int, int]) 
     for number, ost in places.items():
         stripe = number % layout.stripe_count
         rest = [other for other in layout.objects_of(stripe) if other != number]
-        if osts[number] != lost_ost or all(states[other] > UNSURE for other in rest):
+        if osts[number] != lost_ost or ost in (osts[other] for other in rest):
+            continue
+        if all(states[other] > UNSURE for other in rest):
             continue
         if not any(states[other] == GOOD for other in rest):
             states[next(other for other in rest if states[other] == UNSURE)] = GOOD

@@ -24,7 +24,7 @@ from nacrefs.mds.namespace.layouts import check_inline, new_layout
 from nacrefs.mds.namespace.names import check_name
 from nacrefs.mds.namespace.nodes import entry, node, refuse_type
 from nacrefs.mds.namespace.quotas import admit_new, check_project
-from nacrefs.mds.step import Step
+from nacrefs.mds.transactions.step import Step
 
 _NODE_TYPES: Final = frozenset({stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK})
 
@@ -162,7 +162,8 @@ def link(step: Step, request: Link) -> Entry:
     check_project(directory, inode)
     if inode.attr.nlink >= LINK_MAX:
         raise OSError(errno.EMLINK, f"the file has {inode.attr.nlink} names already")
-    step.leases.alone(fid)
+    step.leases.alone(fid, contents=False)
+    step.leases.truth(fid)  # the answer says how long it is
     step.leases.changed(fid)
     tx.set_dentry(request.parent, request.name, fid)
     tx.relink(fid, 1, step.now_ns)

@@ -9,7 +9,7 @@ from nacrefs.common.wire import Lease, Node, OpenDirect, Right
 from nacrefs.mds.namespace.bits import INLINE, OPEN_WRITE
 from nacrefs.mds.namespace.nodes import need_file
 from nacrefs.mds.namespace.quotas import allowance
-from nacrefs.mds.step import Blocked, Step
+from nacrefs.mds.transactions.step import Blocked, Step
 
 UNLIMITED: Final = -1
 

@@ -4,15 +4,15 @@ import errno
 
 from msgspec.structs import replace
 
-from nacrefs.common.wire import Append, Commit, Lease, Mode, Node, Open
+from nacrefs.common.wire import Append, Attr, Commit, Lease, Mode, Node, Open
 from nacrefs.mds.inode import Inode
-from nacrefs.mds.namespace.attributes import blocks_of, discard_released, truncate
+from nacrefs.mds.namespace.attributes import blocks_of, discard_released, end_capabilities, truncate
 from nacrefs.mds.namespace.bits import INLINE, OPEN_WRITE, RELEASED, WANT_ALL
 from nacrefs.mds.namespace.copies import note_writer
 from nacrefs.mds.namespace.layouts import check_inline
 from nacrefs.mds.namespace.nodes import need_file, node, sharing
 from nacrefs.mds.namespace.quotas import admit_growth, allowance, note_growth
-from nacrefs.mds.step import Blocked, Released, Step
+from nacrefs.mds.transactions.step import Blocked, Released, Step
 
 
 def open_file(step: Step, request: Open) -> Node:
@@ -116,6 +116,9 @@ def commit(step: Step, request: Commit) -> Node:
         before = inode.attr
         leases.changed(fid)
         _take_report(step, request, inode, held)
+        # (Who writes a shared file ends them first: what is reported may have been written before they were set.)
+        if held >= Lease.WRITE and not _only_moves(request, before):
+            end_capabilities(tx, fid)
         note_growth(step, before, tx.need(fid))
     elif request.atime_ns > inode.attr.atime_ns:
         edited = tx.edit(fid)
@@ -130,6 +133,12 @@ def commit(step: Step, request: Commit) -> Node:
         return Node(inode.attr)
     quota = allowance(step, inode, step.session, lease == Lease.WRITE or int(request.mode) & OPEN_WRITE != 0)
     return Node(inode.attr, leases.grant(fid, Lease.NONE), shared=sharing(step, inode)[1], quota=quota)
+
+
+def _only_moves(request: Commit, attr: Attr) -> bool:
+    """Whether the contents leave the MDT as they are: every change has a time of its own."""
+    reported = request.size, request.mtime_ns, request.ctime_ns
+    return reported == (attr.size, attr.mtime_ns, attr.ctime_ns)
 
 
 def _check_report(step: Step, request: Commit, inode: Inode, held: Lease) -> None:
@@ -165,7 +174,7 @@ def _take_report(step: Step, request: Commit, inode: Inode, held: Lease) -> None
             tx.set_data(fid, data or b"")
         if flags & INLINE:
             blocks = blocks_of(len(data or b""))
-    elif held < Lease.WRITE:  # the OSTs know better, and are asked before anybody is told (`mds/sizes.py`)
+    elif held < Lease.WRITE:  # the OSTs know better, and are asked before anybody is told (`mds/osts/sizes.py`)
         size, mtime_ns, ctime_ns, blocks = attr.size, attr.mtime_ns, attr.ctime_ns, max(blocks, attr.blocks)
     edited.data_version += 1
     edited.attr = replace(

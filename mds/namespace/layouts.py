@@ -9,7 +9,7 @@ from nacrefs.common.layout import Layout, LayoutSpec
 from nacrefs.common.wire import Done, GetLayout, LayoutInfo, SetLayout
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace.bits import DEFAULT_LAYOUT
-from nacrefs.mds.step import Step
+from nacrefs.mds.transactions.step import Step
 
 _INHERIT: Final = LayoutSpec()
 

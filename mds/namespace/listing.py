@@ -5,7 +5,7 @@ from typing import Final
 from nacrefs.common.wire import LISTING_MAX, DirEntry, Lease, Listing, Readdir
 from nacrefs.mds.namespace.bits import INLINE, OPEN_WRITE, RELEASED, WANT_DATA, WANT_LAYOUT
 from nacrefs.mds.namespace.nodes import MIRRORED, READ_WRITE
-from nacrefs.mds.step import Step
+from nacrefs.mds.transactions.step import Step
 
 DATA_BYTES_MAX: Final = 512 * 1024
 """Most inline contents in one listing."""

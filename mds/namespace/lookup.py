@@ -1,10 +1,12 @@
 """Finding inodes: by name, by fid, a directory's own directory."""
 
+import errno
+
 from nacrefs.common.wire import Access, Done, Entry, GetAttr, GetParent, Lookup, Node
-from nacrefs.mds.namespace.bits import WANT_LEASE
+from nacrefs.mds.namespace.bits import WANT_GONE, WANT_LEASE
 from nacrefs.mds.namespace.names import check_name
 from nacrefs.mds.namespace.nodes import entry, node
-from nacrefs.mds.step import Step
+from nacrefs.mds.transactions.step import Step
 
 
 def lookup(step: Step, request: Lookup) -> Entry:
@@ -25,6 +27,8 @@ def get_attr(step: Step, request: GetAttr) -> Node:
     inode = step.tx.inode(request.fid)
     if inode is None:
         ghost = step.tx.ghost(request.fid) or step.tx.need(request.fid)
+        if ghost.is_regular and not int(request.want) & WANT_GONE:
+            raise OSError(errno.ESTALE, "the file has been removed")  # who wants to read it must not find it
         return Node(ghost.attr, data=ghost.data)
     step.leases.truth(request.fid)
     return node(step, inode, int(request.want))
@@ -40,6 +44,6 @@ def get_parent(step: Step, request: GetParent) -> Node:
 
 
 def access(step: Step, request: Access) -> Done:
-    """Yes: who is not believed has been refused before (`mds/rules.py`)."""
+    """Yes: who is not believed has been refused before (`mds/access/rules.py`)."""
     step.tx.need(request.fid)
     return Done()

@@ -8,7 +8,7 @@ from nacrefs.common.wire import Entry, Lease, Node, Right
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace.bits import OPEN_WRITE, RELEASED, WANT_DATA, WANT_LAYOUT, WANT_LEASE
 from nacrefs.mds.namespace.quotas import allowance
-from nacrefs.mds.step import Step
+from nacrefs.mds.transactions.step import Step
 
 READ_WRITE: Final = Right.READ | Right.WRITE
 MIRRORED: Final = READ_WRITE | Right.MIRRORED

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from nacrefs.common import wire
 from nacrefs.mds.namespace import attributes, create, direct, files, layouts, listing, lookup, remove, rename, xattrs
-from nacrefs.mds.step import Step
+from nacrefs.mds.transactions.step import Step
 
 READS: Final[dict[type[Any], Callable[[Step, Any], Any]]] = {
     wire.Lookup: lookup.lookup,

@@ -3,10 +3,10 @@
 import errno
 
 from nacrefs.common.wire import Attr, QuotaInfo, SetQuota
-from nacrefs.mds.accounts import ID_MAX, UNKNOWN, Accounts, Triple, accounts_of, triple_of, with_grace
+from nacrefs.mds.access.accounts import ID_MAX, UNKNOWN, Accounts, Triple, accounts_of, triple_of, with_grace
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.records import Quota
-from nacrefs.mds.step import Step
+from nacrefs.mds.transactions.step import Step
 
 
 def admit_new(step: Step, parent: Inode, uid: int, gid: int, blocks: int = 0) -> None:

@@ -3,10 +3,10 @@
 import errno
 
 from nacrefs.common.wire import Attr, Lease, Mode, Removed, Rmdir, Unlink
-from nacrefs.mds.cache import ABSENT
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace.names import check_name
-from nacrefs.mds.step import Step
+from nacrefs.mds.transactions.cache import ABSENT
+from nacrefs.mds.transactions.step import Step
 
 
 def unlink(step: Step, request: Unlink) -> Removed:
@@ -15,7 +15,7 @@ def unlink(step: Step, request: Unlink) -> Removed:
     fid = victim.attr.fid
     if victim.is_directory:
         raise OSError(errno.EISDIR, "is a directory", request.name)
-    step.leases.alone(fid)
+    step.leases.alone(fid, contents=False)
     step.leases.changed(request.parent, request.name)
     step.tx.set_dentry(request.parent, request.name, ABSENT)
     attr, orphan = release(step, fid, request.expected, request.opened)

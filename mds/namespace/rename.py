@@ -4,13 +4,13 @@ import errno
 from typing import Final
 
 from nacrefs.common.wire import Attr, Removed, Rename, Renamed, RenameFlag
-from nacrefs.mds.cache import ABSENT
 from nacrefs.mds.inode import LINK_MAX, Inode
 from nacrefs.mds.namespace.names import check_name
 from nacrefs.mds.namespace.quotas import check_project
 from nacrefs.mds.namespace.remove import check_empty, release, release_directory
-from nacrefs.mds.step import Step
-from nacrefs.mds.tx import Tx
+from nacrefs.mds.transactions.cache import ABSENT
+from nacrefs.mds.transactions.step import Step
+from nacrefs.mds.transactions.tx import Tx
 
 NOREPLACE: Final = int(RenameFlag.NOREPLACE)
 EXCHANGE: Final = int(RenameFlag.EXCHANGE)
@@ -74,8 +74,8 @@ def _exchange(step: Step, request: Rename, moved: Inode, other: Inode) -> Rename
     tx, leases = step.tx, step.leases
     parent, new_parent = request.parent, request.new_parent
     _check_loop(tx, other, new_parent, parent)
-    leases.alone(moved.attr.fid)
-    leases.alone(other.attr.fid)
+    leases.alone(moved.attr.fid, contents=False)
+    leases.alone(other.attr.fid, contents=False)
     subdirectories = other.is_directory - moved.is_directory
     if parent != new_parent:
         _check_links(tx.need(parent), subdirectories)
@@ -100,8 +100,8 @@ def _move(step: Step, request: Rename, moved: Inode, replaced: Inode | None) -> 
     replaced_directory = False
     if replaced is not None:
         replaced_directory = _check_replaceable(request, moved, replaced)
-        leases.alone(replaced.attr.fid)
-    leases.alone(moved.attr.fid)
+        leases.alone(replaced.attr.fid, contents=False)
+    leases.alone(moved.attr.fid, contents=False)
     if not same:
         _check_links(tx.need(new_parent), moved.is_directory - replaced_directory)
     _announce(step, request)

@@ -9,6 +9,7 @@ from nacrefs.common.fid import format_fid
 from nacrefs.common.layout import LayoutSpec
 from nacrefs.common.layoutspec import format_layout, format_spec, parse_spec
 from nacrefs.common.wire import (
+    CAPABILITIES,
     NAME_BYTES_MAX,
     XATTR_BYTES_MAX,
     GetXattr,
@@ -22,11 +23,12 @@ from nacrefs.common.wire import (
 )
 from nacrefs.mds.inode import Inode
 from nacrefs.mds.namespace import acl
+from nacrefs.mds.namespace.attributes import writers
 from nacrefs.mds.namespace.bits import WANT_LAYOUT, WANT_LEASE
 from nacrefs.mds.namespace.layouts import apply_spec, effective_spec
 from nacrefs.mds.namespace.nodes import node
-from nacrefs.mds.step import Step
-from nacrefs.mds.tx import Tx
+from nacrefs.mds.transactions.step import Step
+from nacrefs.mds.transactions.tx import Tx
 
 LAYOUT: Final = b"nacre.layout"
 FID: Final = b"nacre.fid"
@@ -133,7 +135,7 @@ def _set_acl(step: Step, inode: Inode, request: SetXattr) -> Node:
     if len(value) > XATTR_BYTES_MAX:
         raise OSError(errno.E2BIG, f"value of {len(value)} bytes is longer than {XATTR_BYTES_MAX}")
     acl.check_settable(inode, request.name, value)
-    step.leases.alone(fid)
+    step.leases.alone(fid, contents=False)
     step.leases.changed(fid)
     if request.name == acl.ACCESS:
         acl.set_access(tx, fid, value, request.drop_setgid)
@@ -145,8 +147,8 @@ def _set_acl(step: Step, inode: Inode, request: SetXattr) -> Node:
 
 
 def _change(step: Step, fid: int, name: bytes, value: bytes | None) -> Node:
-    step.leases.alone(fid)
-    step.leases.changed(fid)
+    step.leases.alone(fid, contents=False)
+    step.leases.changed(fid, told=writers(step, fid) if name == CAPABILITIES else ())
     step.tx.set_xattr(fid, name, value)
     edited = step.tx.edit(fid)
     edited.attr = replace(edited.attr, ctime_ns=step.now_ns, change=edited.attr.change + 1)

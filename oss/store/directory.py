@@ -5,10 +5,12 @@
     .nacre/uploads/ID/N        parts of uploads under way; ID/key names their object
 
 Objects appear by rename, after their bytes are on the disk. A key that ends in `/` is a directory. An object `a` and
-another `a/b` cannot be there together, as in any directory.
+another `a/b` cannot be there together, as in any directory. A symbolic link is a file, too, with its target in it: one
+of the host's would be followed, to what may be anywhere, by everybody who lists or copies the directory.
 """
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import json
@@ -21,12 +23,14 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from nacrefs.common.wire import ArchiveEntry, ArchiveSpec
+from nacrefs.common.wire import TARGET_BYTES_MAX, ArchiveEntry, ArchiveSpec
 from nacrefs.oss.store.protocol import Page, check_key
 
 T = TypeVar("T")
 _OWN: Final = ".nacre"
 _THREADS: Final = 4
+_SYMLINK: Final = "012"
+"""How the mode of a symbolic link begins (`file-permissions`, octal)."""
 
 
 class DirectoryStore:
@@ -46,7 +50,7 @@ class DirectoryStore:
             if number in (errno.EDQUOT, errno.EFBIG):
                 number = errno.ENOSPC
             if number == errno.ENOENT and not self.root.is_dir():
-                raise OSError(number, f"archive {self.spec.name}: there is no directory {self.root}") from None
+                raise OSError(errno.ENODEV, f"archive {self.spec.name}: there is no directory {self.root}") from None
             text = error.strerror or str(error)
             raise OSError(number, f"archive {self.spec.name}, object {key!r}: {text}") from None
 
@@ -68,7 +72,7 @@ class DirectoryStore:
 
     # --------------------------------------------------------------------------------------------------------- objects
 
-    async def put(self, key: str, body: Sequence[memoryview], meta: dict[str, str]) -> str:
+    async def put(self, key: str, body: Sequence[memoryview], meta: dict[str, str], match: str | None = None) -> str:
         def work() -> str:
             path = self._path(key)
             if key.endswith("/"):
@@ -100,10 +104,13 @@ class DirectoryStore:
         place = self._meta(key)
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._temporary()
-        temporary.write_text(
-            json.dumps({"etag": etag, "meta": meta, "class": self.spec.storage_class, "mtime_ns": mtime_ns})
-        )
-        os.replace(temporary, place)
+        try:
+            temporary.write_text(
+                json.dumps({"etag": etag, "meta": meta, "class": self.spec.storage_class, "mtime_ns": mtime_ns})
+            )
+            os.replace(temporary, place)
+        finally:
+            temporary.unlink(missing_ok=True)
         return etag
 
     def _described(self, key: str) -> dict[str, Any]:
@@ -113,7 +120,9 @@ class DirectoryStore:
             return {"etag": "", "meta": {}, "class": ""}
         return described
 
-    async def get(self, key: str, start: int, end: int, size: int = -1, etag: str = "") -> memoryview:
+    async def get(
+        self, key: str, start: int, end: int, size: int = -1, etag: str = "", into: memoryview | None = None
+    ) -> memoryview:
         def work() -> memoryview:
             with open(self._path(key), "rb") as file:
                 actual = os.fstat(file.fileno()).st_size
@@ -128,6 +137,9 @@ class DirectoryStore:
 
         return await self._do(key, work)
 
+    async def check_whole(self, key: str, data: memoryview, etag: str) -> None:
+        """Nothing: these bytes have come over no network."""
+
     async def head(self, key: str) -> ArchiveEntry:
         return await self._do(key, lambda: self._entry(key, True))
 
@@ -135,7 +147,7 @@ class DirectoryStore:
         path = self._path(key)
         stat = path.stat()
         described = self._described(key)
-        meta = tuple(sorted(described["meta"].items())) if details else ()
+        meta = tuple(sorted(_meta_now(path, stat, described).items())) if details else ()
         if key.endswith("/"):
             return ArchiveEntry(key, 0, described["etag"], stat.st_mtime_ns, described["class"], meta)
         return ArchiveEntry(key, stat.st_size, _tag(stat, described), stat.st_mtime_ns, described["class"], meta)
@@ -173,7 +185,8 @@ class DirectoryStore:
                 if key > after:
                     if len(found) == limit:
                         return Page(found, found[-1].key)
-                    found.append(self._entry(key, False))
+                    with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile
+                        found.append(self._entry(key, False))
             return Page(found, "")
 
         return await self._do(prefix, work)
@@ -204,7 +217,11 @@ class DirectoryStore:
             upload = uuid.uuid4().hex
             place = self._upload(upload)
             place.mkdir(parents=True)
-            (place / "key").write_text(json.dumps({"key": key, "meta": meta}))
+            try:
+                (place / "key").write_text(json.dumps({"key": key, "meta": meta}))
+            except OSError:  # without its key it is no upload that anybody could drop
+                shutil.rmtree(place)
+                raise
             return upload
 
         return await self._do(key, work)
@@ -249,11 +266,12 @@ class DirectoryStore:
     async def abort(self, key: str, upload: str) -> None:
         await self._do(key, lambda: shutil.rmtree(self._upload(upload), ignore_errors=True))
 
-    async def uploads(self) -> list[tuple[str, str]]:
+    async def uploads(self, prefix: str = "") -> list[tuple[str, str]]:
         def work() -> list[tuple[str, str]]:
             place = self.root / _OWN / "uploads"
             names = sorted(os.listdir(place)) if place.exists() else []
-            return [(json.loads((place / name / "key").read_text())["key"], name) for name in names]
+            found = [(str(json.loads((place / name / "key").read_text())["key"]), name) for name in names]
+            return [(key, name) for key, name in found if key.startswith(prefix)]
 
         return await self._do("", work)
 
@@ -263,7 +281,7 @@ class DirectoryStore:
         await self.head(key)
         return "ready"
 
-    async def set_class(self, key: str, storage_class: str) -> ArchiveEntry:
+    async def set_class(self, key: str, storage_class: str, size: int = 0) -> ArchiveEntry:
         raise OSError(errno.EOPNOTSUPP, f"archive {self.spec.name} is a directory and has no storage classes")
 
     async def probe(self) -> dict[str, bool | str]:
@@ -288,6 +306,21 @@ def _tag(stat: os.stat_result, described: dict[str, Any]) -> str:
     if described["etag"] and described.get("mtime_ns", stat.st_mtime_ns) == stat.st_mtime_ns:
         return str(described["etag"])
     return f"{stat.st_mtime_ns:x}-{stat.st_size:x}"
+
+
+def _meta_now(path: Path, stat: os.stat_result, described: dict[str, Any]) -> dict[str, str]:
+    """What was said of an object when it was made. It is a symbolic link no more if somebody else has written another
+    file there. (One that was copied has another time, and the same bytes.)"""
+    meta: dict[str, str] = described["meta"]
+    mode = meta.get("file-permissions", "")
+    if not mode.startswith(_SYMLINK) or _tag(stat, described) == described["etag"]:
+        return meta
+    same = stat.st_size <= TARGET_BYTES_MAX and (
+        hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == described["etag"]
+    )
+    if same:
+        return meta
+    return {name: value for name, value in meta.items() if name != "file-permissions"}
 
 
 def _sync(directory: Path) -> None:

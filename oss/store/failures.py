@@ -12,7 +12,7 @@ _CODE: Final = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>")
 _STATUS: Final = re.compile(r"status code: (\d{3})")
 _BY_CODE: Final = {
     "NoSuchKey": (errno.ENOENT, "there is no such object"),
-    "NoSuchBucket": (errno.ENOENT, "there is no such bucket"),
+    "NoSuchBucket": (errno.ENODEV, "there is no such bucket"),
     "NoSuchUpload": (errno.ENOENT, "there is no such upload any more"),
     "AccessDenied": (errno.EACCES, "access denied: the credentials do not allow it"),
     "InvalidAccessKeyId": (errno.EACCES, "the server does not know the access key"),
@@ -29,13 +29,16 @@ _BY_CODE: Final = {
     "BadDigest": (errno.EBADMSG, "the bytes were damaged on the way"),
     "IncompleteBody": (errno.EBADMSG, "not all bytes arrived"),
     "XAmzContentSHA256Mismatch": (errno.EBADMSG, "the bytes were damaged on the way"),
+    "PreconditionFailed": (errno.ESTALE, "the object is another one by now"),
+    "ConditionalRequestConflict": (errno.EAGAIN, "the object is being written by somebody else, too"),
     "InvalidRange": (errno.ESTALE, "the object is shorter than it was"),
     "EntityTooLarge": (errno.EFBIG, "it is larger than the server takes"),
     "EntityTooSmall": (errno.EINVAL, "a part is smaller than the server takes"),
     "InvalidStorageClass": (errno.EINVAL, "the server does not know this storage class"),
     "InvalidPart": (errno.EBADMSG, "a part is missing or is another one"),
-    "QuotaExceeded": (errno.ENOSPC, "the archive is full"),
+    "QuotaExceeded": (errno.ENOSPC, "the bucket's quota is used up"),
     "XMinioStorageFull": (errno.ENOSPC, "the archive is full"),
+    "XMinioAdminBucketQuotaExceeded": (errno.ENOSPC, "the bucket's quota is used up"),
     "InsufficientStorage": (errno.ENOSPC, "the archive is full"),
     "MethodNotAllowed": (errno.EOPNOTSUPP, "the server cannot do that"),
     "NotImplemented": (errno.EOPNOTSUPP, "the server cannot do that"),
@@ -74,6 +77,8 @@ def of_obstore(error: Exception) -> OSError:
     kind = type(error).__name__
     if isinstance(error, FileNotFoundError) or kind == "NotFoundError":
         return OSError(errno.ENOENT, "there is no such object")
+    if kind in ("PreconditionError", "AlreadyExistsError"):
+        return OSError(errno.ESTALE, "the object is another one by now")
     lowered = text.lower()
     if "connection refused" in lowered or "connectionrefused" in lowered or "dns error" in lowered:
         return OSError(errno.ECONNREFUSED, "the server cannot be reached")

@@ -1,5 +1,6 @@
 """Archives by what they are called: which module stores in which kind."""
 
+import asyncio
 import errno
 
 from nacrefs.common.wire import ArchiveSpec
@@ -31,16 +32,23 @@ class Archives:
         self._open: dict[tuple[int, str], ArchiveStore] = {}
         """By archive and storage class: rules may want other classes than the archive's own."""
         self._old: list[ArchiveStore] = []
+        self._opening = asyncio.Lock()
 
-    def of(self, spec: ArchiveSpec) -> ArchiveStore:
-        """The archive of a spec."""
+    async def of(self, spec: ArchiveSpec) -> ArchiveStore:
+        """The archive of a spec. It is opened in a thread: loading the S3 clients takes as long as some heartbeats."""
         key = spec.id, spec.storage_class
         store = self._open.get(key)
-        if store is None or store.spec != spec:
-            if store is not None:
-                self._old.append(store)
-            store = self._open[key] = open_archive(spec)
-        return store
+        if store is not None and store.spec == spec:
+            return store
+        async with self._opening:
+            before = self._open.get(key)
+            if before is not None and before.spec == spec:
+                return before
+            store = await asyncio.to_thread(open_archive, spec)
+            if before is not None:
+                self._old.append(before)
+            self._open[key] = store
+            return store
 
     def forget(self, spec: ArchiveSpec) -> None:
         """Open it anew next time: its credentials may have changed."""

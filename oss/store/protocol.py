@@ -4,7 +4,8 @@ Keys are text without the archive's prefix: UTF-8, no empty part, neither `.` no
 prefix. Bodies are bytes that have a checksum on the way, so that the archive refuses what was damaged. Errors are
 OSError whose text names archive and key and never holds a secret or the body of an answer:
 
-    ENOENT  no such object or bucket      EACCES  refused, or no credentials      ENOSPC  archive full
+    ENOENT  no such object                ENODEV  no such bucket, or directory
+    EACCES  refused, or no credentials    ENOSPC  archive full
     EBADMSG  the bytes that came are not those that were sent, or too few    ENODATA  the object must be thawed first
     ESTALE  the object is another one by now
     EAGAIN  not now (slow down, busy, unavailable)     ETIMEDOUT, ECONNREFUSED …  not reachable
@@ -46,8 +47,9 @@ class ArchiveStore(Protocol):
 
     spec: ArchiveSpec
 
-    async def put(self, key: str, body: Sequence[memoryview], meta: dict[str, str]) -> str:
-        """Make an object of these bytes, replacing one that is there, all at once; its ETag."""
+    async def put(self, key: str, body: Sequence[memoryview], meta: dict[str, str], match: str | None = None) -> str:
+        """Make an object of these bytes, replacing one that is there, all at once; its ETag. With `match`, if the
+        archive can do that, only if the one that is there has this ETag (empty: there is none): ESTALE otherwise."""
         ...
 
     async def begin(self, key: str, meta: dict[str, str]) -> str:
@@ -66,8 +68,16 @@ class ArchiveStore(Protocol):
         """Drop an upload with its parts, if there is one."""
         ...
 
-    async def get(self, key: str, start: int, end: int, size: int = -1, etag: str = "") -> memoryview:
-        """Bytes `[start, end)`, all of them. ESTALE if the object is not of this size, or has another ETag."""
+    async def get(
+        self, key: str, start: int, end: int, size: int = -1, etag: str = "", into: memoryview | None = None
+    ) -> memoryview:
+        """Bytes `[start, end)`, all of them; in `into`, which must have room for them, or in memory of their own.
+        ESTALE if the object is not of this size, or has another ETag."""
+        ...
+
+    async def check_whole(self, key: str, data: memoryview, etag: str) -> None:
+        """Check all bytes of an object of which nothing but its ETag is known. EBADMSG if they do not fit, and are to
+        be fetched again."""
         ...
 
     async def head(self, key: str) -> ArchiveEntry:
@@ -82,8 +92,8 @@ class ArchiveStore(Protocol):
         """Objects whose keys begin with `prefix` and come behind `after`, without metadata."""
         ...
 
-    async def uploads(self) -> list[tuple[str, str]]:
-        """Uploads in parts that were begun and neither completed nor aborted: (key, upload)."""
+    async def uploads(self, prefix: str = "") -> list[tuple[str, str]]:
+        """Uploads in parts of keys that begin so, begun and neither completed nor aborted: (key, upload)."""
         ...
 
     async def thaw(self, key: str, days: int, tier: str) -> str:
@@ -91,8 +101,8 @@ class ArchiveStore(Protocol):
         `frozen`."""
         ...
 
-    async def set_class(self, key: str, storage_class: str) -> ArchiveEntry:
-        """Move an object to another storage class; EOPNOTSUPP if the archive has none."""
+    async def set_class(self, key: str, storage_class: str, size: int = 0) -> ArchiveEntry:
+        """Move an object of this size to another storage class; EOPNOTSUPP if the archive has none."""
         ...
 
     async def probe(self) -> dict[str, bool | str]:
@@ -102,6 +112,13 @@ class ArchiveStore(Protocol):
     async def close(self) -> None:
         """Let go of connections and threads."""
         ...
+
+
+async def abort_uploads(store: ArchiveStore, key: str) -> None:
+    """Drop all uploads of a key."""
+    for other, upload in await store.uploads(key):
+        if other == key:
+            await store.abort(key, upload)
 
 
 def check_key(key: str) -> None:

@@ -1,8 +1,9 @@
 """An archive in an S3 bucket.
 
-`obstore` carries small objects and all bytes that come back: it works outside the GIL and costs a quarter of the CPU
-of other clients. `botocore`, in threads, does what obstore cannot: parts that several servers send, listings with
-storage classes, keys that end in `/`, restoring from cold classes. Measured: docs/tiering.md.
+`obstore` carries small objects, both ways: it works outside the GIL and costs a quarter of the CPU of other clients.
+Large ranges come back by plain HTTP (`largeget`). `botocore`, in threads, does what obstore cannot: parts that several
+servers send, listings with storage classes, keys that end in `/`, restoring from cold classes. Measured:
+docs/tiering.md.
 
 Bodies travel with a checksum (SHA-256 by obstore, CRC-32 with parts) that the server verifies; their signature does not
 cover them a second time.
@@ -22,22 +23,24 @@ from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.store import S3Store as Bucket
 
-from nacrefs.common.wire import ArchiveEntry, ArchiveSpec
+from nacrefs.common.wire import CLASS_COPY_MAX, ArchiveEntry, ArchiveSpec
+from nacrefs.oss.store.classes import PART_BYTES, copy_in_parts
+from nacrefs.oss.store.clients import botocore_client, obstore_bucket
 from nacrefs.oss.store.credentials import Secret, read_credentials
+from nacrefs.oss.store.etags import EtagSums
 from nacrefs.oss.store.failures import of_botocore, of_obstore
-from nacrefs.oss.store.protocol import Page, check_key
+from nacrefs.oss.store.largeget import SIGNED_S, LargeGets
+from nacrefs.oss.store.protocol import Page, abort_uploads, check_key
 
 T = TypeVar("T")
 # It has no types, and its own are partly wrong.
 _botocore: Final[Any] = import_module("botocore.session")
-_Config: Final[Any] = import_module("botocore.config").Config
 _THREADS: Final = 8
-_TIMEOUT_S: Final = 60.0
-_CONNECT_S: Final = 5.0
 _COLD: Final = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 DELETE_MAX: Final = 1000
+_INLINE_BYTES: Final = 128 << 10
+"""What has no more is summed at once, not in a thread."""
 
 
 class S3Store:
@@ -53,8 +56,11 @@ class S3Store:
         self._session: Any = _botocore.get_session()
         secret = read_credentials(spec.credentials) if spec.credentials else self._chain()
         self._region = spec.region or str(self._session.get_config_variable("region") or "us-east-1")
-        self._data = self._obstore(secret)
-        self._client: Any = None
+        self._data = obstore_bucket(self._bucket, spec, self._region, secret)
+        self.large = LargeGets(self._threads, self._signed)
+        self._sums = EtagSums()
+        self._clients: dict[int, Any] = {}
+        """By how often they try."""
         self._secret = secret
 
     def _chain(self) -> Secret:
@@ -71,35 +77,6 @@ class S3Store:
             )
         return Secret(frozen.access_key, frozen.secret_key, frozen.token or "")
 
-    def _obstore(self, secret: Secret) -> Any:
-        options: dict[str, Any] = {
-            "region": self._region,
-            "access_key_id": secret.access_key,
-            "secret_access_key": secret.secret_key,
-            "unsigned_payload": True,
-            "checksum_algorithm": "SHA256",
-        }
-        if secret.token:
-            options["token"] = secret.token
-        if self.spec.endpoint:
-            options |= {"endpoint": self.spec.endpoint, "virtual_hosted_style_request": False}
-        make: Any = Bucket
-        return make(
-            self._bucket,
-            client_options={
-                "allow_http": True,
-                "timeout": timedelta(seconds=_TIMEOUT_S),
-                "connect_timeout": timedelta(seconds=_CONNECT_S),
-                "pool_idle_timeout": timedelta(seconds=15),
-            },
-            retry_config={
-                "max_retries": 2,
-                "retry_timeout": timedelta(seconds=_TIMEOUT_S),
-                "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=2), "base": 2},
-            },
-            **options,
-        )
-
     # -------------------------------------------------------------------------------------------------------- requests
 
     def _named(self, error: OSError, key: str) -> OSError:
@@ -115,9 +92,9 @@ class S3Store:
         except Exception as error:
             raise self._named(of_obstore(error), key) from None
 
-    async def _call(self, key: str, operation: str, **arguments: Any) -> Any:
+    async def _call(self, key: str, operation: str, attempts: int = 2, **arguments: Any) -> Any:
         """The answer of botocore to an operation on the bucket, asked in a thread."""
-        return await self._run(key, lambda: getattr(self._made(), operation)(Bucket=self._bucket, **arguments))
+        return await self._run(key, lambda: getattr(self._made(attempts), operation)(Bucket=self._bucket, **arguments))
 
     async def _run(self, key: str, work: Callable[[], T]) -> T:
         try:
@@ -129,29 +106,12 @@ class S3Store:
         except Exception as error:
             raise self._named(of_botocore(error), key) from None
 
-    def _made(self) -> Any:
-        if self._client is None:
-            self._client = self._session.create_client(
-                "s3",
-                region_name=self._region,
-                endpoint_url=self.spec.endpoint or None,
-                aws_access_key_id=self._secret.access_key,
-                aws_secret_access_key=self._secret.secret_key,
-                aws_session_token=self._secret.token or None,
-                config=_Config(
-                    s3={
-                        "addressing_style": "path" if self.spec.endpoint else "auto",
-                        "payload_signing_enabled": False,
-                    },
-                    request_checksum_calculation="when_required",
-                    response_checksum_validation="when_required",
-                    retries={"mode": "standard", "total_max_attempts": 2},
-                    connect_timeout=_CONNECT_S,
-                    read_timeout=_TIMEOUT_S,
-                    max_pool_connections=_THREADS,
-                ),
+    def _made(self, attempts: int = 2) -> Any:
+        if attempts not in self._clients:
+            self._clients[attempts] = botocore_client(
+                self._session, self.spec, self._region, self._secret, attempts, _THREADS
             )
-        return self._client
+        return self._clients[attempts]
 
     def _full(self, key: str) -> str:
         check_key(key)
@@ -159,7 +119,7 @@ class S3Store:
 
     # --------------------------------------------------------------------------------------------------------- objects
 
-    async def put(self, key: str, body: Sequence[memoryview], meta: dict[str, str]) -> str:
+    async def put(self, key: str, body: Sequence[memoryview], meta: dict[str, str], match: str | None = None) -> str:
         full = self._full(key)
         if key.endswith("/"):
             answer = await self._call(key, "put_object", Key=full, Body=b"", Metadata=meta)
@@ -170,12 +130,35 @@ class S3Store:
         data: Any = body[0] if len(body) == 1 else list(body)
         if not body:
             data = b""
+        mode: Any = "overwrite" if match is None else {"e_tag": f'"{match}"'} if match else "create"
         put: Any = obstore.put_async
-        answer = await self._ask(key, put(self._data, full, data, use_multipart=False, attributes=attributes))
+        sent = partial(put, self._data, full, data, use_multipart=False, attributes=attributes)
+        try:
+            answer = await self._ask(key, sent(mode=mode))
+        except OSError as error:
+            if match is None or error.errno != errno.EOPNOTSUPP:
+                raise
+            answer = await self._ask(key, sent())  # it knows no conditions
         return str(answer["e_tag"] or "").strip('"')
 
-    async def get(self, key: str, start: int, end: int, size: int = -1, etag: str = "") -> memoryview:
+    def _signed(self, full: str) -> str:
+        sign: Any = obstore.sign
+        return str(sign(self._data, "GET", full, timedelta(seconds=SIGNED_S)))
+
+    async def get(
+        self, key: str, start: int, end: int, size: int = -1, etag: str = "", into: memoryview | None = None
+    ) -> memoryview:
         full = self._full(key)
+        if into is not None and self.large.takes(end - start):
+            found = await self.large.get(full, start, into[: end - start])
+            if found is not None:
+                self._check_same(key, found.size, found.etag, size, etag)
+                return into[: end - start]
+
+        if end > start and size < 0 and not etag:  # nothing is asked about the object: one step instead of two
+            part: Any = obstore.get_range_async
+            data = memoryview(await self._ask(key, part(self._data, full, start=start, end=end)))
+            return self._complete(key, data, end - start)
 
         async def fetch() -> tuple[memoryview, dict[str, Any]]:
             get: Any = obstore.get_async
@@ -187,14 +170,27 @@ class S3Store:
             return memoryview(await answer.bytes_async()), answer.meta
 
         data, about = await self._ask(key, fetch())
-        if size >= 0 and about["size"] != size:
-            raise self._named(OSError(errno.ESTALE, f"it has {about['size']} bytes, not {size}: it was replaced"), key)
-        now = str(about["e_tag"] or "").strip('"')
-        if etag and now and now != etag:
-            raise self._named(OSError(errno.ESTALE, f"its ETag is {now}, not {etag}: it was replaced"), key)
-        if len(data) != end - start:
-            raise self._named(OSError(errno.EBADMSG, f"{len(data)} bytes came, not {end - start}"), key)
+        self._check_same(key, about["size"], str(about["e_tag"] or "").strip('"'), size, etag)
+        return self._complete(key, data, end - start)
+
+    async def check_whole(self, key: str, data: memoryview, etag: str) -> None:
+        if self._sums.says_something(etag):
+            work = partial(self._sums.fits, key, data, etag)
+            if not (await self._run(key, work) if len(data) > _INLINE_BYTES else work()):
+                raise self._named(OSError(errno.EBADMSG, "the bytes that came are not those of its ETag"), key)
+
+    def _complete(self, key: str, data: memoryview, wanted: int) -> memoryview:
+        """Bytes that came; OSError (EBADMSG) unless they are so many."""
+        if len(data) != wanted:
+            raise self._named(OSError(errno.EBADMSG, f"{len(data)} bytes came, not {wanted}"), key)
         return data
+
+    def _check_same(self, key: str, size: int, etag: str, wanted_size: int, wanted_etag: str) -> None:
+        """OSError (ESTALE) if an object is not the one that it was."""
+        if wanted_size >= 0 and size != wanted_size:
+            raise self._named(OSError(errno.ESTALE, f"it has {size} bytes, not {wanted_size}: it was replaced"), key)
+        if wanted_etag and etag and etag != wanted_etag:
+            raise self._named(OSError(errno.ESTALE, f"its ETag is {etag}, not {wanted_etag}: it was replaced"), key)
 
     async def head(self, key: str) -> ArchiveEntry:
         answer = await self._call(key, "head_object", Key=self._full(key))
@@ -234,25 +230,36 @@ class S3Store:
                     raise self._named(OSError(errno.EIO, f"was not deleted ({failure.get('Code')})"), key)
 
     async def page(self, prefix: str, after: str, limit: int) -> Page:
-        answer = await self._call(
-            prefix,
-            "list_objects_v2",
-            Prefix=self._prefix + prefix,
-            MaxKeys=min(limit, 1000),
-            **({"StartAfter": self._prefix + after} if after else {}),
-        )
+        place: dict[str, Any] = {"StartAfter": self._prefix + after} if after else {}
+        while True:
+            answer = await self._call(
+                prefix, "list_objects_v2", Prefix=self._prefix + prefix, MaxKeys=min(limit, 1000), **place
+            )
+            entries = self._listed(prefix, answer)
+            if entries or not answer["IsTruncated"]:
+                return Page(entries, entries[-1].key if answer["IsTruncated"] else "")
+            token = str(answer.get("NextContinuationToken", ""))  # a page of which nothing is to be seen
+            if token == place.get("ContinuationToken", ""):
+                raise self._named(OSError(errno.EBADMSG, "there are more keys, and none of them came"), prefix)
+            place = {"ContinuationToken": token}
+
+    def _listed(self, prefix: str, answer: dict[str, Any]) -> list[ArchiveEntry]:
+        """The objects of a listing. OSError (EBADMSG) if it is none: an answer that is empty, or that somebody between
+        us and the server has made, would mean that all objects are gone."""
+        keys = [str(item["Key"]) for item in answer.get("Contents", ())]
+        if "IsTruncated" not in answer or not all(key.startswith(self._prefix) for key in keys):
+            raise self._named(OSError(errno.EBADMSG, "what came is not a listing of its keys"), prefix)
         cut = len(self._prefix)
-        entries = [
+        return [
             ArchiveEntry(
-                str(item["Key"])[cut:],
+                key[cut:],
                 int(item["Size"]),
                 str(item.get("ETag", "")).strip('"'),
                 round(item["LastModified"].timestamp() * 1e9),
                 str(item.get("StorageClass", "STANDARD")),
             )
-            for item in answer.get("Contents", ())
+            for key, item in zip(keys, answer.get("Contents", ()), strict=True)
         ]
-        return Page(entries, entries[-1].key if answer.get("IsTruncated") and entries else "")
 
     # --------------------------------------------------------------------------------------------------------- uploads
 
@@ -261,6 +268,7 @@ class S3Store:
         answer = await self._call(
             key,
             "create_multipart_upload",
+            1,  # a second one, if an answer was lost, would leave the first without an owner
             Key=self._full(key),
             Metadata=meta,
             ChecksumAlgorithm="CRC32",
@@ -304,10 +312,16 @@ class S3Store:
             if error.errno != errno.ENOENT:
                 raise
 
-    async def uploads(self) -> list[tuple[str, str]]:
-        answer = await self._call("", "list_multipart_uploads", Prefix=self._prefix)
-        cut = len(self._prefix)
-        return [(str(item["Key"])[cut:], str(item["UploadId"])) for item in answer.get("Uploads", ())]
+    async def uploads(self, prefix: str = "") -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        cut, request = len(self._prefix), dict[str, Any](Prefix=self._prefix + prefix)
+        while True:
+            answer = await self._call("", "list_multipart_uploads", 2, **request)
+            some = [(str(item["Key"])[cut:], str(item["UploadId"])) for item in answer.get("Uploads", ())]
+            found += some
+            if not answer.get("IsTruncated") or not some:
+                return found
+            request |= {"KeyMarker": self._prefix + some[-1][0], "UploadIdMarker": some[-1][1]}
 
     # ---------------------------------------------------------------------------------------------------- cold classes
 
@@ -330,15 +344,17 @@ class S3Store:
             return "ready"
         return "frozen"
 
-    async def set_class(self, key: str, storage_class: str) -> ArchiveEntry:
+    async def set_class(
+        self, key: str, storage_class: str, size: int = 0, copy_max: int = CLASS_COPY_MAX, part_bytes: int = PART_BYTES
+    ) -> ArchiveEntry:
         full = self._full(key)
+        source = {"Bucket": self._bucket, "Key": full}
+        if size > copy_max:
+            await abort_uploads(self, key)  # what earlier attempts have left
+            await copy_in_parts(partial(self._call, key), source, storage_class, part_bytes)
+            return await self.head(key)
         await self._call(
-            key,
-            "copy_object",
-            Key=full,
-            CopySource={"Bucket": self._bucket, "Key": full},
-            StorageClass=storage_class,
-            MetadataDirective="COPY",
+            key, "copy_object", Key=full, CopySource=source, StorageClass=storage_class, MetadataDirective="COPY"
         )
         return await self.head(key)
 
@@ -409,9 +425,10 @@ class S3Store:
     async def close(self) -> None:
         """Let go of connections and threads."""
         await asyncio.to_thread(self._threads.shutdown)
+        self.large.close()
         self._data = None
-        if self._client is not None:
-            self._client.close()
+        for client in self._clients.values():
+            client.close()
 
 
 def _crc(data: bytes | bytearray) -> str:

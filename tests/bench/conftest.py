@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nacrefs.client.bench import Target
-from nacrefs.client.bench_report import Row, ratios_of, render, render_costs
+from nacrefs.client.bench.report import Row, ratios_of, render, render_costs
+from nacrefs.client.bench.workloads import Target
 
 _ROWS = pytest.StashKey[list[Row]]()
 

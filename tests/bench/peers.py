@@ -20,8 +20,8 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from nacrefs.client.bench import SCENARIOS, Sizes, Target, compare, scenarios
-from nacrefs.client.bench_report import Report, Row, describe_machine, medians, ratios_of, render, render_costs
+from nacrefs.client.bench.report import Report, Row, describe_machine, medians, ratios_of, render, render_costs
+from nacrefs.client.bench.workloads import SCENARIOS, Sizes, Target, compare, scenarios
 from tests.bench.systems import Gluster, Local, Moose, Mount, Nacre, System, target_of
 
 ROWS = (

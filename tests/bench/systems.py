@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from nacrefs.client.bench import Target, drop_kernel_caches
+from nacrefs.client.bench.workloads import Target, drop_kernel_caches
 
 ADDRESS = "10.213.0.1"  # any address but 127.0.0.0/8, which GlusterFS and MooseFS refuse
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from nacrefs.client.bench import SCENARIOS, Sizes, Target
-from nacrefs.client.bench_report import Row
+from nacrefs.client.bench.report import Row
+from nacrefs.client.bench.workloads import SCENARIOS, Sizes, Target
 
 SIZES = Sizes(float(os.environ.get("NACRE_BENCH_SCALE", "0.02")))
 NAMES = [name for name in SCENARIOS if not name.startswith("mounts-")]  # there is one mount

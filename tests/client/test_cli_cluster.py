@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import signal
 import subprocess
 import tempfile
 from collections.abc import Generator
@@ -11,8 +12,18 @@ from pathlib import Path
 import pytest
 
 from nacrefs.client.cli.outcome import ExitCode
-from nacrefs.client.devprocess import start_time
-from tests.harness.process import NACRE, ProcessCluster, fail, nacre, process_cluster, succeed, succeed_json
+from nacrefs.client.dev.process import start_time
+from nacrefs.client.fuse import mounting
+from tests.harness.process import (
+    NACRE,
+    ProcessCluster,
+    fail,
+    nacre,
+    process_cluster,
+    processes_under,
+    succeed,
+    succeed_json,
+)
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -181,6 +192,27 @@ def test_dead_mount_is_told_and_taken_away(cluster: ProcessCluster, other: Path)
             assert "has died" in fail(ExitCode.NOT_FOUND, "stats", other)
     succeed("umount", other)
     assert not os.path.ismount(other)
+
+
+@pytest.mark.parametrize("end", ["umount", "SIGTERM", "SIGKILL"])
+def test_a_mount_has_one_guard_that_ends_with_it(cluster: ProcessCluster, other: Path, end: str) -> None:
+    pid = succeed_json("mount", cluster.url, other, "--keyring", cluster.keyring)["pid"]
+    (guard,) = (child for child in processes_under(other) if _is_child(child, pid))
+    watches = [os.pidfd_open(pid), os.pidfd_open(guard)]
+    os.kill(guard, signal.SIGTERM)  # as when all of a service are told to end
+    if end == "umount":
+        succeed("umount", other)
+    else:
+        os.kill(pid, signal.Signals[end])
+    for watch in watches:
+        _wait_end(watch)
+    assert bool(mounting.mounts_at(str(other))) == (end == "SIGKILL")
+    if end == "SIGKILL":
+        succeed("umount", other)
+
+
+def _is_child(pid: int, parent: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1] == str(parent)
 
 
 def _wait_end(watch: int) -> None:

@@ -1,6 +1,11 @@
 """`nacre key` as administrators use it; no output of it has a secret in it."""
 
 import json
+import os
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +14,17 @@ from click.testing import CliRunner
 
 from nacrefs.client.cli import nacre
 from nacrefs.client.cli.outcome import ExitCode
-from nacrefs.common.auth import Keyring, load_keyring, new_keyring, save_keyring
+from nacrefs.common.auth import (
+    Keyring,
+    changing_keyring,
+    load_keyring,
+    new_keyring,
+    replace_keyring,
+    save_keyring,
+)
+from nacrefs.common.export import Export
+from nacrefs.common.keyedit import with_new_key
+from tests.harness.process import NACRE
 
 
 @pytest.fixture
@@ -91,3 +106,54 @@ def test_what_cannot_be_is_said_and_changes_nothing(path: Path, words: tuple[str
     before = path.read_bytes()
     assert complaint in run(path, *words, code=1)
     assert path.read_bytes() == before
+
+
+KILLED: dict[str, tuple[str, ...]] = {
+    "new": ("new", "lab"), "rotate": ("rotate", "client"), "revoke": ("revoke", "client"),
+    "limit": ("limit", "client", "--read-only"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("point", ["keyring.replace.before", "keyring.replace.after"])
+@pytest.mark.parametrize(
+    "what", [pytest.param(name, marks=pytest.mark.slow) if name != "rotate" else name for name in KILLED]
+)
+def test_a_change_that_a_kill_interrupts_has_happened_or_not(path: Path, what: str, point: str) -> None:
+    """Asked for again it happens if it had not; if it had, the command says so, or does no harm."""
+    before = keys(path)
+    done = subprocess.run(
+        [NACRE, "key", *KILLED[what], "--keyring", str(path)],
+        env={**os.environ, "NACRE_FAULTS": f"{point}=kill"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed = keys(path)
+    happened = point.endswith("after")
+    assert (killed != before) == happened
+    again = CliRunner().invoke(nacre, ["key", *KILLED[what], "--keyring", str(path)], standalone_mode=False)
+    now = keys(path)
+    if happened and what in ("new", "revoke"):
+        assert again.exception is not None
+    else:
+        assert again.exception is None
+    if what == "rotate":  # a third key: which one was shown to somebody is what counts
+        assert set(now.keys) - set(before.keys) == {"client.2", "client.3"} if happened else {"client.2"}
+    elif happened:
+        assert now == killed
+    else:
+        assert now != before
+    assert os.listdir(path.parent) == [path.name], "a kill leaves no secrets beside it"
+
+
+def test_two_who_change_a_keyring_at_once_do_not_undo_each_other(path: Path) -> None:
+    with ThreadPoolExecutor(1) as executor:
+        with changing_keyring(path) as ring:
+            other = executor.submit(run, path, "new", "theirs")
+            inode = f":{path.parent.stat().st_ino} "
+            while not other.done() and not any(
+                "->" in line and inode in line for line in Path("/proc/locks").read_text().splitlines()
+            ):
+                time.sleep(0.001)
+            assert not other.done(), "it waits"
+            replace_keyring(path, with_new_key(ring, "ours", "client", Export()))
+        other.result()
+    assert {"ours", "theirs"} <= keys(path).keys.keys()

@@ -132,13 +132,13 @@ async def scenario(shared: Shared, clients: list[Vfs], ops: list[Op]) -> None:
     await settle(first.unlink(first.root, name))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ops=operations)
 def test_any_sequence_on_one_handle_reads_as_a_bytearray(shared: Shared, ops: list[Op]) -> None:
     shared.runner.run(asyncio.wait_for(scenario(shared, [shared.clients[0]], ops), 5))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ops=operations)
 def test_any_sequence_by_two_clients_reads_as_a_bytearray(shared: Shared, ops: list[Op]) -> None:
     shared.runner.run(asyncio.wait_for(scenario(shared, list(shared.clients), ops), 5))
@@ -267,3 +267,30 @@ async def test_contents_that_leave_the_mdt_are_durable_on_osts_before_it_forgets
         await quiet(vfs)
     assert durable == [True]
     assert await read_file(await world.vfs(), vfs.root, b"f") == b"x" * 5000 + b"y" * 100_000
+
+
+async def small_on_its_way(vfs: Vfs, name: bytes) -> int:
+    """A handle of a small file that was closed before, whose contents are on their way to the MDS."""
+    fid = await write_file(vfs, vfs.root, name, b"small")
+    number = await open_file(vfs, fid, os.O_RDWR)
+    file = vfs.handles.get(number).file
+    while not file.flights:
+        assert file.dirty, "they have arrived: this shows nothing"
+        await asyncio.sleep(0)
+    return number
+
+
+async def test_a_small_file_that_grows_while_its_contents_are_on_their_way_keeps_them(world: World) -> None:
+    vfs, other = await world.vfs(), await world.vfs()
+    number = await small_on_its_way(vfs, b"f")
+    await settle(vfs.write(number, 100, memoryview(b"x" * 100_000)))
+    await close(vfs, number)
+    assert await read_file(other, other.root, b"f") == b"small" + bytes(95) + b"x" * 100_000
+
+
+async def test_a_hole_is_punched_into_contents_that_are_on_their_way(world: World) -> None:
+    vfs, other = await world.vfs(), await world.vfs()
+    number = await small_on_its_way(vfs, b"f")
+    await settle(vfs.fallocate(number, 3, 1, 2))
+    await close(vfs, number)
+    assert await read_file(other, other.root, b"f") == b"s\0\0ll"

@@ -4,11 +4,14 @@ import asyncio
 import errno
 import fcntl
 import os
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nacrefs.client.filesystem import LockWait
+from nacrefs.client.sdk import AsyncClient
 from nacrefs.common.lockranges import TO_EOF
 from nacrefs.common.wire import LockKind, LockStyle
 from tests.client.world import Counting, World, cluster, open_file, write_file
@@ -136,6 +139,105 @@ async def test_locks_survive_a_restart_of_the_mds_and_end_with_the_session(world
     await mine.close()
     assert world.mds.mds.locking.table.held == 2
     await other.close()
+
+
+def evict(world: World, fs: AsyncClient) -> None:
+    mds = world.mds.mds
+    mds.evict(mds.sessions.by_id[fs.vfs.session.number], "is evicted by the test", knows=True)
+
+
+async def refused(work: Awaitable[Any]) -> None:
+    with pytest.raises(OSError, match="lost: unlock or close") as caught:
+        await work
+    assert caught.value.errno == errno.EIO
+
+
+async def test_who_has_lost_a_lock_is_told_by_what_he_does_next_until_he_gives_it_up(world: World) -> None:
+    one, two = await world.sdk(), await world.sdk()
+    await one.write_bytes("/f", bytes(200_000))
+    mine, other = await one.open("/f", os.O_RDWR), await two.open("/f", os.O_RDWR)
+    bystander = await one.open("/f", os.O_RDWR)
+    await mine.lockf(EX, 10, 5)
+    await mine.lockf(EX, 10, 100)
+    before = one.vfs.session.number
+    evict(world, one)
+    await other.lockf(EX)  # it is somebody else's by now
+    async with asyncio.timeout(20):
+        while one.vfs.session.number == before:
+            await asyncio.sleep(0.01)
+    await refused(mine.pread(10, 0))
+    await refused(mine.pwrite(b"x", 0))
+    await refused(mine.truncate(5))
+    await refused(mine.allocate(0, 0, 10))
+    await refused(mine.lockf(EX | NB, 1, 50))
+    assert await bystander.pread(1, 0) == b"\0"
+    await bystander.pwrite(b"b", 0)
+    await mine.lockf(UN, 10, 5)
+    await refused(mine.pread(10, 0))
+    await mine.lockf(UN, 10, 100)
+    assert await mine.pread(1, 0) == b"b"
+    await mine.pwrite(b"m", 0)
+    with pytest.raises(BlockingIOError):
+        await mine.lockf(EX | NB, 10, 5)
+    await other.close()
+    await mine.lockf(EX | NB, 10, 5)
+    for file in (mine, bystander):
+        await file.close()
+    assert world.mds.mds.locking.table.held == 0
+
+
+async def lock_and_write(fs: AsyncClient) -> None:
+    """A file that is opened anew is as good as new."""
+    again = await fs.open("/f", os.O_RDWR)
+    await again.flock(EX | NB)
+    await again.pwrite(b"y", 0)
+    await again.close()
+    assert await fs.read_bytes("/f") == b"y"
+
+
+async def test_flock_that_is_lost_is_forgiven_when_the_file_is_closed(world: World) -> None:
+    fs = await world.sdk()
+    await fs.write_bytes("/f", b"x")
+    mine, other = await fs.open("/f", os.O_RDWR), await fs.open("/f")
+    await mine.flock(EX)
+    before = fs.vfs.session.number
+    evict(world, fs)
+    async with asyncio.timeout(20):
+        while fs.vfs.session.number == before:
+            await asyncio.sleep(0.01)
+    await refused(mine.pread(1, 0))
+    await mine.close()
+    assert await other.pread(1, 0) == b"x"
+    await other.close()
+    await lock_and_write(fs)
+
+
+async def test_file_that_is_opened_while_the_one_before_is_still_being_given_up_stays_usable(world: World) -> None:
+    fs = await world.sdk()
+    await fs.write_bytes("/f", b"x")
+    mine, other = await fs.open("/f", os.O_RDWR), await fs.open("/f")
+    await mine.flock(EX)
+    before, mds, greeted = fs.vfs.session.number, fs.vfs.session.mds, asyncio.Event()
+    greet = mds.greet
+    assert greet is not None
+
+    async def greet_slowly() -> None:  # requests wait, although the session has begun
+        await greet()
+        await greeted.wait()
+
+    mds.greet = greet_slowly
+    evict(world, fs)
+    async with asyncio.timeout(20):
+        while fs.vfs.session.number in (0, before):
+            await asyncio.sleep(0.01)
+        await refused(mine.pread(1, 0))
+        await mine.close()
+        reading = asyncio.create_task(other.pread(1, 0))
+        await asyncio.sleep(0)
+        greeted.set()
+        assert await reading == b"x"
+        await other.close()
+        await lock_and_write(fs)
 
 
 async def test_over_tcp_a_lock_orders_writes_of_two_clients(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import pytest
 
 from nacrefs.client.cache import NONE, READ, Inode
-from nacrefs.client.extents import Extent
-from nacrefs.client.objects import Objects
+from nacrefs.client.data.extents import Extent
+from nacrefs.client.data.objects import Objects
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import is_later, settle
 from nacrefs.common.clock import ManualClock

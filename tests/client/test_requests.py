@@ -36,6 +36,26 @@ async def test_a_negative_lookup_is_one_request_then_none(world: World) -> None:
     assert sent() == {}
 
 
+async def test_a_listed_directory_answers_for_names_that_others_have_not_changed(world: World) -> None:
+    vfs, other = await world.vfs(), await world.vfs()
+    await write_file(vfs, vfs.root, b"mine", b"x")
+    assert [entry.name for entry in await entries(vfs, vfs.root)] == [b"mine"]
+    assert not is_later(vfs.lookup(vfs.root, b"absent"))
+    await write_file(other, other.root, b"theirs", b"x")
+    await quiet(vfs)
+    sent = Counting(vfs)
+    assert not is_later(vfs.lookup(vfs.root, b"still absent"))
+    assert not is_later(vfs.lookup(vfs.root, b"mine"))
+    assert sent() == {}
+    found = await settle(vfs.lookup(vfs.root, b"theirs"))
+    assert found.attr is not None
+    assert sent() == {"Lookup": 1}
+    await settle(other.unlink(other.root, b"theirs"))
+    await settle(other.unlink(other.root, b"mine"))
+    await quiet(vfs)
+    assert [entry.name for entry in await entries(vfs, vfs.root)] == []
+
+
 async def test_changes_are_one_request_each_and_teach_the_cache(world: World) -> None:
     vfs = await world.vfs()
     root = vfs.root
@@ -180,3 +200,26 @@ async def test_a_cached_getattr_of_xattrs_needs_no_request(world: World) -> None
     sent = Counting(vfs)
     assert not is_later(vfs.listxattr(fid))
     assert sent() == {}
+
+
+async def test_whether_a_shared_file_is_setid_is_asked_once_and_not_for_each_write(world: World) -> None:
+    vfs, other = await world.vfs(), await world.vfs()
+    fid = await write_file(vfs, vfs.root, b"f", bytes(100_000))
+    here, there = await open_file(vfs, fid, os.O_RDWR), await open_file(other, fid, os.O_RDWR)
+    await settle(vfs.write(here, 0, memoryview(b"x")))
+    assert vfs.may_be_setid(fid), "nobody has asked"
+    await settle(vfs.getattr(fid))
+    sent = Counting(vfs)
+    for offset in range(3):
+        assert not vfs.may_be_setid(fid)
+        await settle(vfs.write(here, offset, memoryview(b"x")))
+    assert sent() == {"Write": 3}
+    await settle(other.setattr(fid, Changes(Set.MODE, mode=0o4755)))
+    assert vfs.may_be_setid(fid)
+    await settle(vfs.getattr(fid))
+    assert vfs.may_be_setid(fid)
+    await settle(other.setattr(fid, Changes(Set.MODE, mode=0o755)))
+    await settle(vfs.getattr(fid))
+    assert not vfs.may_be_setid(fid)
+    await close(vfs, here)
+    await close(other, there)

@@ -12,7 +12,7 @@ from nacrefs.common.answer import settle
 from nacrefs.common.clock import Clock
 from nacrefs.common.config import Size
 from nacrefs.mds.config import LayoutConfig
-from tests.harness.cluster import Cluster
+from tests.harness.cluster import SCHEME, Cluster
 
 CRED = Cred(os.geteuid(), os.getegid(), 1)
 
@@ -56,7 +56,7 @@ def cluster(
     stripe_count: int = 2,
     stripe_size: int = 128 << 10,
     term_s: float = 30.0,
-    scheme: str = "mem",
+    scheme: str = SCHEME,
     database: str | None = None,
     clock: Clock | None = None,
 ) -> World:
@@ -126,7 +126,12 @@ async def read_file(vfs: Vfs, parent: int, name: bytes) -> bytes:
     """A whole file, by name."""
     found = await settle(vfs.lookup(parent, name))
     assert found.attr is not None, f"{name!r} is absent"
-    number = await open_file(vfs, found.attr.fid)
+    return await contents(vfs, found.attr.fid)
+
+
+async def contents(vfs: Vfs, fid: int) -> bytes:
+    """A whole file, by fid."""
+    number = await open_file(vfs, fid)
     try:
         parts: list[bytes] = []
         while part := await read(vfs, number, sum(map(len, parts))):

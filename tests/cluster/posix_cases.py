@@ -1103,6 +1103,105 @@ def writes_with_vectors_and_at_odd_places(a: Path, b: Path) -> Any:
 
 
 @case
+def setid_bits_that_come_while_a_file_is_open_end_with_an_ordinary_write(a: Path, b: Path) -> Any:
+    results: list[Any] = []
+    for size in (10, 100_000):
+        create(a / "f", data=b"x" * size)
+        with opened(a / "f", os.O_RDWR) as descriptor:
+            changes: tuple[Callable[[], Any], ...] = (
+                partial(os.pwrite, descriptor, b"y", 5),
+                partial(os.pwrite, descriptor, b"y", size),
+                partial(os.ftruncate, descriptor, 7),
+                partial(os.posix_fallocate, descriptor, 0, 9),
+            )
+            for change in changes:
+                for mode in (0o6777, 0o4766, 0o2767):
+                    os.chmod(b / "f", mode)
+                    results += [as_user(OTHER, change), look(a / "f"), look(b / "f"), as_user(OTHER, change)]
+                    os.chmod(b / "f", mode)
+                    results += [change(), look(b / "f")]
+        os.unlink(b / "f")
+    return results
+
+
+@case
+def file_capabilities_end_when_the_program_is_changed(a: Path, b: Path) -> Any:
+    name, value = "security.capability", bytes.fromhex("0100000200200000000000000000000000000000")
+
+    def told(path: Path) -> Any:
+        return [attempt(lambda: os.getxattr(path, name).hex()), sorted(os.listxattr(path))]
+
+    results: list[Any] = []
+    for size in (10, 100_000):
+        create(a / "f", data=b"x" * size)
+        os.setxattr(a / "f", "user.kept", b"1")
+        for user in (0, OTHER):
+            os.chmod(a / "f", 0o666)
+            for offset, data in ((0, b"y"), (size, b"z" * 20_000), (0, b"")):
+                os.setxattr(a / "f", name, value)
+                with opened(a / "f", os.O_RDWR) as descriptor:
+                    results.append(as_user(user, partial(os.pwrite, descriptor, data, offset)))
+                    results += [told(a / "f"), told(b / "f")]
+                    os.setxattr(a / "f", name, value)
+                results += [told(a / "f"), told(b / "f"), attempt(os.removexattr, b / "f", name)]
+        os.unlink(b / "f")
+    return results
+
+
+@case
+def file_capabilities_end_when_a_program_is_changed_that_several_write(a: Path, b: Path) -> Any:
+    name, value = "security.capability", bytes.fromhex("0100000200200000000000000000000000000000")
+
+    def told(path: Path) -> Any:
+        return [attempt(lambda: os.getxattr(path, name).hex()), sorted(os.listxattr(path))]
+
+    results: list[Any] = []
+    for kept in (False, True):
+        create(a / "f", data=b"x" * 100_000)
+        if kept:
+            os.setxattr(a / "f", "user.kept", b"1")
+        with opened(a / "f", os.O_RDWR) as one, opened(b / "f", os.O_RDWR | os.O_APPEND) as two:
+            for setter in (a, b):
+                for descriptor in (one, two):
+                    os.setxattr(setter / "f", name, value)
+                    results += [told(a / "f"), told(b / "f")]
+                    for _ in range(2):
+                        results += [os.pwrite(descriptor, b"y", 5), told(a / "f"), told(b / "f")]
+                    os.setxattr(setter / "f", name, value)
+                    results += [told(a / "f"), told(b / "f")]
+            os.pwrite(one, b"z", 7)
+            os.setxattr(a / "f", name, value)
+        results += [told(a / "f"), told(b / "f")]
+        os.unlink(b / "f")
+    return results
+
+
+@case
+def a_small_program_keeps_its_capabilities_and_times_when_another_opens_it_for_writing(a: Path, b: Path) -> Any:
+    name, value = "security.capability", bytes.fromhex("0100000200200000000000000000000000000000")
+    create(a / "f", data=b"small")
+    os.utime(a / "f", ns=(10**18, 10**18))
+    os.setxattr(a / "f", name, value)
+    changed = os.stat(a / "f").st_ctime_ns
+    with opened(a / "f", os.O_RDWR), opened(b / "f", os.O_RDWR):
+        results: list[Any] = [attempt(os.getxattr, at / "f", name) for at in (a, b)]
+        results += [os.stat(at / "f").st_mtime_ns for at in (a, b)]
+        results += [os.stat(at / "f").st_ctime_ns == changed for at in (a, b)]
+    return results
+
+
+@case
+def chown_of_nothing_is_anybodys_where_no_bit_would_end(a: Path, b: Path) -> Any:
+    os.mkdir(a / "dir", 0o755)
+    create(a / "f")
+    results: list[Any] = []
+    for name, mode in (("dir", 0o6755), ("dir", 0o755), ("f", 0o755), ("f", 0o4755)):
+        os.chmod(a / name, mode)
+        results += [as_user(OTHER, partial(os.chown, b / name, -1, -1)), look(b / name)]
+    return results
+
+
+@case
 def interrupted_and_limited(a: Path, b: Path) -> Any:
     import resource
 

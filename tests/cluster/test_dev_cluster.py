@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from tests.harness.process import (
@@ -23,6 +22,7 @@ from tests.harness.process import (
     succeed,
     succeed_json,
 )
+from tests.postgres import empty_database
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -188,6 +188,11 @@ def test_engine_cannot_change(cluster: ProcessCluster) -> None:
     assert "sqlite" in fail(2, "dev", "up", "--dir", cluster.directory, "--engine", "postgresql://x@y/z")
 
 
+def test_transport_cannot_change_while_it_runs(cluster: ProcessCluster) -> None:
+    other = "rdma" if cluster.url.startswith("tcp:") else "tcp"
+    assert "nacre dev down" in fail(6, "dev", "up", "--dir", cluster.directory, "--transport", other)
+
+
 def test_foreign_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "letter").write_text("mine")
     for verb in ("up", "down", "status"):
@@ -263,14 +268,8 @@ def test_start_time_is_reported(tmp_path: Path, record_property: Callable[[str, 
 @pytest.fixture
 def database(postgres_url: str) -> Generator[str]:
     """The URL of a database of the test's own."""
-    name = f"nacre_dev_{os.getpid()}"
-    with psycopg.connect(postgres_url, autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name}".encode())
-        try:
-            address, _, options = postgres_url.partition("?")
-            yield f"{address.rpartition('/')[0]}/{name}" + (f"?{options}" if options else "")
-        finally:
-            server.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    with empty_database(postgres_url) as url:
+        yield url
 
 
 def test_mdt_can_be_in_postgresql(tmp_path: Path, database: str) -> None:

@@ -118,6 +118,11 @@ TREE_DAMAGE = [
     ("negative-size", "UPDATE inode SET size = -1 WHERE fid = {big}"),
     ("archived-flag", "UPDATE inode SET flags = flags | 64 WHERE fid = {small}"),
     ("copied-flag", "UPDATE inode SET flags = flags | 256 WHERE fid = {small}"),
+    (
+        "copy-place",
+        "INSERT INTO hsm SELECT fid, 9, 0, '', data_version, 0, '', 0, x'', x'', '', 1, 0, 0 FROM inode"
+        " WHERE fid = {one}; UPDATE inode SET flags = flags | 320 WHERE fid = {one}",
+    ),
     ("writer-without-session", "INSERT INTO mirror_writer (session, fid) VALUES (9999, {small})"),
     ("fid-not-given", "UPDATE mdt SET next_counter = 17"),
     ("usage-wrong", "UPDATE usage SET inodes = inodes + 1"),
@@ -127,7 +132,8 @@ TREE_DAMAGE = [
 @pytest.mark.parametrize(("kind", "damage"), TREE_DAMAGE)
 async def test_damage_of_the_tree_is_found_and_mended(tmp_path: Path, kind: str, damage: str) -> None:
     async with tree(tmp_path) as made:
-        made.damage(damage)
+        for statement in damage.split("; "):
+            made.damage(statement)
         found = await made.problems()
         assert kind in {problem.kind for problem in found}, found
         assert all(problem.repair is Repair.POSSIBLE for problem in found), found

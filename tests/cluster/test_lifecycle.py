@@ -94,10 +94,10 @@ class Ruled(World):
 
 
 @pytest.fixture
-async def ruled(tmp_path: Path) -> AsyncGenerator[Ruled]:
+async def ruled(tmp_path: Path, mdt_url: str | None) -> AsyncGenerator[Ruled]:
     (tmp_path / "archive").mkdir()
     (tmp_path / "c").mkdir()
-    base = cluster(tmp_path / "c")
+    base = cluster(tmp_path / "c", database=mdt_url)
     base.__class__ = Ruled
     made: Ruled = base  # type: ignore[assignment]
     async with made:
@@ -118,6 +118,7 @@ RULE = {
 ARCHIVING = {name: value for name, value in RULE.items() if name != "Release"}
 
 
+@pytest.mark.both_engines
 async def test_a_rule_archives_and_then_releases_what_is_below_its_directory(ruled: Ruled) -> None:
     data, other = await ruled.mkdir(b"data"), await ruled.mkdir(b"other")
     deep = await ruled.mkdir(b"deep", data)
@@ -232,6 +233,7 @@ async def test_a_file_that_is_used_between_queue_and_action_is_left_alone(ruled:
     assert ruled.flags(fid) == 0
 
 
+@pytest.mark.both_engines
 async def test_what_a_run_had_queued_goes_on_after_a_restart_and_is_judged_again(ruled: Ruled) -> None:
     data = await ruled.mkdir(b"data")
     cold, used = await ruled.file(b"cold", data), await ruled.file(b"used", data)
@@ -298,7 +300,6 @@ async def test_explain_names_the_rule_the_time_and_the_reason(ruled: Ruled) -> N
     assert (await ruled.ask(AskLifecycle("explain", outside)))["names"][0]["rules"] == []
 
 
-@pytest.mark.slow
 async def test_a_rule_whose_actions_fail_is_suspended_and_says_why(ruled: Ruled, tmp_path: Path) -> None:
     data = await ruled.mkdir(b"data")
     for number in range(30):

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import os
+import stat
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from nacrefs.common.wire import (
     SetLink,
 )
 from nacrefs.mds.check import check
+from nacrefs.mds.fsck.job import fsck
 from tests.client.world import CRED, World, close, cluster, names, open_file, read, read_file, write_file
 from tests.s3 import S3Server, boto3_client
 
@@ -43,6 +45,11 @@ class Bucket:
         self.directory = directory
         self._client = client
         self._bucket, _, self._prefix = spec.url.removeprefix("s3://").partition("/")
+
+    @property
+    def has_metadata(self) -> bool:
+        """Whether objects are on a server, which keeps others' metadata."""
+        return self._client is not None
 
     def put(self, key: str, data: bytes, **options: Any) -> None:
         if self._client is not None:
@@ -138,34 +145,38 @@ class Linked(World):
 
 
 @pytest.fixture(params=["dir", "s3"])
-async def world(request: pytest.FixtureRequest, tmp_path: Path, s3: S3Server) -> AsyncGenerator[Linked]:
+async def world(
+    request: pytest.FixtureRequest, tmp_path: Path, s3: S3Server, mdt_url: str | None
+) -> AsyncGenerator[Linked]:
     if request.param == "dir":
         (tmp_path / "archive").mkdir()
         bucket = Bucket(ArchiveSpec(0, "", "dir", f"file://{tmp_path}/archive"), None, tmp_path / "archive")
     else:
-        url = f"s3://{s3.bucket()}/some/prefix"
+        url = f"s3://{s3.place()}"
         spec = ArchiveSpec(0, "", "s3", url, s3.endpoint, credentials=s3.credentials)
         bucket = Bucket(spec, s3.client(), tmp_path)
-    async with linked(bucket, tmp_path) as made:
+    async with linked(bucket, tmp_path, mdt_url) as made:
         yield made
 
 
 @pytest.fixture
-async def exact(s3: S3Server, cold_archive: ArchiveSpec, tmp_path: Path) -> AsyncGenerator[Linked]:
+async def exact(s3: S3Server, cold_archive: ArchiveSpec, tmp_path: Path, mdt_url: str | None) -> AsyncGenerator[Linked]:
     """A bucket that takes all keys that S3 takes (SeaweedFS does not)."""
     spec = replace(cold_archive, name="", storage_class="", url=f"{cold_archive.url}/p")
     client = boto3_client(
         "s3", endpoint_url=spec.endpoint, aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1"
     )
-    async with linked(Bucket(spec, client, tmp_path), tmp_path) as made:
+    async with linked(Bucket(spec, client, tmp_path), tmp_path, mdt_url) as made:
         yield made
 
 
 @asynccontextmanager
-async def linked(bucket: Bucket, tmp_path: Path) -> AsyncGenerator[Linked]:
+async def linked(
+    bucket: Bucket, tmp_path: Path, database: str | None = None, term_s: float = 30.0
+) -> AsyncGenerator[Linked]:
     """A cluster beside a bucket."""
     (tmp_path / "c").mkdir()
-    base = cluster(tmp_path / "c", stripe_count=4, stripe_size=1 << 20)
+    base = cluster(tmp_path / "c", stripe_count=4, stripe_size=1 << 20, database=database, term_s=term_s)
     base.__class__ = Linked
     made: Linked = base  # type: ignore[assignment]
     made.bucket = bucket
@@ -199,6 +210,7 @@ async def test_names_are_there_at_once_and_bytes_when_they_are_read(world: Linke
     assert report["bytes"] == sum(map(len, contents.values()))
 
 
+@pytest.mark.both_engines
 async def test_refresh_follows_new_changed_and_deleted_keys(world: Linked) -> None:
     for key in ("same", "changed", "read and changed", "deleted", "d/deleted", "d/e/deleted"):
         world.bucket.put(key, b"before " * 1000)
@@ -249,16 +261,20 @@ async def test_files_of_our_own_are_not_touched(world: Linked) -> None:
     vfs = await world.vfs()
     world.bucket.put("ours", b"theirs")
     world.bucket.put("d/x", b"x")
+    world.bucket.put("link", b"theirs, too")
     await world.link(vfs, imports="none")
     await write_file(vfs, world.directory_fid, b"ours", b"it is ours")
     await write_file(vfs, world.directory_fid, b"d", b"no directory")
+    await settle(vfs.symlink(world.directory_fid, b"link", b"ours", CRED))
     report = await world.refresh(vfs)
-    assert report["last"]["problems"] == 2
-    assert set(await world.problems(vfs)) == {"ours", "d/x"}
+    assert report["last"]["problems"] == 3
+    assert set(await world.problems(vfs)) == {"ours", "d/x", "link"}
     assert await world.contents(vfs, "ours") == b"it is ours"
+    assert await settle(vfs.readlink((await world.at(vfs, "link")).fid)) == b"ours"
     await vfs.session.mds.call(SetLink(LinkSpec(report["id"], 0, conflict="overwrite"), world.bucket.spec))
     report = await world.refresh(vfs)
     assert await world.contents(vfs, "ours") == b"theirs"
+    assert await world.contents(vfs, "link") == b"theirs, too"
     assert set(await world.problems(vfs)) == {"d/x"}
 
 
@@ -413,6 +429,28 @@ async def test_links_do_not_overlap(world: Linked, tmp_path: Path) -> None:
             await vfs.session.mds.call(SetLink(LinkSpec(0, fid), archive))
 
 
+async def test_links_and_archives_do_not_overlap(world: Linked, tmp_path: Path) -> None:
+    vfs = await world.vfs()
+    bucket = world.bucket.spec
+    if bucket.kind == "dir":
+        for place in ("cold/below", "data/x", "data2"):
+            (tmp_path / "archive" / place).mkdir(parents=True)
+    await vfs.session.mds.call(SetArchive(replace(bucket, name="cold", url=f"{bucket.url}/cold")))
+    beside = (await settle(vfs.mkdir(ROOT, b"beside", 0o755, CRED))).attr
+    assert beside is not None
+    for url in (bucket.url, f"{bucket.url}/cold", f"{bucket.url}/cold/below/"):
+        spec = LinkSpec(0, beside.fid)
+        with pytest.raises(FileExistsError, match=r"archive cold keeps its copies in .*nacre archive import"):
+            await vfs.session.mds.call(SetLink(spec, replace(bucket, url=url)))
+    linked = replace(bucket, url=f"{bucket.url}/data")
+    await vfs.session.mds.call(SetLink(LinkSpec(0, beside.fid), linked))
+    for name, url in (("all", bucket.url), ("same", linked.url), ("below", f"{linked.url}/x"), ("cold", linked.url)):
+        with pytest.raises(FileExistsError, match=r"link 2 is bound to .*another prefix.*nacre link rm"):
+            await vfs.session.mds.call(SetArchive(replace(bucket, name=name, url=url, endpoint=bucket.endpoint + "/")))
+    await vfs.session.mds.call(SetArchive(replace(bucket, name="other", url=f"{bucket.url}/data2")))
+    assert sorted(spec.name for spec in world.mds.mds.hsm.archives.values()) == ["cold", "link-2", "other"]
+
+
 async def test_a_bucket_that_cannot_be_listed_removes_nothing(world: Linked) -> None:
     world.bucket.put("file", b"abc")
     vfs = await world.vfs()
@@ -427,6 +465,27 @@ async def test_a_bucket_that_cannot_be_listed_removes_nothing(world: Linked) -> 
     hsm.archives[number] = right
     report = await world.until(vfs, lambda report: not report["reason"])  # it is tried again by itself
     assert await world.contents(vfs, "file") == b"abc"
+
+
+async def test_a_directory_that_is_not_mounted_removes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "archive").mkdir()
+    bucket = Bucket(ArchiveSpec(0, "", "dir", f"file://{tmp_path}/archive"), None, tmp_path / "archive")
+    for key in ("one", "d/two"):
+        bucket.put(key, b"abc")
+    async with linked(bucket, tmp_path) as world:
+        vfs = await world.vfs()
+        await world.link(vfs)
+        (tmp_path / "archive").rename(tmp_path / "away")
+        (tmp_path / "archive").mkdir()
+        report = await world.refresh(vfs)
+        assert "is it mounted" in report["reason"]
+        assert sorted(await names(vfs, world.directory_fid)) == [b"d", b"one"]
+        (tmp_path / "archive").rmdir()
+        (tmp_path / "away").rename(tmp_path / "archive")
+        bucket.delete("d/two")
+        await world.until(vfs, lambda report: not report["reason"])
+        assert sorted(await names(vfs, world.directory_fid)) == [b"one"]
+        assert await world.contents(vfs, "one") == b"abc"
 
 
 async def test_the_schedule_pause_and_a_restart(world: Linked) -> None:
@@ -446,6 +505,42 @@ async def test_the_schedule_pause_and_a_restart(world: Linked) -> None:
     await world.until(vfs, lambda report: report["files"] == 2)
     assert await world.contents(vfs, "first") == b"1"
     assert [line for line in await world.log(vfs) if line in ("paused", "resumed")] == ["paused", "resumed"]
+
+
+async def test_nothing_is_changed_after_a_restart_before_clients_have_said_what_they_have_in_their_caches(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "archive").mkdir()
+    bucket = Bucket(ArchiveSpec(0, "", "dir", f"file://{tmp_path}/archive"), None, tmp_path / "archive")
+    bucket.put("old", b"x" * 100_000)
+    async with linked(bucket, tmp_path, term_s=3) as world:
+        vfs, lost = await world.vfs(), await world.vfs()
+        await world.link(vfs, every_s=1.0)
+        fid = (await world.at(vfs, "old")).fid
+        await read_file(vfs, world.directory_fid, b"old")
+        assert await names(vfs, world.directory_fid) == [b"old"]
+        await world.mds.stop()
+        bucket.put("new", b"y")
+        await lost.session.close()  # never says anything again
+        world.clients.remove(lost)
+        await world.start_mds()
+        mds = world.mds.mds
+        assert mds.grace.running
+        for oss in world.oss:
+            await oss.registered.wait()
+        assert mds.grace.running
+        await mds.hsm.request(HsmAction.RELEASE, fid, 0, 0)
+        while mds.grace.running:
+            assert len(mds.mdt.store.fetchall("SELECT key FROM link_object")) == 1
+            assert not mds.hsm.state(fid).flags & HsmFlag.RELEASED
+            await asyncio.sleep(0.005)
+        async with asyncio.timeout(50):
+            while await names(vfs, world.directory_fid) != [b"new", b"old"]:
+                await asyncio.sleep(0.02)
+            while mds.hsm.active:
+                await asyncio.sleep(0.02)
+        assert await read_file(vfs, world.directory_fid, b"new") == b"y"
+        assert await read_file(vfs, world.directory_fid, b"old") == b"x" * 100_000
 
 
 async def test_many_keys_come_in_pages_into_full_directories(world: Linked) -> None:
@@ -485,6 +580,49 @@ async def test_keys_that_can_be_no_names_are_left_and_told(exact: Linked) -> Non
     await exact.refresh(vfs)
     assert await exact.problems(vfs) == {key: reason for key, reason in bad.items() if key != long}
     assert bucket.get("a//b") == b"data"
+
+
+async def test_symbolic_links_of_others_are_links_with_the_details(world: Linked) -> None:
+    if not world.bucket.has_metadata:
+        pytest.skip("no server")
+    vfs, other = await world.vfs(), await world.vfs()
+
+    def put_link(key: str, target: bytes) -> None:  # as FSx for Lustre does
+        meta = {"file-permissions": "0120777", "file-owner": "7", "file-group": "8", "file-mtime": "123456789ns"}
+        world.bucket.put(key, target, Metadata=meta)
+
+    async def seen(path: str) -> tuple[int, bytes]:
+        found = await world.at(other, path)
+        return stat.S_IFMT(found.mode), await settle(other.readlink(found.fid)) if stat.S_ISLNK(found.mode) else b""
+
+    world.bucket.put("d/file", b"data")
+    put_link("d/link", b"file")
+    put_link("up", b"../\xc3\xa9 x")
+    put_link("becomes", b"d/file")
+    report = await world.link(vfs, details=True)
+    assert (report["last"]["new"], report["released"]) == (4, 1)
+    assert await seen("d/link") == (stat.S_IFLNK, b"file")
+    assert await seen("up") == (stat.S_IFLNK, b"../\xc3\xa9 x")
+    found = await world.at(other, "up")
+    assert (found.uid, found.gid, found.mtime_ns, found.size, found.nlink) == (7, 8, 123456789, 7, 1)
+    assert await world.contents(other, "d/file") == b"data"
+    assert (await world.refresh(vfs))["last"]["deleted"] == 0
+    put_link("d/link", b"elsewhere")
+    world.bucket.put("becomes", b"a file now")
+    put_link("d/file", b"becomes")
+    world.bucket.delete("up")
+    last = (await world.refresh(vfs))["last"]
+    assert (last["changed"], last["conflicts"], last["deferred"], last["problems"]) == (0, 0, 0, 0)
+    assert await seen("d/link") == (stat.S_IFLNK, b"elsewhere")
+    assert await seen("d/file") == (stat.S_IFLNK, b"becomes")
+    assert await world.contents(other, "becomes") == b"a file now"
+    assert await world.at(other, "up") is None
+    await settle(other.unlink((await world.at(other, "d")).fid, b"link"))
+    assert (await world.refresh(vfs))["last"]["new"] == 1
+    assert await seen("d/link") == (stat.S_IFLNK, b"elsewhere")
+    assert await fsck(world.mds.mds) == []
+    await vfs.session.mds.call(RemoveLink(report["id"]))
+    assert await seen("d/link") == (stat.S_IFLNK, b"elsewhere")
 
 
 @pytest.mark.parametrize("later", [False, True])

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from nacrefs.client import mount as mounts
+from nacrefs.client.mount import daemon as mounts
 from tests.harness.process import ProcessCluster, process_cluster, succeed, succeed_json
 
 pytestmark = pytest.mark.timeout(240)

@@ -270,7 +270,7 @@ async def test_a_writer_that_dies_leaves_equal_copies(tmp_path: Path) -> None:
         assert stored is not None
         await target.durability.prepare(stored)
         data = memoryview(b"x" * 65536)
-        assert stored.write_now([Segment(65536, data, block_sums(data, 65536))], target.scratch, True) is None
+        assert stored.write_now([Segment(65536, data, block_sums(data, 65536))], target.written_blocks, True) is None
         target.durability.changed(stored, 65536)
         session = world.mds.mds.sessions.by_id[vfs.session.number]
         world.mds.mds.evict(session, "is dead to the test")

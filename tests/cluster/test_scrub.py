@@ -204,7 +204,7 @@ async def test_copies_that_are_sound_but_differ_are_made_equal(tmp_path: Path) -
         stored = await target.usable(fid, 1)
         assert stored is not None
         await target.durability.prepare(stored)
-        assert stored.truncate_now(MIB, target.scratch, True) is None
+        assert stored.truncate_now(MIB, target.written_blocks, True) is None
         target.durability.changed(stored, 0)
         found = [one for piece in await verify_file(world, fid) for one in piece.found]
         assert [one.damage.number for one in found] == [1]

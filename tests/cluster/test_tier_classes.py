@@ -16,6 +16,8 @@ from msgspec.structs import replace
 from nacrefs.common.config import Duration
 from nacrefs.common.wire import ArchiveSpec, AskLifecycle, HsmAction, HsmFlag, RunRule, SetArchive, SetLifecycle
 from nacrefs.mds.config import LayoutConfig, TierConfig
+from nacrefs.mds.hsm import steps as hsm_steps
+from nacrefs.mds.hsm.rows import CANCELED, STARTED, ActionRow
 from tests.client.world import World, read_file, write_file
 from tests.s3 import boto3_client
 
@@ -69,8 +71,9 @@ class Cold(World):
 
 
 @pytest.fixture
-async def cold(tmp_path: Path) -> AsyncGenerator[Cold]:
-    made = Cold(tmp_path, layout=LayoutConfig(), tier=TierConfig(thaw_poll_s=Duration(0.1), access_s=Duration(0)))
+async def cold(tmp_path: Path, mdt_url: str | None) -> AsyncGenerator[Cold]:
+    tier = TierConfig(thaw_poll_s=Duration(0.1), access_s=Duration(0))
+    made = Cold(tmp_path, layout=LayoutConfig(), tier=tier, database=mdt_url)
     async with made:
         await made.vfs()
         yield made
@@ -125,6 +128,7 @@ async def test_who_reads_waits_while_the_archive_is_at_it_and_sees_why(
     await cold.over(fid)
 
 
+@pytest.mark.both_engines
 async def test_rules_move_copies_to_colder_classes_step_by_step(cold: Cold, cold_archive: ArchiveSpec) -> None:
     await cold.add(replace(cold_archive, storage_class=""))
     fid = await write_file(cold.clients[0], ROOT, b"file", b"x" * 100_000)
@@ -159,6 +163,25 @@ async def test_rules_move_copies_to_colder_classes_step_by_step(cold: Cold, cold
     assert (place["storage_class"], place["files"]) == ("DEEP_ARCHIVE", 1)
     await cold.act(HsmAction.RELEASE, fid)
     assert await read_file(await cold.vfs(), ROOT, b"file") == b"x" * 100_000
+
+
+async def test_parts_of_a_move_that_was_given_up_go_and_the_object_stays(cold: Cold, cold_archive: ArchiveSpec) -> None:
+    await cold.add(replace(cold_archive, storage_class=""))
+    fid = await write_file(cold.clients[0], ROOT, b"file", b"x" * 100_000)
+    await cold.act(HsmAction.ARCHIVE, fid)
+    mds = cold.mds.mds
+    copy = await mds.journal.submit_own(lambda step: hsm_steps.good_copy(step, fid))
+    store = await cold.oss[0].mover.archives.of(cold.spec)
+    await store.begin(copy.key, {})
+    row = ActionRow(
+        99, fid, HsmAction.TRANSITION, copy.archive, 0, "", STARTED, 1, 0, 0, 0, key=copy.key, upload="?"
+    )  # fmt: skip
+    ended = row._replace(state=CANCELED, key="", upload="")
+    await mds.journal.submit_own(lambda step: hsm_steps.end_action(step, row, ended))
+    async with asyncio.timeout(30):
+        while await store.uploads() or mds.mdt.store.fetchall("SELECT key FROM hsm_gone"):
+            await asyncio.sleep(0.01)
+    assert (await store.head(copy.key)).size == 100_000
 
 
 async def test_an_archive_without_classes_is_left_out_and_that_is_said(cold: Cold, tmp_path: Path) -> None:

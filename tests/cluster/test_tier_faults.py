@@ -7,24 +7,37 @@ also counts that the fault did happen.
 import asyncio
 import errno
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import pytest
 from msgspec.structs import replace
 
 from nacrefs.client.vfs import Vfs
-from nacrefs.common.wire import ArchiveSpec, HsmAction, HsmFlag, SetArchive, XattrFlag
-from tests.client.world import cluster, read_file, write_file
-from tests.cluster.tier import ROOT, Proxy, Tier, add_archive, tier_on
+from nacrefs.common.answer import settle
+from nacrefs.common.wire import ArchiveSpec, HsmAction, HsmFlag, XattrFlag
+from tests.client.world import close, open_file, read_file, write_file
+from tests.cluster.tier import ROOT, SHORT, WRONG, Proxy, Tier, add_archive, tier_on
 from tests.s3 import S3Server, s3_server
 
 DATA = os.urandom(300_000)
+LARGE = os.urandom((11 << 20) + 12_345)
+T = TypeVar("T")
+
+
+class Held(Protocol):
+    """Does something, in the middle of which the S3 server is killed."""
+
+    async def __call__(self, method: str, coming: Awaitable[T]) -> T: ...
+
+
+Middle = Callable[[Tier, Held], Awaitable[None]]
 
 
 @pytest.fixture
-async def world(s3: S3Server, s3_archive: ArchiveSpec, tmp_path: Path) -> AsyncGenerator[Tier]:
-    async with Proxy(s3.endpoint) as proxy, tier_on(tmp_path / "c") as made:
+async def world(s3: S3Server, s3_archive: ArchiveSpec, tmp_path: Path, mdt_url: str | None) -> AsyncGenerator[Tier]:
+    async with Proxy(s3.endpoint) as proxy, tier_on(tmp_path / "c", mdt_url) as made:
         made.proxy = proxy
         await add_archive(made, replace(s3_archive, endpoint=proxy.url))
         yield made
@@ -38,7 +51,7 @@ async def _released(world: Tier) -> tuple[Vfs, int]:
     return vfs, fid
 
 
-@pytest.mark.parametrize(("how", "times"), [(503, 8), (500, 6), (-1, 4), (-2, 3)])
+@pytest.mark.parametrize(("how", "times"), [(503, 8), (500, 6), (SHORT, 4), (WRONG, 3)])
 async def test_a_reader_never_hears_of_what_passes(world: Tier, how: int, times: int) -> None:
     vfs, _ = await _released(world)
     world.proxy.fail("GET", how, times)
@@ -64,7 +77,7 @@ async def test_what_does_not_pass_is_eio_with_the_reason_and_can_be_tried_again(
     assert world.proxy.injected == 1
 
 
-@pytest.mark.parametrize(("how", "times"), [(503, 7), (500, 4), (507, 3), (-2, 3)])
+@pytest.mark.parametrize(("how", "times"), [(503, 7), (500, 4), (507, 3), (WRONG, 3)])
 async def test_archiving_goes_on_after_what_passes(world: Tier, how: int, times: int) -> None:
     vfs = await world.vfs()
     fid = await write_file(vfs, ROOT, b"file", DATA)
@@ -86,28 +99,73 @@ async def test_what_is_refused_is_not_archived(world: Tier) -> None:
     assert world.proxy.injected == 1
 
 
-async def test_a_killed_s3_server_holds_things_up_and_nothing_more(tmp_path: Path) -> None:
+async def archived_in_the_middle(world: Tier, held: Held) -> None:
+    vfs = await world.vfs()
+    fid = await write_file(vfs, ROOT, b"file", LARGE)
+    await held("PUT", world.act(HsmAction.ARCHIVE, fid))
+    await world.archived(fid)
+    assert await read_file(vfs, ROOT, b"file") == LARGE
+
+
+async def recalled_in_the_middle(world: Tier, held: Held) -> None:
+    vfs = await world.vfs()
+    await world.archived(await write_file(vfs, ROOT, b"file", LARGE))
+    assert await held("GET", read_file(vfs, ROOT, b"file")) == LARGE
+
+
+async def removed_in_the_middle(world: Tier, held: Held) -> None:
+    vfs = await world.vfs()
+    fid = await write_file(vfs, ROOT, b"file", DATA)
+    await world.archived(fid, release=False)
+    await held("POST", world.act(HsmAction.REMOVE, fid))
+    await world.whole()
+    assert await world.keys() == []
+
+
+async def replaced_in_the_middle(world: Tier, held: Held) -> None:
+    vfs = await world.vfs()
+    fid = await write_file(vfs, ROOT, b"file", DATA)
+    await world.archived(fid, release=False)
+    handle = await open_file(vfs, fid, os.O_WRONLY)
+    await settle(vfs.write(handle, 0, memoryview(b"changed")))
+    await close(vfs, handle)
+    await held("PUT", world.act(HsmAction.ARCHIVE, fid))
+    await world.archived(fid)
+    assert await read_file(vfs, ROOT, b"file") == b"changed" + DATA[7:]
+
+
+MIDDLES = [archived_in_the_middle, recalled_in_the_middle, removed_in_the_middle, replaced_in_the_middle]
+
+
+@pytest.mark.usefixtures("s3")  # obstore has begun before
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "middle",
+    [pytest.param(one, marks=[] if one in (archived_in_the_middle, removed_in_the_middle) else pytest.mark.slow)
+     for one in MIDDLES],
+)  # fmt: skip
+async def test_a_killed_s3_server_holds_things_up_and_nothing_more(tmp_path: Path, middle: Middle) -> None:
     with s3_server() as server:
-        async with cluster(tmp_path) as world:
-            vfs = await world.vfs()
-            spec = ArchiveSpec(
-                0, "cold", "s3", f"s3://{server.bucket()}", endpoint=server.endpoint, credentials=server.credentials
-            )
-            await vfs.session.mds.call(SetArchive(spec))
-            fid = await write_file(vfs, ROOT, b"file", DATA)
-            hsm = world.mds.mds.hsm
-            await hsm.request(HsmAction.ARCHIVE, fid, 0, 0)
-            while fid in hsm.active:
-                await asyncio.sleep(0.01)
-            await hsm.request(HsmAction.RELEASE, fid, 0, 0)
-            while fid in hsm.active:
-                await asyncio.sleep(0.01)
-            server.kill()
-            reading = asyncio.ensure_future(read_file(vfs, ROOT, b"file"))
-            while not hsm.state(fid).attempts:
-                await asyncio.sleep(0.01)
-            await asyncio.to_thread(server.start)
-            assert await reading == DATA
+        spec = ArchiveSpec(0, "cold", "s3", f"s3://{server.bucket()}", credentials=server.credentials)
+        async with Proxy(server.endpoint) as proxy, tier_on(tmp_path / "c") as world:
+            world.proxy = proxy
+            await add_archive(world, replace(spec, endpoint=proxy.url, part_bytes=5 << 20))
+
+            async def held(method: str, coming: Awaitable[T]) -> T:
+                """Kill the server in the middle of a request with this method, and start it again a little later."""
+                proxy.hold(method)
+                doing = asyncio.ensure_future(coming)
+                async with asyncio.timeout(50):
+                    await proxy.held.wait()
+                await asyncio.to_thread(server.kill)
+                proxy.let_go()
+                await asyncio.sleep(0.5)
+                await asyncio.to_thread(server.start)
+                async with asyncio.timeout(100):
+                    return await doing
+
+            await middle(world, held)
+            await world.whole()
 
 
 async def test_an_oss_that_restarts_in_the_middle(world: Tier) -> None:

@@ -19,7 +19,7 @@ from tests.client.world import close, open_file, read_file, write_file
 from tests.cluster.tier import ROOT, Proxy, Tier, add_archive, attr, tier_on
 from tests.s3 import S3Server
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.timeout(240)  # longer than the waits in here, which end a test cleanly
 
 SMALL, LARGE = 300_000, (11 << 20) + 12_345
 PART_BYTES = 5 << 20
@@ -117,15 +117,30 @@ WAITING: list[Deed] = [write, append, cut, lengthen, read, two_writers]
 """These need what is in the file, or in the archive of it."""
 
 
+def cases(*short: tuple[Deed, int]) -> pytest.MarkDecorator:
+    """All deeds with both sizes; those that are not `short` are for `make test-slow`."""
+    return pytest.mark.parametrize(
+        ("deed", "size"),
+        [
+            pytest.param(deed, size, marks=[] if (deed, size) in short else pytest.mark.slow)
+            for size in (SMALL, LARGE)
+            for deed in DEEDS
+        ],
+    )
+
+
 @pytest.fixture
-async def tier(s3: S3Server, s3_archive: ArchiveSpec, tmp_path: Path) -> AsyncGenerator[Tier]:
-    async with Proxy(s3.endpoint) as proxy, tier_on(tmp_path / "c") as made:
+async def tier(s3: S3Server, s3_archive: ArchiveSpec, tmp_path: Path, mdt_url: str | None) -> AsyncGenerator[Tier]:
+    async with Proxy(s3.endpoint) as proxy, tier_on(tmp_path / "c", mdt_url) as made:
         made.proxy = proxy
         await add_archive(made, replace(s3_archive, endpoint=proxy.url, part_bytes=PART_BYTES))
         try:
             yield made
         finally:
             proxy.let_go()
+
+
+SHORT_RELEASES = [(write, "release"), (two_writers, "deed"), (read, "deed")]
 
 
 async def a_file(tier: Tier, size: int) -> File:
@@ -152,8 +167,7 @@ async def is_right(file: File) -> None:
     assert len(await tier.keys()) == 1
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
-@pytest.mark.parametrize("deed", DEEDS)
+@cases((write, LARGE), (two_writers, SMALL), (rename, SMALL), (unlink, LARGE))
 async def test_while_it_is_archived_nobody_waits_and_nothing_is_lost(tier: Tier, deed: Deed, size: int) -> None:
     file = await a_file(tier, size)
     tier.proxy.hold("PUT")
@@ -165,8 +179,7 @@ async def test_while_it_is_archived_nobody_waits_and_nothing_is_lost(tier: Tier,
     await is_right(file)
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
-@pytest.mark.parametrize("deed", DEEDS)
+@cases((cut, SMALL), (empty, LARGE), (replace_it, SMALL), (read, LARGE))
 async def test_while_it_comes_back_only_who_needs_its_bytes_waits(tier: Tier, deed: Deed, size: int) -> None:
     file = await a_file(tier, size)
     await tier.archived(file.fid)
@@ -191,8 +204,14 @@ async def test_while_it_comes_back_only_who_needs_its_bytes_waits(tier: Tier, de
     await is_right(file)
 
 
-@pytest.mark.parametrize("first", ["release", "deed"])
-@pytest.mark.parametrize("deed", DEEDS)
+@pytest.mark.parametrize(
+    ("deed", "first"),
+    [
+        pytest.param(deed, first, marks=[] if (deed, first) in SHORT_RELEASES else pytest.mark.slow)
+        for first in ("release", "deed")
+        for deed in DEEDS
+    ],
+)
 async def test_at_the_moment_of_its_release(tier: Tier, deed: Deed, first: str) -> None:
     file = await a_file(tier, SMALL)
     fid = file.fid
@@ -204,7 +223,7 @@ async def test_at_the_moment_of_its_release(tier: Tier, deed: Deed, first: str) 
     await is_right(file)
 
 
-@pytest.mark.parametrize("how", ["archive", "restore"])
+@pytest.mark.parametrize("how", ["restore", pytest.param("archive", marks=pytest.mark.slow)])
 async def test_one_that_holds_it_open_and_writes_all_the_time(tier: Tier, how: str) -> None:
     file = await a_file(tier, LARGE)
     await tier.archived(file.fid, release=how == "restore")

@@ -299,6 +299,7 @@ def test_links_and_deep_paths(place: Place) -> None:
     assert sorted(os.listdir(place.far)) == sorted(["loop", "file", *(f"hard{number}" for number in range(50))])
 
 
+@pytest.mark.slow
 def test_large_directory_is_removed_while_another_mount_lists_it(place: Place) -> None:
     count = 5000
     names = [f"entry-{number:05d}" for number in range(count)]

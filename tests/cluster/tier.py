@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-from aiohttp import ClientSession, web
+from aiohttp import ClientConnectionError, ClientSession, web
 from msgspec.structs import replace
 from yarl import URL
 
@@ -14,10 +14,14 @@ from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import settle
 from nacrefs.common.wire import ArchiveSpec, HsmAction, HsmFlag, HsmState, SetArchive
 from nacrefs.mds.fsck.job import fsck
-from nacrefs.mds.hsm import Coordinator
+from nacrefs.mds.hsm.coordinator import Coordinator
 from tests.client.world import World, cluster
 
 ROOT = 1
+SHORT, WRONG, LOST, RESET, EMPTY, PAGE, CUT, SILENT = range(-1, -9, -1)
+"""Faults of a `Proxy`: the connection ends in the middle of the answer, a byte is another one, the request is carried
+out and answered with an error, the connection is reset, the answer is empty, or some web page, or half of itself
+although it says that it is whole, or never comes."""
 
 
 class Tier(World):
@@ -62,7 +66,7 @@ class Tier(World):
         ]
 
     async def store(self) -> Any:
-        return self.oss[0].mover.archives.of(self.spec)
+        return await self.oss[0].mover.archives.of(self.spec)
 
     async def whole(self) -> None:
         """Nothing is under way; every object has an owner and every owner his object, in the archive and on OSTs."""
@@ -79,7 +83,8 @@ class Tier(World):
             while set(await self.keys()) != files("key FROM hsm WHERE key <> ''"):
                 await asyncio.sleep(0.1)  # what is removed while it is open goes when it is closed
         assert await names.uploads() == []
-        assert await fsck(self.mds.mds) == []
+        found = await fsck(self.mds.mds)
+        assert found == [], found
 
     def stored(self) -> set[str]:
         """The files that have objects."""
@@ -115,13 +120,18 @@ class Proxy:
 
     def __init__(self, endpoint: str) -> None:
         self._endpoint = endpoint
-        self.faults: list[tuple[str, int, int]] = []
-        """(method, status or -1 short, -2 wrong bytes, how often)"""
+        self.faults: list[tuple[str, int, int, int]] = []
+        """(method or LIST, status or one of the faults above, how often, after how many others)"""
+        self.full: tuple[int, str] | None = None
+        """Status and code with which everything is refused that has bytes to store; None: there is room."""
+        self.refused = 0
         self.injected = 0
         self.held = asyncio.Event()
         """A request is being held back."""
         self._holding = ""
+        self._holding_from = 0
         self._go_on = asyncio.Event()
+        self._closing = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._session = ClientSession(auto_decompress=False)
@@ -136,16 +146,18 @@ class Proxy:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._closing.set()
         await self._runner.cleanup()
         await self._session.close()
 
-    def fail(self, method: str, how: int, times: int) -> None:
-        """What becomes of the next requests of a method."""
-        self.faults.append((method, how, times))
+    def fail(self, method: str, how: int, times: int, after: int = 0) -> None:
+        """What becomes of the next requests of a method (or LIST), but for the first `after` of them."""
+        self.faults.append((method, how, times, after))
 
-    def hold(self, method: str) -> None:
-        """Hold requests for bytes with this method back until `let_go`."""
+    def hold(self, method: str, start: int = 0) -> None:
+        """Hold requests with this method (or LIST) for bytes from `start` on back until `let_go`."""
         self._holding = method
+        self._holding_from = start
         self.held.clear()
         self._go_on.clear()
 
@@ -155,9 +167,11 @@ class Proxy:
         self._go_on.set()
 
     def _fault(self, method: str) -> int:
-        for index, (wanted, how, times) in enumerate(self.faults):
-            if wanted == method:
-                self.faults[index] = (wanted, how, times - 1)
+        for index, (wanted, how, times, after) in enumerate(self.faults):
+            if wanted == method and after:
+                self.faults[index] = (wanted, how, times, after - 1)
+            elif wanted == method:
+                self.faults[index] = (wanted, how, times - 1, 0)
                 if times == 1:
                     del self.faults[index]
                 self.injected += 1
@@ -165,29 +179,54 @@ class Proxy:
         return 0
 
     async def _pass(self, request: web.Request) -> web.StreamResponse:
-        how = self._fault(request.method)
+        kind = _kind_of(request)
+        how = self._fault(kind)
         if how > 0:
             code = {503: "SlowDown", 403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError"}[how]
             await request.read()
             return web.Response(status=how, text=f"<Error><Code>{code}</Code></Error>", content_type="application/xml")
+        if how in (EMPTY, PAGE):
+            return web.Response(text="" if how == EMPTY else "<html><body>We are back soon.</body></html>")
+        if how in (RESET, SILENT):
+            if how == SILENT:
+                await self._closing.wait()
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response(status=502)
         body = await request.read()
-        if request.method == self._holding and (body or "Range" in request.headers):
+        if self.full is not None and request.method == "PUT":
+            self.refused += 1
+            status, code = self.full
+            return web.Response(
+                status=status, text=f"<Error><Code>{code}</Code></Error>", content_type="application/xml"
+            )
+        if kind == self._holding and (body or kind == "LIST" or _start_of(request) >= self._holding_from):
             self.held.set()
             await self._go_on.wait()
         headers = {name: value for name, value in request.headers.items() if name.lower() != "expect"}
         url = URL(self._endpoint + request.raw_path, encoded=True)
-        if how and request.method == "PUT":
+        if how == WRONG and request.method == "PUT":
             body = body[:-1] + bytes([body[-1] ^ 1]) if body else body
-        async with self._session.request(request.method, url, data=io.BytesIO(body), headers=headers) as answer:
+        try:
+            asked = await self._session.request(request.method, url, data=io.BytesIO(body), headers=headers)
+        except ClientConnectionError:  # the server is away: so is the connection to its neighbour
+            assert request.transport is not None
+            request.transport.close()
+            return web.Response(status=502)
+        async with asked as answer:
             data = await answer.read()
             passed = {
                 name: value
                 for name, value in answer.headers.items()
                 if name.lower() not in ("transfer-encoding", "content-length", "connection")
             }
-            if how == -2 and request.method == "GET":
+            if how == LOST:
+                return web.Response(status=500, text="<Error><Code>InternalError</Code></Error>")
+            if how == WRONG and request.method == "GET":
                 data = data[:-1] + bytes([data[-1] ^ 1])
-            if how == -1 and request.method == "GET":
+            if how == CUT and request.method == "GET":
+                data = data[: len(data) // 2]
+            if how == SHORT and request.method == "GET":
                 response = web.StreamResponse(
                     status=answer.status, headers={**passed, "Content-Length": str(len(data))}
                 )
@@ -200,3 +239,14 @@ class Proxy:
                 passed["Content-Length"] = answer.headers.get("Content-Length", "0")
                 return web.Response(status=answer.status, headers=passed)
             return web.Response(status=answer.status, headers=passed, body=data)
+
+
+def _kind_of(request: web.Request) -> str:
+    """Its method; LIST for one page of a listing."""
+    return "LIST" if "list-type" in request.query else request.method
+
+
+def _start_of(request: web.Request) -> int:
+    """Where the range begins that a request asks for; -1: it asks for none."""
+    asked = request.headers.get("Range", "")
+    return int(asked.removeprefix("bytes=").partition("-")[0]) if asked else -1

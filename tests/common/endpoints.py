@@ -116,11 +116,12 @@ async def ends(
     pool_bytes: int = 16 << 20,
     handshake_s: float = 5.0,
     devices: bool = False,
+    keyring: Keyring = KEYRING,
 ) -> AsyncGenerator[Ends]:
     """A server at an address of this scheme; when it ends, no buffer may be out. With `devices`, RDMA has
     its devices already."""
     pool = BufferPool(pool_bytes)
-    server = Server(handlers, KEYRING, "server-1", Meter(), pool, handshake_s)
+    server = Server(handlers, keyring, "server-1", Meter(), pool, handshake_s)
     with contextlib.ExitStack() as stack:
         if scheme == "rdma" and not devices:
             stack.enter_context(rdma_devices())

@@ -4,7 +4,7 @@ import errno
 import gc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nacrefs.common.arena import SMALLEST_BYTES, Arena, Buddy, Segment, capacity, locate, piece_bytes
@@ -13,7 +13,6 @@ SEGMENT = 1 << 20
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), max_size=200))
-@settings(deadline=None)
 def test_pieces_never_overlap_and_all_of_it_is_whole_again_in_the_end(steps: list[tuple[bool, int]]) -> None:
     buddy = Buddy(SEGMENT)
     out: list[tuple[int, int]] = []

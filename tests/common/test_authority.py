@@ -8,14 +8,14 @@ from nacrefs.common import authority, wire
 from nacrefs.common.authority import OF_CLIENTS, Scope, may
 from nacrefs.common.codec import request_types
 from nacrefs.common.wire import Role
-from nacrefs.mds.rules import CHANGES, NEEDS_NONE, RULES
+from nacrefs.mds.access.rules import CHANGES, NEEDS_NONE, RULES
 from nacrefs.mds.service import ADDRESSED
 
 FILES = {kind for kind, scope in OF_CLIENTS.items() if scope is Scope.FILES}
 
 
 def test_every_request_about_files_has_its_rules() -> None:
-    """A new request about files needs two lines in `mds/rules.py`: which permission it needs (`RULES`, or
+    """A new request about files needs two lines in `mds/access/rules.py`: which permission it needs (`RULES`, or
     `NEEDS_NONE`), and whether it changes anything (`CHANGES`)."""
     assert {kind.__name__ for kind in FILES} == {kind.__name__ for kind in NEEDS_NONE.union(RULES)}
     assert not NEEDS_NONE & RULES.keys()

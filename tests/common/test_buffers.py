@@ -1,3 +1,6 @@
+import ctypes
+import mmap
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +38,14 @@ def test_a_buffer_is_used_again() -> None:
     memory = first.obj
     pool.give(first[5:10])
     assert taken(pool, 30_000).obj is memory
+
+
+@pytest.mark.parametrize("size", [1, 20_000, 1 << 20, 3 << 20])
+def test_a_buffer_begins_with_a_page(size: int) -> None:
+    """Elsewhere, copies out of the page cache can take five times as long."""
+    pool = BufferPool(64 << 20)
+    for _ in range(3):
+        assert ctypes.addressof(ctypes.c_char.from_buffer(taken(pool, size))) % mmap.PAGESIZE == 0
 
 
 def test_what_is_not_out_cannot_be_given_back() -> None:

@@ -50,7 +50,7 @@ STEPS = st.lists(st.tuples(st.integers(0, 1), st.sampled_from(["send", "arrive",
 
 
 @given(STEPS, st.integers(2, 20), st.integers(2, 20))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_message_meets_a_receive_whatever_the_order(steps: list[tuple[int, str]], left: int, right: int) -> None:
     sides = (Side(left, right), Side(right, left))
     for index, what in steps:
@@ -64,7 +64,7 @@ def test_every_message_meets_a_receive_whatever_the_order(steps: list[tuple[int,
 
 
 @given(STEPS, st.integers(2, 20), st.integers(2, 20))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_both_may_send_again_once_all_has_been_read(steps: list[tuple[int, str]], left: int, right: int) -> None:
     sides = (Side(left, right), Side(right, left))
     for index, _ in steps:

@@ -94,7 +94,7 @@ def fed(decoder: Decoder, data: bytes, chunks: Iterable[int] = (1 << 20,)) -> li
     raise AssertionError("unreachable")
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     st.lists(frames, max_size=6),
     st.lists(st.integers(1, 40_000) | st.integers(1, 50), min_size=1, max_size=5),
@@ -143,7 +143,7 @@ def test_frames_that_are_not_taken_stay() -> None:
     assert decoder.idle
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(frames.filter(short), st.data())
 def test_a_flipped_bit_in_header_or_body_is_noticed(frame: Sent, data: st.DataObject) -> None:
     good = stream([frame])
@@ -162,7 +162,7 @@ def test_strangers_are_recognised_by_their_first_bytes(garbage: bytes) -> None:
         fed(Decoder(Sink()), garbage)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.binary(min_size=2, max_size=200))
 def test_random_bytes_are_an_error_and_nothing_else(garbage: bytes) -> None:
     with contextlib.suppress(FramingError):

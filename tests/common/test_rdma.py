@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import struct
+import tracemalloc
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from nacrefs.common.transport import address, rdma
 from nacrefs.common.transport.rdmalink import RdmaLink, State
 from nacrefs.common.transport.rdmaqueue import SENDS
 from nacrefs.common.transport.rdmawire import PREFIX_BYTES, Place, Transfer, What, head
-from nacrefs.common.wire import Data, Inspect, RdmaEnd, Read
+from nacrefs.common.wire import Data, Inspect, RdmaEnd, Read, Write, Written
 from tests.common.endpoints import HANDLERS, Ends, data_read, ends, read, results, until, write
 from tests.common.rdma_pair import upgraded
 from tests.common.test_transport import End
@@ -159,6 +160,32 @@ async def test_ordinary_memory_works_too(both: Ends) -> None:
     assert spent.take()[1:] == (0, 0, 0), "through the stream"
     await remote.call(write(100_000), data=[memoryview(bytes(target))])
     assert spent.take() == (2, 0, 1, 0), "copied into registered memory once"
+
+
+async def test_bulk_bytes_pass_through_no_python_object(devices: None) -> None:
+    stored: list[memoryview] = []
+
+    def served(request: Read, call: Call) -> Data:
+        call.push(stored)
+        return Data((MIB,), b"", 1)
+
+    def kept(request: Write, call: Call) -> Written:
+        return Written(len(call.pull()), 0, call.pull()[-1])
+
+    async with ends("rdma", {**HANDLERS, Read: served, Write: kept}, devices=True) as both:
+        remote = await both.connected()
+        stored.append(registered(MIB))
+        stored[0][:] = bytes(range(256)) * (MIB // 256)
+        target = registered(MIB)
+        await remote.call(write(MIB), data=[target])  # the pool has its buffer then
+        tracemalloc.start()
+        try:
+            await remote.call(read(MIB), into=[target])
+            assert (await remote.call(write(MIB), data=[target])).version == 255
+            assert tracemalloc.get_traced_memory()[1] < MIB // 8
+        finally:
+            tracemalloc.stop()
+        assert target == stored[0]
 
 
 # ------------------------------------------------------------------------------------------------ no stale write, ever
@@ -359,13 +386,13 @@ async def test_what_had_been_sent_before_the_other_side_died_still_arrives(
 async def connect_again_and_again(both: Ends, times: int) -> None:
     """So many clients, one after the other, and a check of what they leave behind."""
     await (await both.connected(name="first")).call(Inspect("x"))
-    used, descriptors = arena.share().used_bytes, len(os.listdir("/proc/self/fd"))
+    peers, used, descriptors = len(both.server.peers), arena.share().used_bytes, len(os.listdir("/proc/self/fd"))
     for number in range(times):
         remote = await both.connected(name=f"c{number}")
         await results([remote.call(Inspect("x")), remote.call(read(100_000), into=[registered(100_000)])])
         await remote.aclose()
         both.remotes.remove(remote)
-    await until(lambda: len(both.server.peers) == 1)
+    await until(lambda: len(both.server.peers) == peers)
     await until(lambda: arena.share().used_bytes == used)
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
@@ -405,7 +432,7 @@ async def transports(both: Ends, addresses: str) -> list[str]:
 
 
 async def test_a_server_without_rdma_declines_and_this_is_said_once(
-    fabric: MemoryFabric, caplog: pytest.LogCaptureFixture
+    devices: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with ends("tcp", devices=True) as both:
         where = both.url.removeprefix("tcp://")
@@ -425,7 +452,7 @@ async def test_a_client_without_a_device_goes_on_over_tcp(
         where = both.url.removeprefix("rdma://")
         assert await transports(both, f"rdma://{where},tcp://{where}") == ["tcp", "tcp"]
         assert said(caplog) == [f"rdma://{where}: no RDMA device; going on over TCP"]
-        with pytest.raises(OSError, match="no RDMA device"):
+        with pytest.raises(OSError, match="no RDMA device .add a tcp:// address to go on without"):
             await both.remote(address=f"rdma://{where}").open()
         fabric.failure = None
 
@@ -467,9 +494,7 @@ async def test_another_version_of_rdma_is_declined(links: tuple[RdmaLink, RdmaLi
         links[0].connect(other)
 
 
-async def test_a_list_with_both_schemes_listens_at_one_port(
-    fabric: MemoryFabric, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_list_with_both_schemes_listens_at_one_port(devices: None, caplog: pytest.LogCaptureFixture) -> None:
     async with ends("rdma", devices=True) as both:
         where = both.url.removeprefix("rdma://")
         assert await both.server.listen(f"tcp://{where}") == f"tcp://{where}"

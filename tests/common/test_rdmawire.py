@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nacrefs.common.transport.fabric import Piece, Port, choose_port
@@ -33,7 +33,6 @@ def laid_out(sizes: list[int], gap: int, key: int) -> list[Piece]:
 
 
 @given(SIZES, SIZES, st.integers(1, 4), st.integers(0, 1), st.integers(0, 2**32))
-@settings(deadline=None)
 def test_transfers_move_every_byte_to_its_place(
     ours: list[int], theirs: list[int], most: int, gap: int, seed: int
 ) -> None:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from nacrefs.client import mount as mounts
+from nacrefs.client.mount import daemon as mounts
 from tests.faults.promises import Outcome, Tree, read_manifest
 from tests.harness.process import ProcessCluster, nacre, process_cluster, succeed
 
@@ -129,25 +129,12 @@ class CrashRig:
                 os.kill(self._pid(name), signal.SIGKILL)
                 self.report.kills[name] += 1
         deadline_s = time.monotonic() + HANG_S
-        while any(self.is_alive(name) for name in names):
+        while any(self.is_alive(name) or self._has_threads(name) for name in names):
             assert time.monotonic() < deadline_s, f"{names} are not gone {HANG_S:.0f} s after kill -9"
             time.sleep(0.01)
-        for name in names:
-            if name in ("mount", "two"):
-                self._free(name)
-
-    def _free(self, mount: str) -> None:
-        """A mount daemon that dies while a thread of it waits in the kernel for the lock of a directory cannot end, and
-        its mount hangs (docs/known-limits.md) until somebody ends it by `umount -f`."""
-        deadline_s = time.monotonic() + 2
-        while self._has_threads(mount):
-            if time.monotonic() > deadline_s:
-                self.report.kills[f"{mount}, which hung"] += 1
-                subprocess.run(["umount", "-f", self.place(mount)], check=False, stderr=subprocess.DEVNULL)
-                return
-            time.sleep(0.02)
 
     def _has_threads(self, name: str) -> bool:
+        """Whether threads are left of a process whose main thread is dead: they wait in the kernel, for the guard."""
         pid = self._pid(name)
         with contextlib.suppress(OSError):
             return set(os.listdir(f"/proc/{pid}/task")) > {str(pid)}
@@ -156,14 +143,22 @@ class CrashRig:
     def revive(self, faults: str = "") -> None:
         """Start what does not run; what is started has these faults armed."""
         for attempt in range(3):
-            arguments = ("dev", "up", "--dir", self.cluster.directory, "--mount", self.cluster.mount)
-            done = nacre(*arguments, cwd=None, NACRE_FAULTS=faults or self.faults, **self.environment)
-            if not done.returncode:
+            if not (trouble := self._up(faults or self.faults)):
                 break
-            assert faults or attempt < 2, done  # one that is killed while it starts is started again
+            assert faults or attempt < 2, trouble  # one that is killed while it starts is started again
             faults = ""
         if not self.is_alive("two"):
             self._mount_two()
+
+    def _up(self, faults: str) -> str:
+        """Start what does not run; what went wrong with that. It waits for the mount, and so for ever for servers that
+        have killed themselves meanwhile."""
+        arguments = ("dev", "up", "--dir", self.cluster.directory, "--mount", self.cluster.mount)
+        try:
+            done = nacre(*arguments, cwd=None, NACRE_FAULTS=faults, **self.environment)
+        except subprocess.TimeoutExpired as error:
+            return str(error)
+        return f"{done.stdout}\n{done.stderr}" if done.returncode else ""
 
     # ---------------------------------------------------------------------------------------------------------- rounds
 

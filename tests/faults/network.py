@@ -4,6 +4,7 @@ The parties are joined by a bridge. A cut gives each of two parties a link addre
 that packets vanish without a word, as when a cable is pulled; nobody else notices.
 """
 
+import itertools
 import json
 import os
 import select
@@ -18,7 +19,7 @@ from typing import Final
 
 import pytest
 
-from nacrefs.client import mount as mounts
+from nacrefs.client.mount import daemon as mounts
 from nacrefs.common.auth import new_keyring, save_keyring
 from tests.harness.process import need_mounts, processes_under
 
@@ -28,6 +29,7 @@ TERM_S: Final = 4.0
 HEARTBEAT_S: Final = 0.5
 READY_S: Final = 60.0
 _NOBODY: Final = "02:00:00:00:00:fe"
+_networks: Final = itertools.count()
 
 
 def _ip(*words: str) -> None:
@@ -43,7 +45,7 @@ class Network:
     """The namespaces and the bridge."""
 
     def __init__(self) -> None:
-        self._prefix = f"nacre{os.getpid()}"
+        self._prefix = f"nacre{os.getpid()}.{next(_networks)}"  # (a namespace may outlive its test for a moment)
         self._made: list[str] = []
         self._cuts: set[tuple[str, str]] = set()
 
@@ -139,6 +141,10 @@ class NetworkCluster:
             "database": str(self.base / "mdt.sqlite"), "listen": self.url, "metrics": "",
             "lease": {"term_s": TERM_S}, "ost": {"heartbeat_s": HEARTBEAT_S},
         })  # fmt: skip
+
+    def said(self, name: str) -> str:
+        """What a server has logged so far."""
+        return (self.base / f"{name}.err").read_text(errors="replace")
 
     def kill(self, name: str) -> None:
         """kill -9."""

@@ -246,7 +246,10 @@ class Tree:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            self.file(path).rebase((directory / path).read_bytes())
+            file = self.file(path)
+            if file.since:
+                file.mtime_ns = None  # a crash has taken some of it, and was not asked for its time
+            file.rebase((directory / path).read_bytes())
 
 
 class Manifest:

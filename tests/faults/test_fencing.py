@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nacrefs.client import mount as mounts
+from nacrefs.client.mount import daemon as mounts
 from nacrefs.common.answer import settle
 from nacrefs.common.checksum import block_sums
 from nacrefs.common.observe import Meter

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nacrefs.client.fuse import mounting
+from nacrefs.client.fuse import guardian, mounting
 from nacrefs.client.fuse.session import Session
 from tests.client.fuse.memory import MemoryFilesystem
 
@@ -22,12 +22,16 @@ def use(path: Path) -> None:
     assert (path / "f").read_bytes() == b"x" * 3_000_000
     assert (path / "f").stat().st_uid == NOBODY
     (entry,) = mounting.mounts_at(str(path))
+    assert os.access(f"{guardian.CONTROL}/{entry.device.partition(':')[2]}/abort", os.W_OK), (
+        "the guard could not end it"
+    )
     assert (entry.fstype, entry.source) == ("fuse.nacre", "tcp://host:1/a,b")
 
 
 async def main(directory: str, device: str) -> None:
     importlib.import_module("concurrent.futures.thread")  # the user may not be able to read it later
     subprocess.run(["mount", "--bind", device, "/dev/fuse"], check=True)
+    subprocess.run(["mount", "-t", "fusectl", "none", guardian.CONTROL], check=True)
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)

@@ -16,9 +16,7 @@ from nacrefs.common.wire import BODY_BYTES_MAX, BULK_BYTES_MAX, Message, Request
 from nacrefs.mds.namespace.acl import decode_acl
 from tests.fuzz.mutation import GOLDEN, REQUESTS, SECONDS, mutated
 
-FUZZ = settings(
-    max_examples=int(150 * SECONDS), deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
+FUZZ = settings(max_examples=int(150 * SECONDS), suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 seeds = st.integers(0, (1 << 64) - 1)
 MEMORY_MAX = 64 * 1024
 

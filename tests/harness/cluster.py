@@ -7,6 +7,7 @@ async with Cluster(tmp_path) as cluster:
 
 import contextlib
 import itertools
+import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +30,9 @@ from tests.harness.fabric import rdma_devices
 
 _numbers = itertools.count()
 
+SCHEME = os.environ.get("NACRE_TEST_SCHEME", "mem")
+"""What connects clusters of which no test says it: `NACRE_TEST_SCHEME=rdma` runs their tests over RDMA."""
+
 
 class Cluster:
     """The servers, and everything that was connected to them; `async with` starts and stops it."""
@@ -37,7 +41,7 @@ class Cluster:
         self,
         directory: Path,
         *,
-        scheme: str = "mem",
+        scheme: str = SCHEME,
         oss: int = 2,
         osts: int = 2,
         database: str | None = None,
@@ -65,6 +69,7 @@ class Cluster:
         self.mds: MdsServer
         self.oss: list[OssServer] = []
         self.clients: list[Vfs] = []
+        self._addresses: dict[int, str] = {}
 
     async def __aenter__(self) -> Self:
         format_mdt(self.mds_config.database, self.keyring.cluster, 0, 0)
@@ -103,16 +108,17 @@ class Cluster:
         self.mds_config = msgspec.structs.replace(self.mds_config, listen=self.mds.url)
 
     async def start_oss(self, number: int) -> OssServer:
-        """Start an OSS and wait until the MDS knows it."""
+        """Start an OSS (again, at the same address) and wait until the MDS knows it."""
         listen = f"mem://oss{self._number}.{number}" if self._scheme == "mem" else f"{self._scheme}://127.0.0.1:0"
         config = OssConfig(
             mds=self.mds.url,
             name=f"oss{number}",
-            listen=(listen,),
+            listen=(self._addresses.get(number, listen),),
             osts=tuple(str(self.ost_directory(number, ost)) for ost in range(self._osts)),
         )
         server = OssServer(config, self.keyring)
         await server.start()
+        self._addresses[number] = server.addresses[0]
         self.oss.append(server)
         await server.registered.wait()
         return server

@@ -2,12 +2,26 @@
 
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from tests.mds.served import Served
 from tests.mds.world import World
 from tests.postgres import empty_schema
+
+_CORE: Final = (None, "lost reply", "killed after commit")
+"""Faults that are made on PostgreSQL, too, in each run: that an answer is found again, in memory or the database."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Most of what goes wrong around requests is the same on either engine: on PostgreSQL those faults are for
+    `make test-slow`."""
+    for item in items:
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+            given = item.callspec.params
+            if given.get("mdt_url") == "postgresql" and given.get("fault") not in _CORE:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -1,9 +1,11 @@
 """A second, simple implementation of what surrounds a step: leases, placement, capabilities."""
 
+from collections.abc import Collection
+
 from nacrefs.common.layout import LayoutSpec
 from nacrefs.common.wire import Capability, Lease, Right
-from nacrefs.mds.placement import Placer, Target
-from nacrefs.mds.step import Blocked
+from nacrefs.mds.osts.placement import Placer, Target
+from nacrefs.mds.transactions.step import Blocked
 
 
 class LeaseBook:
@@ -44,7 +46,7 @@ class SessionLeases:
         if Lease.WRITE in self._others(fid):
             raise Blocked(fid, Lease.READ)
 
-    def alone(self, fid: int, spill: bool = False) -> None:
+    def alone(self, fid: int, spill: bool = False, contents: bool = True) -> None:
         if Lease.WRITE in self._others(fid):
             raise Blocked(fid, Lease.NONE, spill)
 
@@ -54,7 +56,7 @@ class SessionLeases:
     def append(self, fid: int, ticket: int) -> None:
         pass  # nobody else is there
 
-    def changed(self, fid: int, name: bytes | None = None) -> None:
+    def changed(self, fid: int, name: bytes | None = None, told: Collection[int] = ()) -> None:
         self.book.changes.append((fid, name))
 
     def grant(self, fid: int, lease: Lease) -> Lease:

@@ -11,7 +11,7 @@ import itertools
 import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from nacrefs.common import faults
 from nacrefs.common.auth import new_keyring
@@ -19,7 +19,7 @@ from nacrefs.common.clock import ManualClock
 from nacrefs.common.config import Duration
 from nacrefs.common.observe import Meter
 from nacrefs.common.remote import Remote
-from nacrefs.common.rpc import Call, Service
+from nacrefs.common.rpc import Call, Peer, Service
 from nacrefs.common.wire import (
     Attach,
     Create,
@@ -34,6 +34,7 @@ from nacrefs.common.wire import (
     Lease,
     Mode,
     ObjectStat,
+    RaiseFloors,
     Recall,
     Recalled,
     RecallItem,
@@ -41,7 +42,12 @@ from nacrefs.common.wire import (
     Register,
     Request,
     Role,
+    ScrubOrder,
+    ScrubOst,
+    ScrubState,
     Session,
+    Synced,
+    SyncObject,
     TargetInfo,
     TruncateObjects,
 )
@@ -49,6 +55,9 @@ from nacrefs.mds.config import LeaseConfig, MdsConfig, OstConfig
 from nacrefs.mds.database import format_mdt
 from nacrefs.mds.server import MdsServer
 from nacrefs.mds.service import Mds
+from nacrefs.mds.transactions.journal import LONE_READS
+from nacrefs.mds.transactions.work import Work
+from tests.mds.shelf import Shelf
 
 ReplyT = TypeVar("ReplyT")
 ROOT = 1
@@ -82,6 +91,22 @@ class Gate:
         await self._open.wait()
 
 
+class Asker(Protocol):
+    """Who asks the MDS something over a connection that can be lost."""
+
+    remote: Remote
+    reclaims: list[Reclaim] | None
+
+    @property
+    def peer(self) -> Peer:
+        """The MDS's end of its connection."""
+        ...
+
+    def call(self, request: Request[ReplyT]) -> "asyncio.Future[ReplyT]": ...
+
+    def cut(self) -> None: ...
+
+
 class Oss:
     """A stand-in for an OSS: OSTs that remember what was asked of them."""
 
@@ -95,12 +120,25 @@ class Oss:
         self.gate = Gate()
         self.sizes: dict[int, int] = {}
         """Size by fid, for Glimpse."""
+        self.shelf = Shelf()
+        self.reclaims: list[Reclaim] | None = None
+        self.scrubs: dict[int, str] = {}
+        """What the scrub of each OST does, and did before."""
         self.failing: OSError | None = None
         self.remote: Remote
 
     async def start(self) -> None:
         served = self.served
-        service: Service = {Destroy: self._do, Fence: self._do, TruncateObjects: self._do, Glimpse: self._glimpse}
+        service: Service = {
+            Destroy: self._do,
+            Fence: self._do,
+            TruncateObjects: self._do,
+            RaiseFloors: self._do,
+            SyncObject: self._sync,
+            ScrubOst: self._scrub,
+            Glimpse: self._glimpse,
+            **self.shelf.handlers(),
+        }
         self.remote = Remote(
             served.address, served.keyring.credentials(Role.SERVER), f"oss{next(_numbers)}", service, Meter()
         )
@@ -122,11 +160,36 @@ class Oss:
             raise self.failing
         return Done()
 
+    def _sync(self, request: SyncObject, call: Call) -> Synced:
+        self.asked.append(request)
+        return Synced(-1, 0, 0, 0)
+
+    def _scrub(self, request: ScrubOst, call: Call) -> ScrubState:
+        state = self.scrubs.get(request.ost, "never")
+        if request.order is ScrubOrder.START and not state.startswith("running"):
+            self.scrubs[request.ost] = state = f"running after {state}"
+        return ScrubState(request.ost, state)
+
     async def _glimpse(self, request: Glimpse, call: Call) -> Glimpsed:
         self.asked.append(request)
         await self.gate.passed()
         sizes = (self.sizes.get(one.fid, 0) for one in request.objects)
         return Glimpsed(tuple(ObjectStat(size, (size + 511) // 512 * 512, 1, 77 if size else 0) for size in sizes))
+
+    @property
+    def peer(self) -> Peer:
+        """The MDS's end of its connection."""
+        peer = self.served.mds.targets.osts[self.indices[0]].peer
+        assert peer is not None
+        return peer
+
+    def call(self, request: Request[ReplyT]) -> "asyncio.Future[ReplyT]":
+        return self.remote.call(request)
+
+    def cut(self) -> None:
+        """The connection is lost; it is made anew at once."""
+        assert self.remote.link is not None
+        self.remote.link.close("cut by the test")
 
     def of(self, kind: type[Any]) -> list[Any]:
         """The requests of this kind so far."""
@@ -173,6 +236,13 @@ class Client:
     def number(self) -> int:
         assert self.session is not None
         return self.session.session
+
+    @property
+    def peer(self) -> Peer:
+        """The MDS's end of its connection."""
+        peer = self.served.mds.sessions.by_id[self.number].peer
+        assert peer is not None
+        return peer
 
     async def _recall(self, request: Recall, call: Call) -> Recalled:
         self.recalled.extend(request.items)
@@ -277,6 +347,8 @@ class Served:
             else:
                 loop.call_soon_threadsafe(reached.set)
                 assert go.wait(10)
+            if point == "mds.commit.before":
+                raise OSError(errno.EIO, "killed by the test before the commit")
 
         match = "" if point.startswith("mds.") else self.killing
         with faults.armed(point, die, match=match):
@@ -284,13 +356,30 @@ class Served:
             await asyncio.wait_for(reached.wait(), 5)
         if self.server.failure is None:
             self._die()
-            if point == "mds.commit.before":
-                self.mds.mdt.store.rollback()
         go.set()
         await self.restart()
 
+    @asynccontextmanager
+    async def held_at(self, point: str) -> AsyncGenerator[asyncio.Event, None]:
+        """The next batch stops at a fault point on the committing thread, until the end of this: committed, it may be,
+        and not applied. The event says that it is there."""
+        loop = asyncio.get_running_loop()
+        reached, go = asyncio.Event(), threading.Event()
+
+        def hold() -> None:
+            loop.call_soon_threadsafe(reached.set)
+            assert go.wait(10)
+
+        for _ in range(LONE_READS + 1):  # or the event loop itself might commit it
+            self.mds.journal.read(Work(lambda step, request: None, None, None, None, True))
+        try:
+            with faults.armed(point, hold):
+                yield reached
+        finally:
+            go.set()
+
     def _die(self) -> None:
-        self.mds.on_lost(OSError(errno.EIO, "killed by the test"))
+        self.mds.journal.lose(OSError(errno.EIO, "killed by the test"))
 
     async def oss(self, targets: int = 1) -> Oss:
         oss = Oss(self, targets)

@@ -12,11 +12,14 @@ from nacrefs.common.wire import (
     GetXattrs,
     Mkdir,
     Mode,
+    Open,
     RemoveXattr,
     Rmdir,
     Set,
     SetAttr,
     SetXattr,
+    Unlink,
+    Want,
 )
 from nacrefs.mds.namespace.acl import (
     ACCESS,
@@ -49,7 +52,7 @@ def make(world: World, name: bytes, mode: int, umask: int = 0) -> int:
 
 
 def mode_of(world: World, fid: int) -> int:
-    return stat.S_IMODE(world.do(GetAttr(fid)).attr.mode)
+    return stat.S_IMODE(world.do(GetAttr(fid, Want.LEASE | Want.GONE)).attr.mode)
 
 
 def lists(world: World, fid: int) -> dict[bytes, bytes]:
@@ -115,6 +118,19 @@ def test_only_a_directory_has_a_default_list(world: World) -> None:
 def test_what_is_no_list_is_refused(value: bytes) -> None:
     with failing(errno.EINVAL):
         decode_acl(value)
+
+
+def test_a_removed_file_has_attributes_for_who_asks_for_no_more(world: World) -> None:
+    fid = make(world, b"f", 0o644)
+    world.do(Unlink(ROOT, b"f", fid, False))
+    attr = world.do(GetAttr(fid, Want.GONE)).attr
+    assert (attr.nlink, attr.mode & 0o7777) == (0, 0o644)
+    world.do(SetAttr(fid, Set.MODE, mode=0o600))
+    assert mode_of(world, fid) == 0o600
+    for request in (GetAttr(fid, Want.DATA), Open(fid, Mode.READ), SetAttr(fid, Set.SIZE, size=0)):
+        with failing(errno.ESTALE):
+            world.do(request)
+    assert world.findings() == []
 
 
 def test_a_removed_directory_still_has_attributes_and_takes_no_names(world: World) -> None:

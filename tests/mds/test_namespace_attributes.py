@@ -6,7 +6,7 @@ import pytest
 
 from nacrefs.common.fid import ROOT
 from nacrefs.common.wire import GetAttr, Lease, Mode, Open, Set, SetAttr, SetXattr, Symlink, Want
-from nacrefs.mds.step import Blocked
+from nacrefs.mds.transactions.step import Blocked
 from tests.mds.actions import directory, failing, file, spill
 from tests.mds.world import INLINE_BYTES, World
 

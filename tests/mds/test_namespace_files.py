@@ -21,8 +21,8 @@ from nacrefs.common.wire import (
     Want,
 )
 from nacrefs.mds.namespace.files import settle_orphan
-from nacrefs.mds.step import Blocked
-from nacrefs.mds.tx import NeedsBatch, Tx
+from nacrefs.mds.transactions.step import Blocked
+from nacrefs.mds.transactions.tx import NeedsBatch, Tx
 from tests.mds.actions import failing, file, spill
 from tests.mds.world import INLINE_BYTES, World
 

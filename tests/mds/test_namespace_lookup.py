@@ -6,7 +6,7 @@ import pytest
 
 from nacrefs.common.fid import ROOT
 from nacrefs.common.wire import Create, GetAttr, GetParent, Lease, Lookup, Mode, Want
-from nacrefs.mds.step import Blocked
+from nacrefs.mds.transactions.step import Blocked
 from tests.mds.actions import directory, failing, file
 from tests.mds.world import World
 

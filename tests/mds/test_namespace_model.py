@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import psycopg
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -354,20 +355,19 @@ def _run(databases: Iterator[str], examples: int) -> None:
         settings=settings(
             max_examples=examples,
             stateful_step_count=50,
-            deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
             database=None,
         ),
     )
 
 
-def test_any_sequence_agrees_with_the_model_on_sqlite(tmp_path: Path) -> None:
-    template = tmp_path / "template.db"
+def on_sqlite(directory: Path, examples: int) -> None:
+    template = directory / "template.db"
     format_mdt(str(template), "test", 0, START_NS)
-    _run((str(shutil.copy(template, tmp_path / f"{number}.db")) for number in itertools.count()), 150)
+    _run((str(shutil.copy(template, directory / f"{number}.db")) for number in itertools.count()), examples)
 
 
-def test_any_sequence_agrees_with_the_model_on_postgresql(postgres_url: str) -> None:
+def on_postgresql(postgres_url: str, examples: int) -> None:
     made: list[str] = []
 
     def fresh() -> Iterator[str]:
@@ -380,8 +380,31 @@ def test_any_sequence_agrees_with_the_model_on_postgresql(postgres_url: str) -> 
             yield url
 
     try:
-        _run(fresh(), 8)
+        _run(fresh(), examples)
     finally:
         with psycopg.connect(postgres_url, autocommit=True) as connection:
             for schema in made:
                 connection.execute(f"DROP SCHEMA {schema} CASCADE".encode())
+
+
+# Examples are chosen anew in each run, so that few of them in every run find what many in one would.
+
+
+def test_any_sequence_agrees_with_the_model_on_sqlite(tmp_path: Path) -> None:
+    on_sqlite(tmp_path, 40)
+
+
+def test_any_sequence_agrees_with_the_model_on_postgresql(postgres_url: str) -> None:
+    on_postgresql(postgres_url, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_many_sequences_agree_with_the_model_on_sqlite(tmp_path: Path) -> None:
+    on_sqlite(tmp_path, 800)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_many_sequences_agree_with_the_model_on_postgresql(postgres_url: str) -> None:
+    on_postgresql(postgres_url, 80)

@@ -23,7 +23,7 @@ from nacrefs.common.wire import (
     Want,
 )
 from nacrefs.mds.namespace.files import settle_orphan
-from nacrefs.mds.step import Blocked
+from nacrefs.mds.transactions.step import Blocked
 from tests.mds.actions import directory, failing, file, spill
 from tests.mds.world import World
 

@@ -86,6 +86,24 @@ async def test_health_metrics_and_status_over_http(tmp_path: Path) -> None:
         await server.stop()
 
 
+async def test_nobody_is_served_before_what_an_earlier_run_has_left_is_known(mdt_url: str) -> None:
+    async with Served(mdt_url) as served:
+        client = await served.client()
+        served.config = replace(served.config, metrics="127.0.0.1:0")  # which takes a while to start
+        await served.server.stop()
+        server = served.server = MdsServer(served.config, served.keyring, served.clock)
+        starting = asyncio.ensure_future(server.start())
+        turns = 0
+        while not starting.done():
+            await asyncio.sleep(0)
+            if server.url:
+                turns += 1
+                assert client.number in server.mds.sessions.by_id
+                assert server.mds.grace.running
+        await starting
+        assert turns > 1, "nobody could have connected meanwhile: this shows nothing"
+
+
 async def test_requests_that_are_queued_when_it_stops_are_durable(mdt_url: str) -> None:
     async with Served(mdt_url) as served:
         client = await served.client()

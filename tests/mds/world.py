@@ -3,14 +3,14 @@
 from typing import Any, TypeVar
 
 from nacrefs.common.wire import Lease, Request
-from nacrefs.mds.cache import Cache
 from nacrefs.mds.check import check
 from nacrefs.mds.database import format_mdt, open_store
-from nacrefs.mds.flush import discard, flush, publish
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.namespace.operations import READS, WRITES
-from nacrefs.mds.step import DEFAULT_SPEC, Step
-from nacrefs.mds.tx import Tx
+from nacrefs.mds.transactions.cache import Cache
+from nacrefs.mds.transactions.flush import discard, flush, publish
+from nacrefs.mds.transactions.step import DEFAULT_SPEC, Step
+from nacrefs.mds.transactions.tx import Tx
 from tests.mds.doubles import LeaseBook, Osts, unsigned
 
 ReplyT = TypeVar("ReplyT")

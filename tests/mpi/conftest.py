@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nacrefs.client import mount
+from nacrefs.client.mount import daemon as mount
 from tests.harness.process import ProcessCluster, process_cluster
 from tests.mpi.engines import ENGINES, Engine
 from tests.mpi.native import FLAGS, PROGRAMS, build_library, build_program

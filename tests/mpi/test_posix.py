@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nacrefs.client import mount
+from nacrefs.client.mount import daemon as mount
 from tests.mpi.conftest import LIBASAN_SETTINGS, Native
 from tests.mpi.native import FLAGS, PROGRAMS, SANITIZE, SOURCE, build_program
 

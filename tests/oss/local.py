@@ -1,8 +1,11 @@
 """An OSS without a network: real targets, real handlers, a call that keeps what it was given."""
 
+import asyncio
+import errno
 import itertools
 import math
 import os
+import shutil
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -72,6 +75,23 @@ class LocalCall:
         return data
 
 
+class LocalRemote:
+    """The connection of one OSS to another."""
+
+    def __init__(self, oss: "LocalOss") -> None:
+        self._oss = oss
+
+    async def call(self, request: Any, *, into: Sequence[memoryview], deadline_s: float) -> Any:
+        call = LocalCall(LocalPeer(0))
+        data = await self._oss.ask(request, call)
+        left = call.received()
+        for view, length in zip(into, data.lengths, strict=True):
+            view[:length], left = left[:length], left[length:]
+        if self._oss.held is not None:
+            await self._oss.held.wait()
+        return data
+
+
 class LocalOss:
     """One OST (index 0) with the handlers over it, used by one client."""
 
@@ -80,9 +100,13 @@ class LocalOss:
         self.threads = threads
         self.pool = BufferPool(64 << 20)
         self.gate = Gate(Admission((KEY,), time.time))
-        self.gate.targets[0] = target
+        self.gate.targets[target.label.index] = target
         self.gate.heard(math.inf, 0)
-        self.service = Service(self.gate, threads, self.pool, _nobody)
+        self.held: asyncio.Event | None = None
+        """other OSSes get its answers when this is set"""
+        self.others: dict[int, LocalOss] = {}
+        """other OSSes' OSTs"""
+        self.service = Service(self.gate, threads, self.pool, _nobody, self._reach)
         self.handlers = self.service.for_clients()
         self.peer = LocalPeer()
 
@@ -93,6 +117,12 @@ class LocalOss:
 
     async def ask(self, request: Any, call: LocalCall | None = None) -> Any:
         return await settle(self.handlers[type(request)](request, call or LocalCall(self.peer)))
+
+    async def _reach(self, ost: int) -> Any:
+        other = self.others.get(ost)
+        if other is None:
+            raise OSError(errno.ENXIO, f"OST {ost} is not in service")
+        return LocalRemote(other)
 
     async def order(self, request: Any) -> Any:
         """What the MDS asks."""
@@ -149,10 +179,12 @@ class LocalOss:
 
 
 @asynccontextmanager
-async def local_oss(root: Path, limits: Limits = LIMITS, *, fresh: bool = True) -> AsyncGenerator[LocalOss, None]:
+async def local_oss(
+    root: Path, limits: Limits = LIMITS, *, fresh: bool = True, index: int = 0
+) -> AsyncGenerator[LocalOss, None]:
     """An OSS over the OST in `root`, formatted unless it is there; stopped cleanly in the end."""
     if fresh:
-        format_target(str(root), CLUSTER, index=0)
+        format_target(str(root), CLUSTER, index=index)
     threads = IoThreads(2)
     try:
         target = Target.open(str(root), CLUSTER, limits, threads)
@@ -171,5 +203,5 @@ def crash_copy(root: Path, to: Path) -> Path:
         there.mkdir(parents=True, exist_ok=True)
         for name in names:
             if name != "lock.mdb":
-                (there / name).write_bytes((Path(directory) / name).read_bytes())
+                shutil.copy2(Path(directory) / name, there / name)
     return to

@@ -12,11 +12,12 @@ import lmdb
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from nacrefs.common.layout import BLOCK_BYTES
 from nacrefs.common.wire import Destroy, ObjectId
 from nacrefs.oss.object import State
-from tests.oss.local import FID, crash_copy, local_oss
+from tests.oss.local import FID, LocalCall, crash_copy, local_oss
 from tests.oss.test_io import SPAN, STEPS, Model
 
 ALL = (0, 2 * SPAN + 2 * BLOCK_BYTES)
@@ -43,6 +44,22 @@ async def test_unsynced_new_object_is_re_hashed(tmp_path: Path) -> None:
     assert await after_crash(copy, FID) == [bytes(5) + b"x" * 100_000]
 
 
+async def test_time_that_a_writer_has_said_outlives_a_kill(tmp_path: Path) -> None:
+    said_ns = 10**18 + 7
+    async with local_oss(tmp_path / "ost") as oss:
+        for fid in (FID, FID + 1):
+            request, bulk = oss.write_request(((0, b"x" * 100_000),), fid)
+            await oss.ask(replace(request, mtime_ns=said_ns), LocalCall(oss.peer, bulk))
+        await oss.truncate(50_000)
+        await oss.write((5, b"later"), fid=FID + 1)
+        before_ns = (await oss.stat(FID + 1)).mtime_ns
+        copy = crash_copy(tmp_path / "ost", tmp_path / "copy")
+    assert await after_crash(copy, FID, FID + 1)
+    async with local_oss(copy, fresh=False) as oss:
+        assert (await oss.stat()).mtime_ns == said_ns
+        assert abs((await oss.stat(FID + 1)).mtime_ns - before_ns) < 10**9, "nobody has said one since"
+
+
 async def test_change_after_sync_is_announced_before_it_happens(tmp_path: Path) -> None:
     """Power fails: of what was written after the sync, the file has nothing, or all."""
     async with local_oss(tmp_path / "ost") as oss:
@@ -58,7 +75,7 @@ async def test_change_after_sync_is_announced_before_it_happens(tmp_path: Path) 
     assert await after_crash(everything, FID) == [b"a" * 70_000 + b"b" * 50 + b"a" * 129_950]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS, seed=st.integers(0, 1 << 32))
 def test_killed_after_any_sequence_of_changes(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any]], seed: int

@@ -15,10 +15,13 @@ import pytest
 from nacrefs.common import faults
 from nacrefs.common.answer import settle
 from nacrefs.common.wire import (
+    CopyRange,
     Destroy,
     Fence,
+    Floor,
     Glimpse,
     ListObjects,
+    ObjectId,
     ProbeObjects,
     Punch,
     RaiseFloors,
@@ -35,7 +38,7 @@ from nacrefs.common.wire import (
     VerifyObject,
     Write,
 )
-from tests.oss.local import FID, LocalCall, LocalOss, LocalPeer, crash_copy, local_oss
+from tests.oss.local import FID, SESSION, LocalCall, LocalOss, LocalPeer, crash_copy, local_oss
 
 BEFORE = b"b" * 200_000
 OTHER = b"o" * 70_000
@@ -49,6 +52,17 @@ def write(*pieces: tuple[int, bytes], sync: bool = False) -> Ask:
     return lambda oss: oss.write_request(pieces, sync=sync)
 
 
+SOURCE = 1 << 48 | 0x99
+SOURCE_BYTES = bytes(range(256)) * 1000
+
+
+def copy(*extents: tuple[int, int, int]) -> Ask:
+    return lambda oss: (
+        CopyRange(0, FID, 0, 0, oss.capability(), 0, SOURCE, 0, 0, oss.capability(SOURCE), extents),
+        b"",
+    )
+
+
 CHANGES: dict[str, Ask] = {
     "write": write((10_000, b"w" * 150_000)),
     "write aligned blocks": write((0, b"w" * 131_072)),
@@ -57,6 +71,9 @@ CHANGES: dict[str, Ask] = {
     "write extents that overlap": write((20_000, b"w" * 90_000), (50_000, b"x" * 20_000)),
     "write and sync": write((10_000, b"w" * 150_000), sync=True),
     "punch": lambda oss: (Punch(0, FID, 0, 0, oss.capability(), ((10_000, 150_000),)), b""),
+    "copy": copy((17, 10_000, 150_000)),
+    "copy aligned blocks": copy((0, 0, 131_072)),
+    "copy several extents": copy((0, 20_000, 20_000), (5, 60_000, 60_000)),
     "truncate": lambda oss: (Truncate(0, FID, 0, 0, oss.capability(), 25_000), b""),
 }
 HARMLESS_TWICE = {
@@ -82,7 +99,7 @@ async def test_every_request_of_an_oss_is_run_under_faults_or_harmless_twice(tmp
     async with local_oss(tmp_path / "ost") as oss:
         cases = {type(ask(oss)[0]) for ask in CHANGES.values()}
         kinds = {*oss.service.for_clients(), *oss.service.for_mds()}
-    assert cases == {Write, Punch, Truncate}
+    assert cases == {Write, Punch, Truncate, CopyRange}
     assert kinds - cases == set(HARMLESS_TWICE)
 
 
@@ -98,6 +115,8 @@ class Disturbed:
     @asynccontextmanager
     async def planted(self) -> AsyncGenerator[LocalOss, None]:
         async with local_oss(self.root) as oss:
+            await oss.write((0, SOURCE_BYTES), fid=SOURCE)
+            await oss.sync(SOURCE)
             await oss.write((0, BEFORE))
             await oss.sync()
             yield oss
@@ -194,7 +213,7 @@ async def stopped_before_reply(disturbed: Disturbed) -> bytes:
 async def killed_after_change(disturbed: Disturbed) -> bytes:
     """The bytes are in the file, and that is all that was done. (The last one, if there are several.)"""
     request, _ = disturbed.ask(LocalOssForShape())
-    changes = len(request.extents) if type(request) is Write else 1
+    changes = len(request.extents) if isinstance(request, Write | CopyRange) else 1
     async with disturbed.planted() as oss:
 
         def leave() -> None:
@@ -250,6 +269,82 @@ FAULTS: dict[str, Fault] = {
 async def test_change_is_made_once_and_what_came_after_it_stays(what: str, fault: str, tmp_path: Path) -> None:
     _, expected = await calm(tmp_path / "calm", CHANGES[what])
     assert await FAULTS[fault](Disturbed(tmp_path, CHANGES[what])) == expected
+
+
+TARGET = ObjectId(0, FID, 0)
+ORDERS: dict[str, Request[Any]] = {
+    "destroy": Destroy((TARGET,)),
+    "cut": TruncateObjects((TARGET,), 25_000),
+    "fence": Fence((SESSION,)),
+    "floor": RaiseFloors((Floor(0, FID, 0, 1),)),
+    "floor and tracking": RaiseFloors((Floor(0, FID, 0, 1),), track=True),
+}
+"""What the MDS asks again until it has been answered."""
+
+
+async def served_by(oss: LocalOss) -> list[Any]:
+    """What each of two sessions gets of two objects, by the first layout generation; or why not."""
+    found: list[Any] = []
+    for session in (SESSION, SESSION + 1):
+        for fid in (FID, SOURCE):
+            call = LocalCall(LocalPeer(session))
+            try:
+                await oss.ask(Read(0, fid, 0, 0, oss.capability(fid, session=session), ((0, 1 << 20),)), call)
+                found.append(call.received())
+            except OSError as error:
+                found.append(error.errno)
+    return found
+
+
+async def ordered(base: Path, what: str) -> list[Any]:
+    """What an order does when nothing disturbs it."""
+    disturbed = Disturbed(base, CHANGES["write"])
+    async with disturbed.planted() as oss:
+        before = await served_by(oss)
+        await oss.order(ORDERS[what])
+        after = await served_by(oss)
+    assert after != before
+    return after
+
+
+async def order_again(oss: LocalOss, what: str) -> list[Any]:
+    await oss.order(ORDERS[what])
+    return await served_by(oss)
+
+
+@pytest.mark.parametrize("what", ORDERS)
+async def test_order_that_is_given_again_has_one_effect(what: str, tmp_path: Path) -> None:
+    expected = await ordered(tmp_path / "calm", what)
+    disturbed = Disturbed(tmp_path, CHANGES["write"])
+    async with disturbed.planted() as oss:
+        assert await order_again(oss, what) == expected
+        assert await order_again(oss, what) == expected, "the answer was lost"
+        disturbed.leave()
+    async with disturbed.killed() as oss:
+        assert await order_again(oss, what) == expected, "it was killed before it could answer"
+
+
+@pytest.mark.parametrize(
+    ("what", "point"),
+    [
+        ("destroy", "oss.index.before"),
+        ("destroy", "oss.index.after"),
+        ("cut", "oss.change.before"),
+        ("cut", "oss.change.after"),
+        ("cut", "oss.index.before"),
+        ("cut", "oss.index.after"),
+    ],
+)
+async def test_order_that_a_kill_has_interrupted_is_carried_out_when_it_is_given_again(
+    what: str, point: str, tmp_path: Path
+) -> None:
+    expected = await ordered(tmp_path / "calm", what)
+    disturbed = Disturbed(tmp_path, CHANGES["write"])
+    async with disturbed.planted() as oss:
+        with faults.armed(point, disturbed.leave):
+            await order_again(oss, what)
+    async with disturbed.killed() as oss:
+        assert await order_again(oss, what) == expected
 
 
 @pytest.mark.parametrize("point", ["oss.index.before", "oss.index.after", "oss.sync"])

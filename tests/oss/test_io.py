@@ -81,7 +81,7 @@ async def run_steps(oss: LocalOss, steps: list[tuple[str, Any]], fid: int, seed:
     assert await oss.read((0, 2 * SPAN + 2 * BLOCK_BYTES), fid=fid) == [bytes(model.data)]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS, seed=st.integers(0, 1 << 32))
 def test_any_sequence_of_changes_reads_back_with_right_sums(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any]], seed: int
@@ -136,6 +136,24 @@ async def test_bit_flip_is_found_when_a_block_is_read_or_written_in_part(oss: Lo
         with pytest.raises(OSError, match=f"checksum mismatch on OST 0, .*block at offset {BLOCK_BYTES}") as caught:
             await attempt
         assert caught.value.errno == errno.EBADMSG
+
+
+async def test_page_of_a_block_that_was_verified_is_verified_by_itself(oss: LocalOss) -> None:
+    """The second read looks at its own page only, and notices what has happened to that."""
+    block = b"".join(bytes([index]) * 4096 for index in range(16))
+    await oss.write((0, block))
+    assert await oss.read((4096, 4096)) == [block[4096:8192]]
+    with oss.object_file().open("r+b") as file:
+        file.seek(3 * 4096 + 9)
+        file.write(b"x")
+    assert await oss.read((4096, 4096)) == [block[4096:8192]], "the damage is elsewhere"
+    with pytest.raises(OSError, match="checksum mismatch") as caught:
+        await oss.read((3 * 4096, 4096))
+    assert caught.value.errno == errno.EBADMSG
+    await oss.write((0, block))
+    await oss.write((4096, b"new" * 1000))
+    assert await oss.read((4096, 4096)) == [b"new" * 1000 + block[7096:8192]]
+    assert await oss.read((3 * 4096, 4096)) == [block[3 * 4096 : 4 * 4096]]
 
 
 async def test_damage_on_the_way_is_refused_and_changes_nothing(oss: LocalOss) -> None:

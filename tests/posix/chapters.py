@@ -10,10 +10,10 @@ import json
 import sys
 from typing import Any
 
-from tests.posix import inodes, names
+from tests.posix import descriptors, inodes, names
 from tests.posix.scene import CHAPTERS, Scene
 
-MODULES = (names, inodes)
+MODULES = (names, inodes, descriptors)
 Told = dict[str, list[tuple[str, Any]]]
 
 

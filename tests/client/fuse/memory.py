@@ -270,6 +270,9 @@ class MemoryFilesystem:
         inode.ctime_ns = time.time_ns()
         return self._stat(inode)
 
+    def may_be_setid(self, fid: int) -> bool:
+        return self._get(fid).mode & (stat.S_ISUID | stat.S_ISGID) != 0
+
     def readlink(self, fid: int) -> Answer[bytes]:
         return self._get(fid).target
 

@@ -18,6 +18,7 @@ from nacrefs.common.wire import (
     SetAttr,
     SetLifecycle,
 )
+from nacrefs.mds.lifecycle.indexes import BY_CHANGE, BY_USE, OSTS_BY_USE, RULE_INDEXES
 from tests.mds.served import Client, Served
 
 ROOT = 1
@@ -99,3 +100,43 @@ async def test_rules_are_kept_with_their_counts_and_go_when_they_are_removed(ser
     await client.call(RemoveRule("old"))
     await client.call(SetLifecycle('{"Rules": []}'))
     assert store.fetchall(store.statements.rules) == []
+
+
+def indexes(served: Served) -> set[str]:
+    """Those for rules that the database has."""
+    store = served.mds.mdt.store
+    if store.backend == "sqlite":
+        rows = store.fetchall("SELECT name FROM sqlite_master WHERE type = 'index'")
+    else:
+        rows = store.fetchall("SELECT indexname FROM pg_indexes WHERE schemaname = current_schema()")
+    return RULE_INDEXES.keys() & {row[0] for row in rows}
+
+
+async def until(served: Served, wanted: set[str]) -> None:
+    async with asyncio.timeout(30):
+        while indexes(served) != wanted or served.mds.lifecycle.indexes.busy:
+            await asyncio.sleep(0.01)
+
+
+async def test_indexes_are_there_as_long_as_rules_need_them(served: Served, client: Client) -> None:
+    marks = {"High": 90, "Low": 80}
+    assert indexes(served) == set()
+    await client.call(SetLifecycle(json.dumps({"Rules": [RULE]})))
+    await until(served, {BY_CHANGE})
+    parent = (await client.call(Mkdir(ROOT, b"data", 0o755, 0, 0))).node
+    assert parent is not None
+    await file(client, parent.attr.fid, b"old.tmp", 1)
+    used = {**RULE, "Expiration": {"DaysAfterLastAccess": 30}}
+    await client.call(SetLifecycle(json.dumps({"Rules": [used], "Watermarks": marks})))
+    assert (await run(served, client, "old"))["expired"]["files"] == 1  # which waits for its index
+    await until(served, {BY_USE, OSTS_BY_USE})
+    await client.call(SetLifecycle(json.dumps({"Rules": [used]}), keep=True))
+    await until(served, {BY_USE})
+    await client.call(RemoveRule("old"))
+    await until(served, set())
+
+
+async def test_who_waits_for_an_index_of_a_rule_that_is_removed_hears_of_it(served: Served, client: Client) -> None:
+    await client.call(SetLifecycle(json.dumps({"Rules": [RULE]})))
+    with pytest.raises(OSError, match="removed or changed"):
+        await served.mds.lifecycle.indexes.have({BY_USE})

@@ -72,6 +72,12 @@ class TestDecide:
     def test_what_is_dirty_is_archived_again_before_it_is_released(self) -> None:
         assert decide(RULE, aged(40, archived=True, dirty=True, archive="cold"), NOW).act is Act.ARCHIVE
 
+    def test_a_copy_that_people_made_in_a_warmer_class_is_released_when_due_and_moved_then(self) -> None:
+        by_hand = aged(36, archived=True, archive="cold", storage_class="STANDARD")
+        assert decide(RULE, by_hand, NOW).act is Act.RELEASE
+        moved = decide(RULE, by_hand._replace(released=True), NOW)
+        assert (moved.act, moved.storage_class) == (Act.TRANSITION, "STANDARD_IA")
+
     def test_pins_and_noarchive_are_respected_and_said(self) -> None:
         pinned = decide(RULE, aged(40, archived=True, pinned=True, storage_class="STANDARD_IA"), NOW)
         assert (pinned.act, pinned.reason) == (None, "it is pinned (norelease)")

@@ -3,14 +3,17 @@
 import errno
 import os
 from collections.abc import AsyncGenerator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from nacrefs.common.wire import ArchiveSpec
+from nacrefs.oss.store.classes import PART_BYTES, ranges
 from nacrefs.oss.store.opening import Archives, open_archive
-from nacrefs.oss.store.protocol import ArchiveStore, is_transient
+from nacrefs.oss.store.protocol import ArchiveStore, abort_uploads, is_transient
+from nacrefs.oss.store.s3 import S3Store
 from tests.s3 import S3Server
 
 
@@ -59,6 +62,19 @@ async def test_an_empty_object_and_a_directory(store: ArchiveStore) -> None:
     assert (await store.page("", "", 10)).entries == []
 
 
+async def test_a_symbolic_link_in_a_directory_is_none_if_somebody_has_written_there(tmp_path: Path) -> None:
+    store = open_archive(ArchiveSpec(1, "cold", "dir", f"file://{tmp_path}"))
+    meta = {"file-permissions": "0120777", "file-owner": "7"}
+    await store.put("link", [memoryview(b"target")], meta)
+    assert dict((await store.head("link")).meta) == meta
+    os.utime(tmp_path / "link", ns=(1, 1))  # as after a copy of the directory
+    assert dict((await store.head("link")).meta) == meta
+    for data in (b"another", b"x" * 10_000):
+        (tmp_path / "link").write_bytes(data)
+        assert dict((await store.head("link")).meta) == {"file-owner": "7"}
+    await store.close()
+
+
 async def test_what_is_not_there(store: ArchiveStore) -> None:
     assert await errno_of(store.head("nothing")) == errno.ENOENT
     assert await errno_of(store.get("nothing", 0, 1)) == errno.ENOENT
@@ -90,6 +106,10 @@ async def test_parts_become_one_object(store: ArchiveStore) -> None:
 async def test_an_aborted_upload_leaves_nothing(store: ArchiveStore) -> None:
     upload = await store.begin("x/y", {})
     await store.part("x/y", upload, 1, memoryview(b"part"))
+    longer = await store.begin("x/y/z", {})
+    assert await store.uploads("x/y/") == [("x/y/z", longer)]
+    await abort_uploads(store, "x/y/z")
+    assert await store.uploads("z") == []
     assert await store.uploads() == [("x/y", upload)]
     await store.abort("x/y", upload)
     await store.abort("x/y", upload)
@@ -123,6 +143,42 @@ async def test_probe_says_what_it_can_do_and_leaves_nothing(store: ArchiveStore)
     found = await store.probe()
     assert found["write"] and found["read"] and found["list"] and found["delete"] and found["metadata"]
     assert (await store.page("", "", 10)).entries == []
+
+
+@pytest.mark.parametrize("kind", ["s3", "moto"])
+async def test_a_large_object_changes_its_class_in_parts(
+    kind: str, s3_archive: ArchiveSpec, cold_archive: ArchiveSpec
+) -> None:
+    part = 5 << 20
+    store = S3Store(s3_archive if kind == "s3" else replace(cold_archive, storage_class=""))
+    try:
+        data = os.urandom(2 * part + 12_345)
+        await store.put("k", [memoryview(data)], {"nacre-fid": "7", "file-owner": "8"})
+        left, other = await store.begin("k", {}), await store.begin("kk", {})
+        assert left != other
+        moved = await store.set_class("k", "STANDARD_IA", len(data), copy_max=part, part_bytes=part)
+        about = await store.head("k")
+        assert (about.size, about.etag, about.storage_class) == (len(data), moved.etag, "STANDARD_IA")
+        assert about.etag.endswith("-3"), "it was not made of parts"
+        assert about.meta == (("file-owner", "8"), ("nacre-fid", "7"))
+        assert bytes(await store.get("k", 0, len(data), len(data), moved.etag)) == data
+        assert await store.uploads() == [("kk", other)], "what an earlier attempt has left"
+        with pytest.raises(OSError, match="archive cold|archive frozen") as caught:  # no part but the last is so small
+            await store.set_class("k", "STANDARD_IA", len(data), copy_max=part, part_bytes=1 << 20)
+        assert caught.value.errno == errno.EINVAL
+        assert await store.uploads() == [("kk", other)]
+        assert (await store.head("k")).etag == moved.etag
+        await store.abort("kk", other)
+    finally:
+        await store.close()
+
+
+def test_parts_of_a_copy_cover_the_object_and_are_not_too_many() -> None:
+    assert ranges(10, 4) == [(0, 4), (4, 8), (8, 10)]
+    largest = ranges(5 << 40, PART_BYTES)
+    assert len(largest) <= 10_000
+    assert (largest[0][0], largest[-1][1]) == (0, 5 << 40)
+    assert all(before[1] == after[0] for before, after in pairwise(largest))
 
 
 async def test_cold_objects_must_be_thawed(cold_archive: ArchiveSpec) -> None:
@@ -191,7 +247,7 @@ def test_credentials_files_that_cannot_be_used(tmp_path: Path, mode: int, text: 
 
 async def test_a_changed_spec_opens_the_archive_anew(tmp_path: Path) -> None:
     archives = Archives()
-    one = archives.of(ArchiveSpec(1, "cold", "dir", f"file://{tmp_path}"))
-    assert archives.of(ArchiveSpec(1, "cold", "dir", f"file://{tmp_path}")) is one
-    assert archives.of(ArchiveSpec(1, "cold", "dir", f"file://{tmp_path}/other")) is not one
+    one = await archives.of(ArchiveSpec(1, "cold", "dir", f"file://{tmp_path}"))
+    assert await archives.of(ArchiveSpec(1, "cold", "dir", f"file://{tmp_path}")) is one
+    assert await archives.of(ArchiveSpec(1, "cold", "dir", f"file://{tmp_path}/other")) is not one
     await archives.close()

@@ -1,0 +1,1 @@
+"""Benchmarks: workloads that are equal on every filesystem, and tables of what they showed."""

@@ -1,0 +1,1 @@
+"""Mounting: what to mount, the daemon behind a mount, and mount(8)'s helper."""

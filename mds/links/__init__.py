@@ -1,0 +1,1 @@
+"""Links: directories whose files are the objects of a bucket (docs/adr/0014-links.md)."""

@@ -1,0 +1,1 @@
+"""Warmup jobs: files are brought to the OSTs before somebody needs them."""

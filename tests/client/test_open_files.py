@@ -1,0 +1,111 @@
+"""Whatever crosses on the wire, the MDS knows of each open file: if removed, it stays until it is closed."""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+
+from nacrefs.client.vfs import Vfs
+from nacrefs.common.answer import settle
+from tests.client.world import CRED, Counting, World, close, open_file, quiet, read, write_file
+
+
+class Kernel:
+    """A cache above a filesystem. When it has forgotten an inode, `then` happens, once."""
+
+    def __init__(self) -> None:
+        self.then: Callable[[], object] = lambda: None
+
+    async def forget_inode(self, fid: int, offset: int = 0, length: int = 0) -> None:
+        then, self.then = self.then, lambda: None
+        then()
+
+    async def forget_entries(self, parent: int, names: Sequence[bytes]) -> None: ...
+
+
+def exists(world: World, fid: int) -> bool:
+    """Whether the MDT has the inode."""
+    return world.mds.mds.journal.reading.inode(fid) is not None
+
+
+async def stays_until_closed(world: World, vfs: Vfs, number: int, fid: int) -> None:
+    """A file that has been removed and is open in one client only."""
+    await asyncio.gather(*(quiet(client) for client in world.clients))
+    assert exists(world, fid)
+    assert await read(vfs, number) == b"contents"
+    await close(vfs, number)
+    await quiet(vfs)
+    assert not exists(world, fid)
+
+
+async def leased(vfs: Vfs, fid: int) -> None:
+    """Look at a file, so that the client may cache it."""
+    await settle(vfs.lookup(vfs.root, b"f"))
+    assert vfs.session.cache.inodes[fid].lease
+
+
+async def test_an_open_that_crosses_the_giving_back_of_its_lease_is_known(world: World) -> None:
+    one, two = await world.vfs(), await world.vfs()
+    fid = await write_file(two, two.root, b"f", b"contents")
+    await quiet(two)
+    await leased(one, fid)
+    kernel = one.kernel = Kernel()
+    opening: list[asyncio.Task[int]] = []
+    # The lease is given back when the kernel has forgotten: while the answer to this Open is on its way.
+    kernel.then = lambda: opening.append(asyncio.create_task(open_file(one, fid)))
+    cache = one.session.cache
+    cache.inodes.move_to_end(fid, last=False)
+    cache.limit = 1
+    sent = Counting(one)
+    one.recaller.evict()
+    await quiet(one)
+    assert sent() == {"Open": 1}
+    (number,) = [await task for task in opening]
+    one.kernel = None
+    await two.unlink(two.root, b"f")
+    await stays_until_closed(world, one, number, fid)
+
+
+async def test_who_has_lost_its_session_has_its_files_open_in_the_next(world: World) -> None:
+    one, two = await world.vfs(), await world.vfs()
+    fid = await write_file(two, two.root, b"f", b"contents")
+    await quiet(two)
+    await leased(one, fid)
+    number, before = await open_file(one, fid), one.session.number
+    sessions = world.mds.mds.sessions
+    sessions.evict(sessions.by_id[before], "the test says so")
+    while one.session.number in (0, before):
+        await asyncio.sleep(0.01)
+    await quiet(one)
+    await two.unlink(two.root, b"f")
+    await stays_until_closed(world, one, number, fid)
+
+
+async def test_a_file_that_is_created_again_while_its_close_is_reported_is_open(world: World) -> None:
+    one, two = await world.vfs(), await world.vfs()
+    fid = await write_file(two, two.root, b"f", b"contents")
+    await quiet(two)
+    others = await open_file(two, fid, os.O_RDWR)  # so that nobody has a lease, and all opens are registered
+    first = await open_file(one, fid, os.O_RDWR)
+    await settle(one.write(first, 0, memoryview(b"contents")))
+    await settle(one.flush(first))
+    creating = asyncio.create_task(settle(one.create(one.root, b"f", 0o644, os.O_RDWR | os.O_CREAT, CRED)))
+    await settle(one.release(first))
+    _, handle = await creating
+    await quiet(one)
+    await two.unlink(two.root, b"f")
+    await close(two, others)
+    await stays_until_closed(world, one, handle.number, fid)
+
+
+async def test_an_inode_that_is_dropped_before_its_open_begins_is_one_inode_after_it(world: World) -> None:
+    one, two = await world.vfs(), await world.vfs()
+    fid = await write_file(two, two.root, b"f", b"contents" * 10_000)
+    await quiet(two)
+    await settle(one.lookup(one.root, b"f"))
+    one.session.cache.inodes[fid].lower(0)
+    one.session.cache.inodes[fid].lowered()
+    opening = one.open(fid, os.O_RDONLY)
+    one.session.cache.drop(one.session.cache.inodes[fid])
+    handle = await settle(opening)
+    assert one.handles.get(handle.number).inode is one.session.cache.inodes[fid]
+    await close(one, handle.number)

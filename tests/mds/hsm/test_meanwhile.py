@@ -1,0 +1,128 @@
+"""What the lifecycle tier decides holds when it is done, whatever else happens at the same moment."""
+
+import asyncio
+import errno
+import json
+
+import pytest
+from msgspec.structs import replace
+
+from nacrefs.common.fid import ROOT
+from nacrefs.common.wire import (
+    ArchiveSpec,
+    Commit,
+    HsmAction,
+    HsmCancel,
+    HsmFlag,
+    HsmRequest,
+    Lease,
+    LinkSpec,
+    Mkdir,
+    Mode,
+    Reclaim,
+    Rename,
+    SetArchive,
+    SetLink,
+)
+from nacrefs.mds.hsm.rows import STARTED, ActionRow, HsmRow
+from nacrefs.mds.hsm.steps import plan_archive, put_hsm
+from tests.mds.actions import directory, failing, file
+from tests.mds.served import Client, Served
+from tests.mds.world import World
+
+COLD = ArchiveSpec(0, "cold", "dir", "file:///cold")
+WARM = ArchiveSpec(0, "warm", "dir", "file:///warm")
+
+
+@pytest.fixture
+async def client(served: Served) -> Client:
+    return await served.client()
+
+
+async def planted(client: Client) -> int:
+    """A file with contents that nobody has open."""
+    made = await client.create(b"f")
+    assert made.node is not None
+    fid = made.node.attr.fid
+    await client.call(Commit(fid, Lease.NONE, Mode.CLOSED, True, 8, 5, 8, b"contents"))
+    return fid
+
+
+async def test_file_for_which_two_ask_at_once_has_one_action_after_a_kill(served: Served, client: Client) -> None:
+    fid = await planted(client)
+    await client.call(SetArchive(COLD))
+    await served.first.remote.aclose()  # what is queued stays so
+    client.reclaims = [Reclaim(())]
+    async with served.killed_at("mds.commit.after"):
+        asked = [client.call(HsmRequest(HsmAction.ARCHIVE, (fid,))) for _ in range(2)]
+    assert [(await answer).errors for answer in asked] == [((0, ""),)] * 2
+    await served.settle()
+    rows = served.mds.mdt.store.fetchall(served.mds.mdt.store.statements.actions)
+    assert [row[0] for row in rows] == [served.mds.hsm.active[fid].row.id]
+
+
+async def test_archives_that_are_made_at_once_have_numbers_of_their_own(served: Served, client: Client) -> None:
+    other = await served.client()
+    made = (await client.call(Mkdir(ROOT, b"d", 0o755, 0, 0))).node
+    assert made is not None
+    answers = await asyncio.gather(
+        client.call(SetArchive(COLD)),
+        other.call(SetArchive(WARM)),
+        client.call(SetLink(LinkSpec(0, made.attr.fid, "none"), replace(COLD, name="", url="file:///linked"))),
+    )
+    assert sorted(json.loads(answer.report)["id"] for answer in answers) == [1, 2, 3]
+    assert sorted(spec.url for spec in served.mds.hsm.archives.values()) == [
+        "file:///cold", "file:///linked", "file:///warm",
+    ]  # fmt: skip
+
+
+async def test_links_that_are_made_at_once_do_not_overlap(served: Served, client: Client) -> None:
+    other = await served.client()
+    made = (await client.call(Mkdir(ROOT, b"d", 0o755, 0, 0))).node
+    assert made is not None
+    link = SetLink(LinkSpec(0, made.attr.fid, "none"), ArchiveSpec(0, "", "dir", "file:///linked"))
+    one, two = await asyncio.gather(client.call(link), other.call(link), return_exceptions=True)
+    assert sorted(isinstance(answer, OSError) and answer.errno == errno.EEXIST for answer in (one, two)) == [
+        False,
+        True,
+    ]
+
+
+async def test_archive_to_which_files_are_being_copied_is_not_removed(served: Served, client: Client) -> None:
+    fid = await planted(client)
+    await client.call(SetArchive(COLD))
+    await served.first.remote.aclose()
+    await client.call(HsmRequest(HsmAction.ARCHIVE, (fid,)))
+    with failing(errno.EBUSY):
+        await client.call(SetArchive(COLD, True))
+    await client.call(HsmCancel((fid,)))
+    await client.call(SetArchive(COLD, True))
+    assert not served.mds.hsm.archives
+
+
+def test_key_that_an_earlier_step_of_the_batch_has_given_up_is_not_used(world: World) -> None:
+    """The cleaner would delete what is sent there."""
+    top = directory(world)
+    mdt = world.mdt
+    mdt.linked, mdt.deleting, mdt.exports = {1}, {1}, {top: 1}
+    fids = [file(world, name) for name in (b"old", b"new")]
+    for fid in fids:
+        world.do(Commit(fid, Lease.NONE, Mode.CLOSED, True, 8, 5, 8, b"contents"))
+        world.recall(1, fid)
+    old, new = fids
+    world.do(Rename(ROOT, b"old", top, b"f"))
+    step = world.step()
+    flags = int(HsmFlag.EXISTS | HsmFlag.ARCHIVED)
+    put_hsm(step, step.tx.need(old), HsmRow(old, flags, 1, "f", step.tx.need(old).data_version, 8))
+    world.commit()
+    action = ActionRow(1, new, int(HsmAction.ARCHIVE), 1, 0, "export", STARTED, 1, 0, 0, 0)
+    spec = ArchiveSpec(1, "link-1", "dir", "file:///linked")
+    world.batched(Rename(ROOT, b"new", top, b"f"))
+    with failing(errno.EAGAIN):
+        plan_archive(world.step(), action, spec)
+    world.commit()
+    with failing(errno.EAGAIN):
+        plan_archive(world.step(), action, spec)
+    world.tx.run("delete_gone", (1, "f"))
+    world.commit()
+    assert plan_archive(world.step(), action, spec).key == "f"
