@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from nacrefs.common.transport import rdma
-from nacrefs.common.transport.fabric import Completion, Piece, Port, Status
+from nacrefs.common.transport.fabric import Completion, Fabric, Piece, Port, Status
 from nacrefs.common.transport.verbs import VerbsFabric
 from nacrefs.common.wire import RdmaEnd
 
@@ -31,6 +31,8 @@ class MemoryFabric:
         self.addresses = addresses
         self.failure = failure
         self.held = False
+        self.gone = False
+        """the device was taken out: nothing can be asked of it any more"""
         self.inline_bytes = 256
         self.lockable_bytes = 1 << 40
         self.deaf: set[int] = set()
@@ -41,7 +43,7 @@ class MemoryFabric:
         self.regions: dict[int, MemoryRegion] = {}
         self.devices: set[MemoryDevice] = set()
         self.domains = 0
-        self.sends = self.writes = self.reads = 0
+        self.sends = self.inline_sends = self.writes = self.reads = 0
         self._next = 16
 
     def number(self) -> int:
@@ -219,6 +221,7 @@ class MemoryQueuePair:
             assert piece.size <= self.inline_bytes
             data = ctypes.string_at(piece.address, piece.size)
         self.fabric.sends += 1
+        self.fabric.inline_sends += inline
         self._post(_Work("SEND", work, (piece,), signaled, data))
 
     def write(self, work: int, pieces: Sequence[Piece], address: int, key: int, *, signaled: bool) -> None:
@@ -256,7 +259,7 @@ class MemoryQueuePair:
 
     def _work(self) -> None:
         self._planned = False
-        while self._queue and self._state == "READY" and not self.fabric.held:
+        while self._queue and self._state == "READY" and not (self.fabric.held or self.fabric.gone):
             item = self._queue.popleft()
             status = self._carry_out(item)
             if status != Status.SUCCESS:
@@ -312,14 +315,20 @@ class MemoryQueuePair:
         assert region.holds(piece.address, piece.size), "beyond the region"
 
     def fail(self) -> None:
+        if self.fabric.gone:
+            raise OSError(errno.EIO, "the device is gone")
         if self._state == "ERROR":
             return
         self._state = "ERROR"
         for item in self._queue:
             self.device.add(Completion(item.work, Status.FLUSHED, self.number, 0))
+        self._queue.clear()
+        if not self.device.loop.is_closed():  # the two queues are flushed in no particular order: this one late
+            self.device.loop.call_later(0.001, self._flush_receives)
+
+    def _flush_receives(self) -> None:
         for work, _ in self._receives:
             self.device.add(Completion(work, Status.FLUSHED, self.number, 0))
-        self._queue.clear()
         self._receives.clear()
 
     def close(self) -> None:
@@ -340,12 +349,13 @@ def memory_fabric(fabric: MemoryFabric | None = None) -> Generator[MemoryFabric]
 
 
 @contextmanager
-def rdma_devices() -> Generator[None]:
+def rdma_devices() -> Generator[Fabric]:
     """Whatever RDMA devices there are to test with: in the VM of tests/rdma its own, real one, elsewhere devices in
     memory."""
     if os.environ.get("RDMA_VM"):
-        assert VerbsFabric().ports(), "the VM has no RDMA device"
-        yield
+        real = VerbsFabric()
+        assert real.ports(), "the VM has no RDMA device"
+        yield real
     else:
-        with memory_fabric():
-            yield
+        with memory_fabric() as made:
+            yield made
