@@ -24,7 +24,8 @@ REPORT_BYTES: Final = 16 << 20
 """A client of whose owner bytes are limited reports at least so often."""
 FLOOR_BYTES: Final = 16 << 10
 """Smallest allowance, unless less is left."""
-ALLOWED_S: Final = 10
+ALLOWED_S: Final = 30
+"""Whose writing and reporting takes longer than that (a stalled OST) overruns the limit by what he was allowed."""
 UNKNOWN: Final = -2
 """`Node.quota` for those who do not write."""
 ID_MAX: Final = (1 << 32) - 2
