@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from nacrefs.client.filesystem import Changes
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import settle
+from nacrefs.common.config import Duration
 from nacrefs.common.wire import (
     ArchiveSpec,
     AskLifecycle,
@@ -29,6 +31,7 @@ from nacrefs.common.wire import (
     XattrFlag,
 )
 from nacrefs.mds.check import check
+from nacrefs.mds.config import OstConfig
 from nacrefs.mds.lifecycle.engine import Lifecycle
 from tests.client.world import CRED, World, close, cluster, open_file, read_file, write_file
 
@@ -98,6 +101,8 @@ async def ruled(tmp_path: Path, mdt_url: str | None) -> AsyncGenerator[Ruled]:
     (tmp_path / "archive").mkdir()
     (tmp_path / "c").mkdir()
     base = cluster(tmp_path / "c", database=mdt_url)
+    # No heartbeats: the OSTs share a disk, with the archive and with others, and how full it is must not change.
+    base.mds_config = replace(base.mds_config, ost=OstConfig(heartbeat_s=Duration(300)))
     base.__class__ = Ruled
     made: Ruled = base  # type: ignore[assignment]
     async with made:

@@ -63,21 +63,22 @@ class Sent(Linked):
 
 
 @pytest.fixture(params=["dir", "s3"])
-async def world(
-    request: pytest.FixtureRequest, tmp_path: Path, s3: S3Server, mdt_url: str | None
-) -> AsyncGenerator[Sent]:
+async def world(request: pytest.FixtureRequest, tmp_path: Path, mdt_url: str | None) -> AsyncGenerator[Sent]:
     async with AsyncExitStack() as stack:
-        proxy = await stack.enter_async_context(Proxy(s3.endpoint))
+        proxy: Proxy | None = None
         if request.param == "dir":
             (tmp_path / "archive").mkdir()
             bucket = Bucket(ArchiveSpec(0, "", "dir", f"file://{tmp_path}/archive"), None, tmp_path / "archive")
         else:
+            s3: S3Server = request.getfixturevalue("s3")
+            proxy = await stack.enter_async_context(Proxy(s3.endpoint))
             url = f"s3://{s3.place()}"
             spec = ArchiveSpec(0, "", "s3", url, proxy.url, credentials=s3.credentials)
             bucket = Bucket(spec, s3.client(), tmp_path)
         made: Any = await stack.enter_async_context(linked(bucket, tmp_path, mdt_url))
         made.__class__ = Sent
-        made.proxy = proxy
+        if proxy is not None:
+            made.proxy = proxy
         yield made
         store = made.mds.mds.mdt.store
         assert dict(store.fetchall(store.statements.link_dirties)) == made.mds.mds.mdt.dirty

@@ -15,6 +15,7 @@ from nacrefs.common import faults
 from nacrefs.common.answer import is_later, settle
 from nacrefs.common.wire import Lease, Set
 from tests.client.world import CRED, World, cluster, names, quiet, write_file
+from tests.harness.cluster import SLOWER
 
 
 @asynccontextmanager
@@ -28,14 +29,14 @@ async def killed_after_commit(world: World, keeper: Vfs, *, cut_off: bool = Fals
         """On the committing thread: it stays here until the event loop has ended the server."""
         assert threading.current_thread() is not threading.main_thread(), "nobody is to be recalled meanwhile"
         loop.call_soon_threadsafe(committed.set)
-        assert go_on.wait(10)
+        assert go_on.wait(10 * SLOWER)
         return faults.PASS
 
     assert keeper.session.mds.link is not None
     keeper.session.mds.link.pause()
     with faults.armed("mds.commit.after", die):
         yield
-        await asyncio.wait_for(committed.wait(), 10)
+        await asyncio.wait_for(committed.wait(), 10 * SLOWER)
     if not cut_off:
         keeper.session.mds.link.close("lost, with what was on it")
     world.mds.mds.on_lost(OSError(errno.EIO, "killed by the test"))
@@ -101,7 +102,7 @@ async def test_what_was_not_changed_is_taken_up_again(tmp_path: Path) -> None:
 async def test_who_changed_it_is_answered_when_those_who_cache_it_have_come_back_or_must_have_dropped_it(
     tmp_path: Path,
 ) -> None:
-    async with cluster(tmp_path, term_s=1.0) as world:
+    async with cluster(tmp_path, term_s=1.0 * SLOWER) as world:
         keeper, changer = await two(world)
         found = await settle(keeper.lookup(keeper.root, b"f"))
         assert found.attr is not None
