@@ -23,6 +23,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Final
 
 from nacrefs.common import faults
+from nacrefs.common.answer import together
 from nacrefs.oss import blockio
 from nacrefs.oss.index import Change, Index
 from nacrefs.oss.object import CLEAN, CLEANING, DIRTY, State, StoredObject
@@ -156,9 +157,7 @@ class Durability:
         ]
         if fresh:
             self._flush(fresh, clean=True)
-        for result in await asyncio.gather(*map(self.sync, objects), return_exceptions=True):
-            if isinstance(result, BaseException):
-                raise result
+        await together(list(map(self.sync, objects)))
 
     async def begin(self, stored: StoredObject) -> None:
         """Have the disk begin with what the object has, for a `sync` that will come."""

@@ -2,12 +2,11 @@
 network. Every byte that is read is checked against its sum, every write carries sums.
 """
 
-import asyncio
 import errno
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from nacrefs.common.answer import settle
+from nacrefs.common.answer import settle, together
 from nacrefs.common.auth import CredentialSource
 from nacrefs.common.checksum import SUM_BYTES, block_sums, first_mismatch
 from nacrefs.common.layout import BLOCK_BYTES, block_count, blocks, by_stripe
@@ -187,19 +186,6 @@ async def _sync_later(target: Target, key: tuple[int, int]) -> None:
     stored = await target.usable(*key)
     if stored is not None:
         await target.durability.sync(stored)
-
-
-async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Do all; nothing is under way any more when this ends."""
-    if len(works) == 1:
-        return [await works[0]]
-    results = await asyncio.gather(*works, return_exceptions=True)
-    done: list[T] = []
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-        done.append(result)
-    return done
 
 
 def _batched(extents: Sequence[tuple[int, int]], most: int) -> list[list[tuple[int, int]]]:

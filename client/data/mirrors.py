@@ -8,10 +8,12 @@ gets them from another one. Only when no copy is left does anybody wait, or see 
 import asyncio
 import errno
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from nacrefs.client.cache import Inode
 from nacrefs.client.session import Session
+from nacrefs.common.answer import together
 from nacrefs.common.layout import CopyState, Layout, by_stripe
 from nacrefs.common.wire import Capability, CopiesFailed, Data, Read, Request, Right, Written
 
@@ -50,6 +52,26 @@ Granted = Callable[[Inode, Right], Awaitable[tuple[Layout, Capability]]]
 Verify = Callable[[int, int, int, tuple[tuple[int, int], ...], list[memoryview], Data], int]
 
 
+async def read_stripes(
+    layout: Layout,
+    start: int,
+    target: memoryview,
+    read: Callable[[int, list[tuple[int, int]], list[memoryview]], Awaitable[int]],
+) -> int:
+    """Fill `target` with the file's bytes from `start`, each stripe's part by `read(stripe, extents, targets)`, all at
+    once; where the last byte ends that any of them had."""
+    parts = by_stripe(layout, start, start + len(target))
+    return max(
+        await together(
+            [
+                read(stripe, extents, [target[low - start : high - start] for low, high in extents])
+                for stripe, extents in parts.items()
+            ]
+        ),
+        default=0,
+    )
+
+
 class Copies:
     """I/O on mirrored files. `granted`, `refresh` and `verify` are `objects.Objects`'."""
 
@@ -68,20 +90,7 @@ class Copies:
     async def read(self, inode: Inode, start: int, target: memoryview) -> int:
         """As `Objects.read`."""
         layout, _ = await self._granted(inode, Right.READ)
-        parts = by_stripe(layout, start, start + len(target))
-        seen = await asyncio.gather(
-            *(
-                self._read_stripe(inode, stripe, extents, [target[low - start : high - start] for low, high in extents])
-                for stripe, extents in parts.items()
-            ),
-            return_exceptions=True,  # nobody may still be writing into `target` when this returns
-        )
-        last = 0
-        for result in seen:
-            if isinstance(result, BaseException):
-                raise result
-            last = max(last, result)
-        return last
+        return await read_stripes(layout, start, target, partial(self._read_stripe, inode))
 
     async def _read_stripe(
         self, inode: Inode, stripe: int, extents: list[tuple[int, int]], targets: list[memoryview]

@@ -3,7 +3,6 @@
 Files that have copies go their own way (`mirrors`).
 """
 
-import asyncio
 import errno
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -13,8 +12,9 @@ from typing import Any, Final
 from nacrefs.client.back import BACK_S, Back
 from nacrefs.client.cache import RELEASED, Inode
 from nacrefs.client.data.extents import Extent
-from nacrefs.client.data.mirrors import Copies, Part
+from nacrefs.client.data.mirrors import Copies, Part, read_stripes
 from nacrefs.client.session import Session
+from nacrefs.common.answer import together
 from nacrefs.common.checksum import SUM_BYTES, block_sums, first_mismatch
 from nacrefs.common.layout import BLOCK_BYTES, Layout, block_count, by_stripe, pieces
 from nacrefs.common.wire import (
@@ -187,27 +187,7 @@ class Objects:
         if layout.stripe_count == 1 or start // unit == (end - 1) // unit:
             stripe = 0 if layout.stripe_count == 1 else layout.stripe_of(start)
             return await self._read_stripe(fid, layout, capability, stripe, [(start, end)], [target])
-        parts = by_stripe(layout, start, end)
-        seen = await asyncio.gather(
-            *(
-                self._read_stripe(
-                    fid,
-                    layout,
-                    capability,
-                    stripe,
-                    extents,
-                    [target[low - start : high - start] for low, high in extents],
-                )
-                for stripe, extents in parts.items()
-            ),
-            return_exceptions=True,  # nobody may still be writing into `target` when this returns
-        )
-        last = 0
-        for result in seen:
-            if isinstance(result, BaseException):
-                raise result
-            last = max(last, result)
-        return last
+        return await read_stripes(layout, start, target, partial(self._read_stripe, fid, layout, capability))
 
     async def _read_stripe(
         self,
@@ -290,13 +270,7 @@ class Objects:
                     raise OSError(errno.EIO, "the session ended before the data was sent")
                 calls.append(server.call(request, data=batch.data))
                 numbers.append(number)
-            if len(calls) == 1:
-                written[numbers[0]] = await calls[0]
-                return
-            for number, result in zip(numbers, await asyncio.gather(*calls, return_exceptions=True), strict=True):
-                if isinstance(result, BaseException):
-                    raise result
-                written[number] = result
+            written.update(zip(numbers, await together(calls), strict=True))
 
         await self.granting(inode, Right.WRITE, work)
         return written
@@ -398,13 +372,7 @@ class Objects:
                     layout.stripe_bytes, layout.stripe_count,
                 )  # fmt: skip
                 calls.append(server.call(request))
-            results = await asyncio.gather(*calls, return_exceptions=True)
-            found = end
-            for result in results:
-                if isinstance(result, BaseException):
-                    raise result
-                found = min(found, result.offset)
-            return found
+            return min(end, *(sought.offset for sought in await together(calls)))
 
         found: int = await self.granting(inode, Right.READ, work)
         return found
@@ -420,13 +388,7 @@ class Objects:
             for number in numbers:
                 server = await self.session.server_of(layout.osts[number])
                 calls.append(server.call(request(layout, capability, number)))
-            results = await asyncio.gather(*calls, return_exceptions=True)
-            written: dict[int, Written] = {}
-            for number, result in zip(numbers, results, strict=True):
-                if isinstance(result, BaseException):
-                    raise result
-                written[number] = result
-            return written
+            return dict(zip(numbers, await together(calls), strict=True))
 
         written: dict[int, Written] = await self.granting(inode, Right.WRITE, work)
         return written
