@@ -1,5 +1,6 @@
 #include "file.h"
 
+#include "buffer.h"
 #include "connection.h"
 #include "mounts.h"
 
@@ -24,6 +25,7 @@ static pid_t owner;   /* who may use all this: not the child of a vfork, which r
 
 static void before_fork(void)
 {
+    buffer_send_all();
     pthread_mutex_lock(&mutex);
     connection_lock();
 }
@@ -40,8 +42,10 @@ static void after_fork_in_child(void)
     owner = getpid();
     connection_forget_all();
     for (int fd = 0; fd < files_end; fd++)
-        if (files[fd])
+        if (files[fd]) {
             pthread_mutex_init(&files[fd]->position, NULL);
+            buffer_forget(files[fd]->buffer);
+        }
     pthread_mutex_init(&mutex, NULL);
 }
 
@@ -63,6 +67,7 @@ static void put_locked(struct file *file)
 {
     if (--file->refs)
         return;
+    buffer_free(file->buffer);
     grant_drop(file->grant);
     free(file->written);
     free(file);
@@ -186,7 +191,7 @@ void file_opened(int fd, int flags, bool eagerly)
     file_put(file);
 }
 
-struct file *file_serving(int fd, size_t bytes, int right)
+struct file *file_of(int fd)
 {
     if (!at(fd))
         return NULL;
@@ -195,6 +200,19 @@ struct file *file_serving(int fd, size_t bytes, int right)
     if (file)
         file->refs++;
     pthread_mutex_unlock(&mutex);
+    return file;
+}
+
+int file_next(int fd)
+{
+    while (fd < files_end && !at(fd))
+        fd++;
+    return fd < files_end ? fd : -1;
+}
+
+struct file *file_serving(int fd, size_t bytes, int right)
+{
+    struct file *file = file_of(fd);
     if (!file)
         return NULL;
     if (file->state == FILE_UNDECIDED && (bytes >= EARNEST_BYTES || ++file->uses >= EARNEST_USES))

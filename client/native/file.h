@@ -19,10 +19,17 @@ struct file {
     struct grant *grant;
     uint64_t *written; /* by stripe: the object's version after our last write that no fsync has followed, or 0 */
     pthread_mutex_t position;
+    struct buffer *buffer; /* NULL unless the program has asked for one (buffer.h) */
 };
 
 /* A descriptor has been opened by the program. `eagerly`: we serve it at once, if we can. */
 void file_opened(int fd, int flags, bool eagerly);
+
+/* The file of a descriptor, whoever serves it; NULL if it is none of a mount's. To be put. */
+struct file *file_of(int fd);
+
+/* The first descriptor from this one on that has a file; -1 if there is none. */
+int file_next(int fd);
 
 /* The file of a descriptor, if we may serve a transfer of this size; NULL if it is the mount's business. To be put. */
 struct file *file_serving(int fd, size_t bytes, int right);

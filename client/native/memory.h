@@ -1,8 +1,9 @@
-/* A caller's buffers as one run of bytes: where the bytes of an I/O lie in memory. */
+/* A caller's buffers as one run of bytes: where the bytes of an I/O lie in memory. And memory of our own in bulk. */
 #ifndef NACRE_MEMORY_H
 #define NACRE_MEMORY_H
 
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/uio.h>
 
 /* A place in a list of buffers. */
@@ -22,5 +23,14 @@ void cursor_skip(struct cursor *cursor, size_t size);
 
 /* Makes `size` bytes zero, and moves on. */
 void cursor_zero(struct cursor *cursor, size_t size);
+
+/* Copies `size` bytes out of the buffers, or into them, and moves on. */
+void cursor_copy(struct cursor *cursor, uint8_t *to, size_t size);
+void cursor_fill(struct cursor *cursor, const uint8_t *from, size_t size);
+
+/* Memory in bulk, which costs nothing until it is used; NULL once the process has MEMORY_MAP_MAX of it. */
+#define MEMORY_MAP_MAX ((size_t)1 << 30)
+uint8_t *memory_map(size_t size);
+void memory_unmap(uint8_t *memory, size_t size);
 
 #endif

@@ -99,7 +99,7 @@ bool mounts_have(int fd)
 {
     int before = errno;
     struct statx found;
-    if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &found) < 0 || !S_ISREG(found.stx_mode)) {
+    if (REAL(statx)(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &found) < 0 || !S_ISREG(found.stx_mode)) {
         errno = before;
         return false;
     }

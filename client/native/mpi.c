@@ -2,6 +2,7 @@
  * MPI library's own (ROMIO, OMPIO), which does its I/O through our POSIX layer. */
 #include "mpi.h"
 
+#include "buffer.h"
 #include "connection.h"
 #include "mounts.h"
 #include "mpi_library.h"
@@ -20,19 +21,23 @@
 enum { VALUE_BYTES = 256, HINTS_BYTES = 16384, STRIPE_UNIT = 65536 };
 
 #define LAYOUT "nacre.layout"
+#define BUFFER "nacre_buffer_size"
 
-/* What the hints ask of a new file; 0, -1 and "" mean "the default". */
+/* What the hints ask of a new file; 0, -1 and "" mean "the default". And of each open one: a buffer. */
 struct hints {
     long factor, unit, first;
     char pool[64];
+    long buffer;
 };
 
+/* What there is to report about an open file. */
 struct striping {
-    long factor, unit;
+    long factor, unit, buffer;
 };
 
 static __thread bool opening;
 static __thread char wanted_layout[256];
+static __thread long wanted_buffer = -1;
 
 bool mpi_is_opening(void)
 {
@@ -42,6 +47,11 @@ bool mpi_is_opening(void)
 const char *mpi_opening_layout(void)
 {
     return wanted_layout[0] ? wanted_layout : NULL;
+}
+
+long mpi_opening_buffer(void)
+{
+    return opening ? wanted_buffer : -1;
 }
 
 void mpi_set_layout(int fd)
@@ -106,8 +116,8 @@ static char *romio_hints(void)
 
 static struct hints get_hints(word info)
 {
-    struct hints hints = {0, 0, -1, ""};
-    char pool[VALUE_BYTES], *file_hints = romio_hints();
+    struct hints hints = {0, 0, -1, "", -1};
+    char pool[VALUE_BYTES], buffer[VALUE_BYTES], *file_hints = romio_hints();
     hints.factor = get_number(info, file_hints, "striping_factor", 0);
     hints.unit = get_number(info, file_hints, "striping_unit", 0);
     hints.first = get_number(info, file_hints, "start_iodevice", -1);
@@ -115,6 +125,8 @@ static struct hints get_hints(word info)
         hints.first = get_number(info, file_hints, "romio_lustre_start_iodevice", -1);
     if (get_hint(info, file_hints, "nacre_pool", pool) && strlen(pool) < sizeof hints.pool && !strpbrk(pool, " ="))
         strcpy(hints.pool, pool);
+    if (get_hint(info, file_hints, BUFFER, buffer))
+        hints.buffer = buffer_parse(buffer);
     if (hints.factor < -1)
         hints.factor = 0;
     if (hints.unit < 0 || hints.unit > 1L << 31)
@@ -159,6 +171,20 @@ static void report(word info, const struct striping *striping)
     mpi->info_set(info, "striping_factor", value);
     snprintf(value, sizeof value, "%ld", striping->unit);
     mpi->info_set(info, "striping_unit", value);
+    if (striping->buffer > 0) {
+        snprintf(value, sizeof value, "%ld", striping->buffer);
+        mpi->info_set(info, BUFFER, value);
+    }
+}
+
+/* With a buffer, what is written with strides is collected piece by piece. Data sieving (read what is between, write all of
+ * it) would only bring back what others have not sent yet. */
+static void set_sieving(word info)
+{
+    char value[VALUE_BYTES], *file_hints = romio_hints();
+    if (!get_hint(info, file_hints, "romio_ds_write", value))
+        mpi_library()->info_set(info, "romio_ds_write", "disable");
+    free(file_hints);
 }
 
 /* A multiple of the stripe count, or all processes if there are fewer: each aggregator then writes to OSTs that no
@@ -207,7 +233,7 @@ static void remember(word file, const struct striping *striping)
 
 static struct striping recall(word file)
 {
-    struct striping striping = {0, 0};
+    struct striping striping = {0, 0, 0};
     pthread_mutex_lock(&mutex);
     for (struct known *at = known; at; at = at->next)
         if (at->file == file)
@@ -235,7 +261,7 @@ static int open_ours(word comm, const char *path, word mode, word info, word *fi
 {
     const struct mpi_library *mpi = mpi_library();
     struct hints hints = get_hints(info);
-    struct striping striping = {0, 0};
+    struct striping striping = {0, 0, 0};
     word told = 0;
     format_layout(&hints, wanted_layout, sizeof wanted_layout);
     if (is_null(info) ? mpi->info_create(&told) : mpi->info_dup(info, &told))
@@ -249,12 +275,17 @@ static int open_ours(word comm, const char *path, word mode, word info, word *fi
         report(told, &striping);
         set_aggregators(comm, told, &striping);
     }
+    long buffer = hints.buffer < 0 ? buffer_of_environment() : hints.buffer;
+    if (buffer && !is_null(told))
+        set_sieving(told);
+    wanted_buffer = buffer;
     opening = true;
     int result = mpi->file_open(comm, path, mode, told, file);
     opening = false;
     wanted_layout[0] = 0;
     if (!striping.factor && !get_striping(path, &striping))
-        striping = (struct striping){0, 0};
+        striping = (struct striping){0, 0, 0};
+    striping.buffer = buffer;
     if (!result)
         remember(*file, &striping);
     if (!is_null(told))
@@ -269,7 +300,7 @@ static int file_open(word comm, const char *name, word mode, word info, word *fi
     /* A prefix that says how to open it is not part of the name: ROMIO's own, `ufs:`. */
     const char *bare = path && !strncmp(path, "ufs:", 4) ? path + 4 : path;
     if (opening || !bare || !mounts_hold_path(bare)) {
-        const struct striping none = {0, 0};
+        const struct striping none = {0, 0, 0};
         int result = mpi_library()->file_open(comm, path, mode, info, file);
         if (!result)
             remember(*file, &none);
@@ -293,6 +324,26 @@ static int file_get_info(word file, word *info)
     return result;
 }
 
+/* Readers see what others have written before their own sync. ROMIO syncs only where something was written, so its fsync is
+ * not enough. */
+static int file_sync(word file)
+{
+    int result = mpi_library()->file_sync(file);
+    buffer_forget_fetched();
+    return result;
+}
+
+/* In a collective call a rank's bytes may be written, or read, by another one, and what lies between the pieces of all
+ * may be read and written back. So the files are as everybody left them when it begins, and nobody collects anything in it. */
+static int collective(mpi_call call, word a, word b, word c, word d, word e, word f)
+{
+    buffer_send_all(); /* what cannot be sent is an error of the first transfer */
+    buffer_suspend(true);
+    int result = call(a, b, c, d, e, f);
+    buffer_suspend(false);
+    return result;
+}
+
 /* Open MPI's Fortran layer calls the names with P. */
 #define BOTH(name, parameters, call)                                          \
     EXPORT int MPI_##name parameters;                                         \
@@ -304,3 +355,37 @@ BOTH(File_open, (word comm, const char *name, word mode, word info, word *file),
      file_open(comm, name, mode, info, file))
 BOTH(File_delete, (const char *name, word info), file_delete(name, info))
 BOTH(File_get_info, (word file, word *info), file_get_info(file, info))
+BOTH(File_sync, (word file), file_sync(file))
+
+#define COLLECTIVE_CALL(name)                                                 \
+    static int collective_##name(word a, word b, word c, word d, word e, word f) \
+    {                                                                         \
+        static mpi_call call;                                                 \
+        if (!call)                                                            \
+            call = (mpi_call)mpi_function("PMPI_" #name);                     \
+        return collective(call, a, b, c, d, e, f);                            \
+    }                                                                         \
+    BOTH(name, (word a, word b, word c, word d, word e, word f), collective_##name(a, b, c, d, e, f))
+
+/* And its twin with large counts. */
+#define COLLECTIVE(name) COLLECTIVE_CALL(name) COLLECTIVE_CALL(name##_c)
+
+COLLECTIVE(File_read_all)
+COLLECTIVE(File_read_at_all)
+COLLECTIVE(File_read_ordered)
+COLLECTIVE(File_write_all)
+COLLECTIVE(File_write_at_all)
+COLLECTIVE(File_write_ordered)
+COLLECTIVE(File_read_all_begin)
+COLLECTIVE(File_read_at_all_begin)
+COLLECTIVE(File_read_ordered_begin)
+COLLECTIVE(File_write_all_begin)
+COLLECTIVE(File_write_at_all_begin)
+COLLECTIVE(File_write_ordered_begin)
+COLLECTIVE(File_iread_all)
+COLLECTIVE(File_iread_at_all)
+COLLECTIVE(File_iwrite_all)
+COLLECTIVE(File_iwrite_at_all)
+COLLECTIVE_CALL(File_set_size)
+COLLECTIVE_CALL(File_preallocate)
+COLLECTIVE_CALL(File_set_atomicity)

@@ -10,6 +10,9 @@ bool mpi_is_opening(void);
 /* The layout that a file it makes should have, as `nacre.layout` takes it; NULL if there are no hints. */
 const char *mpi_opening_layout(void);
 
+/* How large a buffer its descriptors have in this process; -1 if it says nothing about that. */
+long mpi_opening_buffer(void);
+
 /* Gives a new, empty file that layout, if it can be. */
 void mpi_set_layout(int fd);
 

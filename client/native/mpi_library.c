@@ -8,6 +8,7 @@
 #include <string.h>
 
 static struct mpi_library library;
+static void *handle;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 /* Where the MPI library is loaded. It need not be visible to RTLD_NEXT: Python loads it for itself alone. */
@@ -38,7 +39,7 @@ static int look_into(struct dl_phdr_info *object, size_t size, void *argument)
     return 0;
 }
 
-static void *need(void *handle, const char *name)
+static void *need(const char *name)
 {
     void *symbol = dlsym(handle, name);
     if (!symbol) {
@@ -79,20 +80,27 @@ static void find(void)
         fprintf(stderr, "libnacre_io: an MPI function was called and no MPI library is loaded\n");
         abort();
     }
-    void *handle = search.handle;
+    handle = search.handle;
     /* The MPI's own function, whoever else is in front of it. */
-    library.file_open = need(handle, "PMPI_File_open");
-    library.file_delete = need(handle, "PMPI_File_delete");
-    library.file_get_info = need(handle, "PMPI_File_get_info");
-    library.info_create = need(handle, "PMPI_Info_create");
-    library.info_dup = need(handle, "PMPI_Info_dup");
-    library.info_set = need(handle, "PMPI_Info_set");
-    library.info_get = need(handle, "PMPI_Info_get");
-    library.info_free = need(handle, "PMPI_Info_free");
-    library.comm_rank = need(handle, "PMPI_Comm_rank");
-    library.comm_size = need(handle, "PMPI_Comm_size");
-    library.barrier = need(handle, "PMPI_Barrier");
+    library.file_open = need("PMPI_File_open");
+    library.file_delete = need("PMPI_File_delete");
+    library.file_get_info = need("PMPI_File_get_info");
+    library.file_sync = need("PMPI_File_sync");
+    library.info_create = need("PMPI_Info_create");
+    library.info_dup = need("PMPI_Info_dup");
+    library.info_set = need("PMPI_Info_set");
+    library.info_get = need("PMPI_Info_get");
+    library.info_free = need("PMPI_Info_free");
+    library.comm_rank = need("PMPI_Comm_rank");
+    library.comm_size = need("PMPI_Comm_size");
+    library.barrier = need("PMPI_Barrier");
     set_constants(&search);
+}
+
+void *mpi_function(const char *name)
+{
+    mpi_library();
+    return need(name);
 }
 
 const struct mpi_library *mpi_library(void)

@@ -7,10 +7,13 @@
 
 typedef intptr_t word; /* a handle, an int or a pointer */
 
+typedef int (*mpi_call)(word, word, word, word, word, word); /* with as many arguments as go into registers */
+
 struct mpi_library {
     int (*file_open)(word comm, const char *name, word mode, word info, word *file);
     int (*file_delete)(const char *name, word info);
     int (*file_get_info)(word file, word *info);
+    int (*file_sync)(word file);
     int (*info_create)(word *info);
     int (*info_dup)(word info, word *copy);
     int (*info_set)(word info, const char *key, const char *value);
@@ -23,6 +26,9 @@ struct mpi_library {
     word mode_create, mode_excl, mode_rdonly;
     unsigned handle_bits; /* of an info: 32 or 64 */
 };
+
+/* A function of it, by name. */
+void *mpi_function(const char *name);
 
 /* The library; the process ends with a word if there is none. */
 const struct mpi_library *mpi_library(void);

@@ -1,6 +1,6 @@
 /* POSIX asynchronous I/O on files that we serve. glibc's own does not pass through pread and pwrite, so some threads of
  * ours carry it out; control blocks of other files go to glibc. */
-#include "file.h"
+#include "buffer.h"
 #include "posix_io.h"
 #include "real.h"
 
@@ -65,6 +65,7 @@ static void carry_out(struct task *task)
 
 static void *work(void *nothing)
 {
+    buffer_suspend(true); /* MPIs carry out collective calls so: mpi.c */
     pthread_mutex_lock(&mutex);
     for (;;) {
         while (!queue) {

@@ -1,6 +1,6 @@
 /* Calls that end or multiply descriptors, or use them in ways that only the mount can serve. */
+#include "buffer.h"
 #include "connection.h"
-#include "file.h"
 #include "real.h"
 
 #include <errno.h>
@@ -19,15 +19,23 @@ EXPORT int close(int fd)
         errno = EBADF;
         return -1;
     }
+    int error = buffer_before(fd, USE_CLOSE);
     file_closing(fd);
-    return REAL(close)(fd);
+    int done = REAL(close)(fd);
+    if (!error)
+        return done;
+    errno = error; /* it is closed all the same */
+    return -1;
 }
 
 /* Closes a range, but not our own sockets. */
 static int close_between(unsigned first, unsigned last, int flags)
 {
-    if (!(flags & (int)CLOSE_RANGE_CLOEXEC))
+    if (!(flags & (int)CLOSE_RANGE_CLOEXEC)) {
+        for (int fd = file_next((int)(first < INT_MAX ? first : INT_MAX)); fd >= 0 && (unsigned)fd <= last; fd = file_next(fd + 1))
+            buffer_before(fd, USE_CLOSE);
         file_closing_range(first, last);
+    }
     for (unsigned fd = first; fd <= last && fd < 1u << 20; fd++)
         if (connection_owns((int)fd)) {
             if (fd > first && REAL(close_range)(first, fd - 1, flags) < 0)
@@ -63,6 +71,7 @@ EXPORT int dup(int fd)
 
 EXPORT int dup2(int fd, int copy)
 {
+    buffer_before(copy, USE_CLOSE);
     int done = REAL(dup2)(fd, copy);
     if (done >= 0)
         file_duplicated(fd, done);
@@ -71,10 +80,27 @@ EXPORT int dup2(int fd, int copy)
 
 EXPORT int dup3(int fd, int copy, int flags)
 {
+    buffer_before(copy, USE_CLOSE);
     int done = REAL(dup3)(fd, copy, flags);
     if (done >= 0)
         file_duplicated(fd, done);
     return done;
+}
+
+/* Whether the mount can serve a descriptor from now on: false with errno if it would lack bytes. */
+static bool hand_back(int fd)
+{
+    int error = buffer_before(fd, USE_MOUNT);
+    if (error)
+        errno = error;
+    else
+        file_hand_back(fd);
+    return !error;
+}
+
+static bool locks(int command, const struct flock *lock)
+{
+    return lock && (command == F_SETLK || command == F_SETLKW || command == F_OFD_SETLK || command == F_OFD_SETLKW);
 }
 
 EXPORT int fcntl(int fd, int command, ...)
@@ -83,8 +109,16 @@ EXPORT int fcntl(int fd, int command, ...)
     va_start(arguments, command);
     void *argument = va_arg(arguments, void *);
     va_end(arguments);
-    if (command == F_SETFL && (long)argument & O_APPEND)
-        file_hand_back(fd); /* where an append goes only the mount knows */
+    if (command == F_SETFL && (long)argument & O_APPEND && !hand_back(fd)) /* where an append goes only the mount knows */
+        return -1;
+    if (locks(command, argument)) {
+        enum use use = ((const struct flock *)argument)->l_type == F_UNLCK ? USE_UNLOCK : USE_LOCK;
+        buffer_before(fd, use);
+        int failed = REAL(fcntl)(fd, command, argument);
+        if (!failed)
+            buffer_after(fd, use);
+        return failed;
+    }
     int done = REAL(fcntl)(fd, command, argument);
     if (done >= 0 && (command == F_DUPFD || command == F_DUPFD_CLOEXEC))
         file_duplicated(fd, done);
@@ -97,8 +131,8 @@ EXPORT __typeof__(fcntl) fcntl64 __attribute__((alias("fcntl")));
 
 EXPORT void *mmap(void *where, size_t size, int protection, int flags, int fd, off_t offset)
 {
-    if (fd >= 0 && !(flags & MAP_ANONYMOUS))
-        file_hand_back(fd);
+    if (fd >= 0 && !(flags & MAP_ANONYMOUS) && !hand_back(fd))
+        return MAP_FAILED;
     return REAL(mmap)(where, size, protection, flags, fd, offset);
 }
 
@@ -107,10 +141,10 @@ EXPORT __typeof__(mmap) mmap64 __attribute__((alias("mmap")));
 /* What stdio does with a descriptor we do not see, nor when it closes it. */
 EXPORT FILE *fdopen(int fd, const char *mode)
 {
+    if (!hand_back(fd))
+        return NULL;
     FILE *stream = REAL(fdopen)(fd, mode);
-    if (stream) {
-        file_hand_back(fd);
+    if (stream)
         file_closing(fd);
-    }
     return stream;
 }

@@ -4,6 +4,7 @@
  * it, and sets it afterwards. */
 #include "posix_io.h"
 
+#include "buffer.h"
 #include "real.h"
 #include "transfer.h"
 
@@ -46,7 +47,7 @@ ssize_t read_at(struct file *file, int fd, const struct iovec *buffers, int coun
         return fail(EINVAL);
     struct extent extent = {(uint64_t)offset, (uint64_t)total};
     uint64_t size;
-    int error = transfer_read(file, fd, &extent, 1, buffers, &size);
+    int error = buffer_read(file, fd, &extent, buffers, &size);
     if (error)
         return fail(error);
     if (size <= extent.offset)
@@ -62,7 +63,7 @@ ssize_t write_at(struct file *file, int fd, const struct iovec *buffers, int cou
     if (offset > INT64_MAX - total)
         return fail(EINVAL);
     struct extent extent = {(uint64_t)offset, (uint64_t)total};
-    int error = transfer_write(file, fd, &extent, 1, buffers, sync);
+    int error = buffer_write(file, fd, &extent, buffers, sync);
     return error ? fail(error) : total;
 }
 
@@ -77,7 +78,7 @@ static bool serve(int fd, int right, const struct iovec *buffers, int count, siz
     bool positioned = offset == -1;
     if (positioned) {
         pthread_mutex_lock(&file->position);
-        offset = lseek(fd, 0, SEEK_CUR);
+        offset = REAL(lseek)(fd, 0, SEEK_CUR);
     }
     ssize_t done = -1;
     if (!positioned || offset >= 0)
@@ -86,14 +87,16 @@ static bool serve(int fd, int right, const struct iovec *buffers, int count, siz
     if (positioned) {
         int before = errno;
         if (done > 0)
-            lseek(fd, offset + done, SEEK_SET);
+            REAL(lseek)(fd, offset + done, SEEK_SET);
         pthread_mutex_unlock(&file->position);
         errno = before;
     }
     file_put(file);
     bool refused = done < 0 && (errno == EOPNOTSUPP || errno == ENOTTY);
-    if (refused)
+    if (refused) {
+        buffer_before(fd, USE_MOUNT);
         file_hand_back(fd);
+    }
     *result = done;
     return !refused;
 }
@@ -211,13 +214,15 @@ TWIN(__pread64_chk, __pread_chk);
 /* Our bytes first, then the mount's, and the size at the MDS. */
 static int sync_with(int fd, int (*through_mount)(int))
 {
+    int error = buffer_before(fd, USE_SYNC);
     struct file *file = file_serving(fd, 0, RIGHT_WRITE);
-    int error = 0;
     if (file) {
-        error = transfer_sync(file, fd);
+        int failed = transfer_sync(file, fd);
+        error = error ? error : failed;
         file_put(file);
     }
     int done = through_mount(fd);
+    buffer_after(fd, USE_SYNC);
     return error ? (int)fail(error) : done;
 }
 

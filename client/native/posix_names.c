@@ -1,5 +1,5 @@
 /* Calls that take a path: names with the prefix `nacre:` are translated, and what is opened is looked at. */
-#include "file.h"
+#include "buffer.h"
 #include "mpi.h"
 #include "mounts.h"
 #include "real.h"
@@ -44,8 +44,10 @@ static int open_at(int folder, const char *name, int flags, mode_t mode)
         fd = REAL(openat)(folder, path, flags, mode);
     if (made && mounts_have(fd))
         mpi_set_layout(fd);
-    if (fd >= 0)
+    if (fd >= 0) {
         file_opened(fd, flags, mpi_is_opening());
+        buffer_attach(fd, flags, mpi_opening_buffer());
+    }
     return fd;
 }
 

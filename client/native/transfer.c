@@ -5,6 +5,7 @@
 #include "sums.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -259,10 +260,10 @@ int transfer_read(struct file *file, int fd, const struct extent *extents, size_
         if (error || !transfer.missing)
             return error;
         uint64_t known = *size;
-        struct stat found;
-        if (fstat(fd, &found) < 0)
+        struct statx found;
+        if (REAL(statx)(fd, "", AT_EMPTY_PATH, STATX_SIZE, &found) < 0)
             return errno;
-        *size = (uint64_t)found.st_size;
+        *size = found.stx_size;
         bool inside = false; /* something that is missing may lie before the end of the file */
         for (size_t index = 0; index < count; index++)
             inside |= extents[index].offset < *size;

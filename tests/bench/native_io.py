@@ -1,8 +1,9 @@
 """The native library against the FUSE mount and a local disk, with an IOR-like program (`ior.c`).
 
-    python3 tests/bench/native_io.py [--json FILE]
+    python3 tests/bench/native_io.py [--only TEXT] [--json FILE]
 
-Starts a cluster of its own with two mounts. Figures are the best of three runs; ratios are what counts.
+Starts a cluster of its own with two mounts. Figures are the best of three runs; ratios, to the mount, are what counts.
+"buffer" is the library with `NACRE_IO_BUFFER`.
 """
 
 import argparse
@@ -24,15 +25,21 @@ CASES: Final = {
     "hard, 4 KiB, two mounts": ("hard", 4096, 1500, True),
     "random, 4 KiB, two mounts": ("random", 4096, 1500, True),
     "random, 4 KiB, one mount": ("random", 4096, 1500, False),
+    "random, 4 KiB, beyond the buffer": ("random", 4096, 4000, True),
+    "easy, 4 KiB": ("easy", 4096, 3000, False),
 }
 PROCESSES: Final = 2
 RUNS: Final = 3
+BUFFER: Final = "16M"
+KINDS: Final = ("local", "mount", "library", "buffer")
 
 
-def measure(program: Path, directories: list[Path], case: tuple[str, int, int, bool], preload: str) -> dict[str, Any]:
+def measure(
+    program: Path, directories: list[Path], case: tuple[str, int, int, bool], settings: dict[str, str]
+) -> dict[str, Any]:
     """One run: what each phase has reached."""
     mode, size, count, _ = case
-    environment = {**os.environ, **({"LD_PRELOAD": preload, "NACRE_IO": "all"} if preload else {})}
+    environment = {**os.environ, **settings}
     words = [str(program), ":".join(map(str, directories)), mode, str(PROCESSES), str(size), str(count)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True, timeout=120)
     return {line["phase"]: line for line in map(json.loads, done.stdout.splitlines())}
@@ -47,7 +54,9 @@ def main() -> None:
     """Measure all cases and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", metavar="FILE", help="write all figures there, too")
+    parser.add_argument("--only", metavar="TEXT", default="", help="cases whose name has this in it")
     options = parser.parse_args()
+    cases = {name: case for name, case in CASES.items() if options.only in name}
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="nacre-io-") as scratch:
         base = Path(scratch)
@@ -58,7 +67,7 @@ def main() -> None:
             second.mkdir()
             succeed("mount", cluster.url, second, "--keyring", cluster.keyring)
             try:
-                for number, (name, case) in enumerate(CASES.items()):
+                for number, (name, case) in enumerate(cases.items()):
                     found[name] = compare(base, cluster.mount, second, program, str(library), number, case)
                     show(name, found[name])
             finally:
@@ -72,7 +81,10 @@ def compare(
 ) -> dict[str, Any]:
     """One case on a local disk, through the mount, and with the library."""
     results: dict[str, Any] = {}
-    for kind, root, preload in (("local", base / "local", ""), ("mount", mount, ""), ("library", mount, library)):
+    preloaded = {"LD_PRELOAD": library, "NACRE_IO": "all"}
+    settings = {"library": preloaded, "buffer": {**preloaded, "NACRE_IO_BUFFER": BUFFER}}
+    for kind in KINDS:
+        root = base / "local" if kind == "local" else mount
         runs: list[dict[str, Any]] = []
         for turn in range(RUNS):
             folder = root / f"{kind}-{number}-{turn}"
@@ -81,23 +93,28 @@ def compare(
             if kind != "local":
                 os.setxattr(folder, "nacre.layout", b"stripe_count=4 stripe_size=1M")
                 directories += [second / folder.name] if case[3] else []
-            runs.append(measure(program, directories, case, preload))
+            runs.append(measure(program, directories, case, settings.get(kind, {})))
             for file in folder.iterdir():
                 file.unlink()
         results[kind] = best(runs)
     return results
 
 
+def told(figures: dict[str, Any]) -> str:
+    """MiB and transfers per second."""
+    return f"{figures['mib_per_s']:7.1f} ({figures['ops_per_s']:6.0f}/s)"
+
+
 def show(name: str, results: dict[str, Any]) -> None:
     """One line per phase."""
     for phase in ("write", "read"):
-        local, mount, ours = (results[kind][phase] for kind in ("local", "mount", "library"))
-        ratio = ours["ops_per_s"] / mount["ops_per_s"]
-        sys.stdout.write(
-            f"{name:32} {phase:6} local {local['mib_per_s']:8.1f}  mount {mount['mib_per_s']:7.1f}"
-            f" ({mount['ops_per_s']:6.0f}/s)  library {ours['mib_per_s']:7.1f} ({ours['ops_per_s']:6.0f}/s)"
-            f"  {ratio:4.2f} x  {ours['cpu_us_per_op']:6.1f} us\n"
-        )
+        local, mount = results["local"][phase], results["mount"][phase]
+        line = f"{name:32} {phase:5} local {local['mib_per_s']:7.1f}  mount {told(mount)}"
+        for kind in KINDS[2:]:
+            ours = results[kind][phase]
+            ratio = ours["ops_per_s"] / mount["ops_per_s"]
+            line += f"  {kind} {told(ours)} {ratio:4.2f} x {ours['cpu_us_per_op']:5.1f} us"
+        sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
 

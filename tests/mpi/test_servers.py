@@ -34,11 +34,11 @@ async def mounted(tmp_path: Path) -> AsyncGenerator[tuple[World, Vfs, Path]]:
             await programs.close()
 
 
-async def program(library: Path, code: str, *words: str | Path) -> str:
+async def program(library: Path, code: str, *words: str | Path, **environment: str) -> str:
     """Run a Python program with the library; what it printed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-I", "-c", textwrap.dedent(code), *map(str, words),
-        env={**os.environ, **_SETTINGS, "LD_PRELOAD": str(library)},
+        env={**os.environ, **_SETTINGS, **environment, "LD_PRELOAD": str(library)},
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     told, _ = await asyncio.wait_for(process.communicate(), 40)

@@ -177,6 +177,64 @@ static void pointers(const char *directory)
     check(MPI_File_close(&file), "close");
 }
 
+/* What all have read before, one writes anew: with sync, barrier, sync, and in atomic mode without. */
+static void exchanged(const char *directory)
+{
+    enum { RECORDS = 60, INTS = 128, TURNS = 3 };
+    MPI_File file = open_file(directory, "exchanged", MPI_MODE_CREATE | MPI_MODE_RDWR);
+    int data[INTS];
+    for (int turn = 0; turn < 2 * TURNS; turn++) {
+        int atomic = turn >= TURNS;
+        if (turn == TURNS)
+            check(MPI_File_set_atomicity(file, 1), "atomicity");
+        for (int record = 0; record < RECORDS * size && rank == turn % size; record++) { /* the others only read */
+            for (int i = 0; i < INTS; i++)
+                data[i] = value(turn, record + i);
+            check(MPI_File_write_at(file, record * (MPI_Offset)sizeof data, data, INTS, MPI_INT, MPI_STATUS_IGNORE),
+                  "write a record");
+        }
+        if (!atomic)
+            check(MPI_File_sync(file), "sync");
+        MPI_Barrier(MPI_COMM_WORLD);
+        if (!atomic)
+            check(MPI_File_sync(file), "sync");
+        for (int record = 0; record < RECORDS * size; record++) {
+            int other = (record + rank) % (RECORDS * size);
+            check(MPI_File_read_at(file, other * (MPI_Offset)sizeof data, data, INTS, MPI_INT, MPI_STATUS_IGNORE),
+                  "read a record");
+            for (int i = 0; i < INTS; i++)
+                expect(data[i] == value(turn, other + i), "a record that another rank wrote");
+        }
+        MPI_Barrier(MPI_COMM_WORLD);
+    }
+    check(MPI_File_close(&file), "close");
+}
+
+/* What a rank has written by itself it reads with all others, and the other way round: no sync is needed for that. */
+static void mixed(const char *directory)
+{
+    enum { BLOCKS = 16, INTS = 64, TURNS = 5 };
+    MPI_File file = open_file(directory, "mixed", MPI_MODE_CREATE | MPI_MODE_RDWR);
+    MPI_Datatype type;
+    int data[BLOCKS * INTS], back[BLOCKS * INTS];
+    MPI_Type_vector(BLOCKS, INTS, INTS * size, MPI_INT, &type);
+    MPI_Type_commit(&type);
+    MPI_Offset start = (MPI_Offset)rank * INTS * (MPI_Offset)sizeof(int);
+    check(MPI_File_set_view(file, start, MPI_INT, type, "native", MPI_INFO_NULL), "view");
+    for (int turn = 0; turn < 2 * TURNS; turn++) {
+        int alone = turn % 2;
+        for (int i = 0; i < BLOCKS * INTS; i++)
+            data[i] = value(rank + turn, i);
+        check(alone ? MPI_File_write_at(file, 0, data, BLOCKS * INTS, MPI_INT, MPI_STATUS_IGNORE)
+                    : MPI_File_write_at_all(file, 0, data, BLOCKS * INTS, MPI_INT, MPI_STATUS_IGNORE), "write");
+        check(alone ? MPI_File_read_at_all(file, 0, back, BLOCKS * INTS, MPI_INT, MPI_STATUS_IGNORE)
+                    : MPI_File_read_at(file, 0, back, BLOCKS * INTS, MPI_INT, MPI_STATUS_IGNORE), "read");
+        expect(!memcmp(data, back, sizeof data), alone ? "alone, then together" : "together, then alone");
+    }
+    check(MPI_File_close(&file), "close");
+    MPI_Type_free(&type);
+}
+
 static void sizes(const char *directory)
 {
     MPI_File file = open_file(directory, "sizes", MPI_MODE_CREATE | MPI_MODE_RDWR);
@@ -213,13 +271,16 @@ static void striping(const char *directory)
 {
     MPI_File file = open_file(directory, "striping", MPI_MODE_CREATE | MPI_MODE_RDWR);
     MPI_Info told;
-    char factor[64] = "", unit[64] = "";
+    char factor[64] = "", unit[64] = "", buffer[64] = "";
     int flag;
     check(MPI_File_get_info(file, &told), "get_info");
     MPI_Info_get(told, "striping_factor", 63, factor, &flag);
     MPI_Info_get(told, "striping_unit", 63, unit, &flag);
+    MPI_Info_get(told, "nacre_buffer_size", 63, buffer, &flag);
     MPI_Info_free(&told);
     check(MPI_File_close(&file), "close");
+    if (rank == 0 && buffer[0])
+        printf("nacre_buffer_size=%s\n", buffer);
     if (rank == 0)
         printf("striping_factor=%s striping_unit=%s\n", factor, unit);
 }
@@ -244,6 +305,10 @@ int main(int argc, char **argv)
         nonblocking(argv[1]);
     if (strchr(argv[2], 'p'))
         pointers(argv[1]);
+    if (strchr(argv[2], 'x'))
+        exchanged(argv[1]);
+    if (strchr(argv[2], 'm'))
+        mixed(argv[1]);
     if (strchr(argv[2], 's'))
         sizes(argv[1]);
     if (strchr(argv[2], 't'))
