@@ -1613,7 +1613,8 @@ class AddWarmup(Request[Inspection], frozen=True, array_like=True, tag=153):
     """Make a warmup job (`job` 0), or add to one that is not complete: bring these files, and all files below these
     directories, to the OSTs (`verb` = `warm`), give them up there (`evict`), or look whether they are there (`check`).
     It is begun with the first request without `more`, and not before job `after` is over (0: at once). `width`: files
-    under way at a time. `uid` is who asks. The answer is the job as `GetWarmups` gives it."""
+    under way at a time. `uid` is who asks. `rate_bytes`: bytes per second that the job brings at most; 0: no limit. The
+    answer is the job as `GetWarmups` gives it."""
 
     fids: tuple[int, ...]
     job: int = 0
@@ -1622,6 +1623,7 @@ class AddWarmup(Request[Inspection], frozen=True, array_like=True, tag=153):
     after: int = 0
     width: int = 16
     uid: int = 0
+    rate_bytes: int = 0
 
 
 class GetWarmups(Request[Inspection], frozen=True, array_like=True, tag=154):

@@ -456,6 +456,8 @@ warmup: Final = Table(
     Column("changed_ns", Int64, nullable=False),
     # What of it is done, as JSON (`warmuprows.Counts`).
     Column("counts", Text, nullable=False),
+    # Bytes per second that it brings at most; 0: no limit.
+    Column("rate_bytes", Int64, nullable=False, server_default="0"),
 )
 
 warmup_item: Final = Table(

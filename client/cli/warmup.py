@@ -1,6 +1,7 @@
 """`nacre warmup`: bring files to the OSTs before a job needs them."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,14 @@ async def _job(mds: Any, number: int) -> dict[str, Any]:
 @click.option("-j", "--jobs", "width", type=click.IntRange(1, 32), default=16, help="Files under way at a time. [16]")
 @click.option("--after", type=int, default=0, metavar="JOB", help="Begin when that warmup job is over.")
 @click.option("--wait/--async", "wait", default=True, help="Wait until it is over, or only print its number. [--wait]")
+@click.option(
+    "--limit-mibps",
+    "limit",
+    type=click.FloatRange(min=0),
+    default=0,
+    metavar="N",
+    help="Most MiB per second that the job brings; who reads a file does not wait for that; 0: any. [any]",
+)
 @click.option("--check", is_flag=True, help="Bring nothing: ask the OSTs whether everything is there.")
 @click.option("--evict", is_flag=True, help="Give up on the OSTs what a bucket or archive has, too.")
 @keyring_option
@@ -60,6 +69,7 @@ def start_command(
     width: int,
     after: int,
     wait: bool,
+    limit: float,
     check: bool,
     evict: bool,
     keyring: str | None,
@@ -73,6 +83,8 @@ def start_command(
 
     if check and evict:
         raise click.UsageError("--check or --evict, not both")
+    if limit and (check or evict):
+        raise click.UsageError("--limit-mibps is about what is brought: not with --check or --evict")
     named = list(_names(paths, listed, null))
     if not named:
         raise click.UsageError("the list of names is empty")
@@ -83,12 +95,14 @@ def start_command(
             raise OSError(22, f"it is not below {mount}: one job is for one mount", path)
         fids.append(os.stat(path).st_ino)
     verb = "check" if check else "evict" if evict else "warm"
+    rate_bytes = math.ceil(limit * (1 << 20))
 
     async def work(mds: Any) -> dict[str, Any]:
         number, job = 0, dict[str, Any]()
         for at in range(0, len(fids), LISTING_MAX):
             more = at + LISTING_MAX < len(fids)
-            order = AddWarmup(tuple(fids[at : at + LISTING_MAX]), number, verb, more, after, width, os.geteuid())
+            some = tuple(fids[at : at + LISTING_MAX])
+            order = AddWarmup(some, number, verb, more, after, width, os.geteuid(), rate_bytes)
             job = json.loads((await mds.call(order)).report)
             number = job["id"]
         return await _watch(mds, number, as_json) if wait else job

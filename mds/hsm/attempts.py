@@ -154,7 +154,7 @@ class Attempts:
     def _is_full(self, row: ActionRow, failure: OSError | None, reason: str, now_ns: int) -> bool:
         """Whether the archive had no room for what has just ended; what that means for others."""
         if failure is not None and failure.errno == errno.ENOSPC:
-            if self._coordinator.full.refused(row.archive, reason, now_ns):
+            if self._coordinator.full.refused(row.archive, row.id, reason, now_ns):
                 log.warning("what goes to archive %d waits for room: %s", row.archive, reason)
             return True
         if self._coordinator.full.ended(row.archive, row.id, failure is None):

@@ -43,20 +43,16 @@ class Classes:
         row = action.row
         if not await self.able(spec, "class_change"):
             raise OSError(errno.EOPNOTSUPP, f"archive {spec.name} cannot change storage classes")
-        copy: HsmRow = await self._mds.journal.submit_own(lambda step: steps.good_copy(step, row.fid))
+        submit = self._mds.journal.submit_own
+        copy, action.row = await submit(lambda step: steps.begin_transition(step, row))
         await self.thaw(action, copy, spec)  # what is frozen cannot be copied, not even by the archive
-        if (
-            copy.size > wire.CLASS_COPY_MAX
-        ):  # it is copied in parts, and they must not be left behind, whoever is killed
-            action.row = row = row._replace(key=copy.key, upload="?")
-            begun = row
-            await self._mds.journal.submit_own(lambda step: steps.put_action(step, begun))
+        if copy.size > wire.CLASS_COPY_MAX:  # in parts, which must not be left behind, whoever is killed
+            action.row = begun = action.row._replace(upload="?")
+            await submit(lambda step: steps.put_action(step, begun))
         order = wire.MoveClass(spec, copy.key, row.storage_class, copy.size)
         moved: wire.ArchiveEntry = await self._movers.ask_one(order)
-        ended = action.succeeded(self._mds.clock.now_ns())
-        await self._mds.journal.submit_own(
-            lambda step: steps.end_transition(step, copy, row.storage_class, moved.etag, ended)
-        )
+        begun, ended = action.row, action.succeeded(self._mds.clock.now_ns())
+        await submit(lambda step: steps.end_transition(step, begun, copy, moved.etag, ended))
         action.row = ended
 
     async def thaw(self, action: Action, copy: HsmRow, spec: ArchiveSpec) -> None:

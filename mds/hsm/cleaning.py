@@ -72,6 +72,7 @@ class Cleaner:
             try:
                 left = await self._delete_from(spec, keys) if spec is not None else set[str]()
                 done = [(number, key) for key in keys if key not in left]
+                self._mds.links.deleted(number, [key for _, key in done if split_upload(key)[1] is None])
                 await self._mds.journal.submit_own(partial(_forget, done))
                 if left:
                     raise OSError(errno.EAGAIN, "another file is being sent to the key of one that is gone")

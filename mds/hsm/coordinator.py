@@ -266,7 +266,7 @@ class Coordinator:
             due = self._waiting.due(kind, now_ns, held)
             while self._running < limit and (action := next(due, None)) is not None:
                 if kind in FILLING:
-                    self.full.begins(action.row.archive, action.row.id)
+                    self.full.begins(action.row.archive, action.row.id, now_ns)
                 self._running += 1
                 action.task = self._spawn(self._run(action))
         soonest = [at_ns for at_ns in (self._waiting.soonest_ns, self.full.soonest_ns(now_ns)) if at_ns]
@@ -386,6 +386,8 @@ class Coordinator:
         if row.uid == READER:
             return
         action.row = row._replace(uid=READER)
+        if action.hurried is not None:
+            action.hurried.set()
         if self._waiting.remove(action, row):
             self._waiting.add(action)
             self.pump()

@@ -2,9 +2,9 @@
 
 import asyncio
 import errno
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
+from posixpath import normpath
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -42,8 +42,8 @@ class HsmDesk:
         self._importer = Importer(mds)
         self._reading = Tx(mds.mdt, writable=False)
         self._set_once = mds.once.handler(self._set_flags)
-        self._given: set[int] = set()
-        """Numbers of archives that are being made."""
+        self.placing = asyncio.Lock()
+        """Held by who gives an archive or a link a place: they must not overlap, and have numbers of their own."""
 
     def handlers(self) -> dict[type[wire.Request[Any]], Handler]:
         """The table of these requests."""
@@ -168,8 +168,8 @@ class HsmDesk:
         )
 
     async def _set_archive(self, request: wire.SetArchive, keep: Keep) -> Inspection:
-        hsm, spec = self._mds.hsm, request.spec
-        known = next((one for one in hsm.archives.values() if one.name == spec.name), None)
+        spec = request.spec
+        known = self._archive_named(spec.name)
         if known is not None and known.id in self._mds.mdt.linked:
             raise OSError(errno.EBUSY, f"archive {known.name} is the bucket of a link: see `nacre link`")
         if request.remove:
@@ -177,19 +177,34 @@ class HsmDesk:
                 raise OSError(errno.ENOENT, f"there is no archive {spec.name!r}")
             return await self._remove_archive(known, keep)
         check_spec(spec)
-        for link in self._mds.mdt.linked:
-            if overlap(spec, theirs := hsm.archives[link]):
+        async with self.placing:
+            known = self._archive_named(spec.name)
+            if known is not None and spec.id not in (0, known.id):
+                raise OSError(errno.EEXIST, f"archive {spec.name} is there already")
+            if known is None or _place(known) != _place(spec):
+                self._check_place(spec)
+            return await self._define(replace(spec, id=self.free_number() if known is None else known.id), keep)
+
+    def _archive_named(self, name: str) -> ArchiveSpec | None:
+        return next((one for one in self._mds.hsm.archives.values() if one.name == name), None)
+
+    def _check_place(self, spec: ArchiveSpec) -> None:
+        """OSError (EEXIST) if the prefix is part of another archive's or of a link's, or holds it: a key could be one
+        of both, and be deleted by who has given it up while the other needs it."""
+        for number, other in self._mds.hsm.archives.items():
+            if other.name == spec.name or not overlap(spec, other):
+                continue
+            if number in self._mds.mdt.linked:
                 raise OSError(
                     errno.EEXIST,
-                    f"link {link} is bound to {theirs.url}, where copies of an archive would become files: give the"
+                    f"link {number} is bound to {other.url}, where copies of an archive would become files: give the"
                     " archive another prefix, or remove the link first (`nacre link rm`)",
                 )
-        if known is not None:
-            if spec.id not in (0, known.id):
-                raise OSError(errno.EEXIST, f"archive {spec.name} is there already")
-            return await self._define(replace(spec, id=known.id), keep)
-        with self.free_number() as number:
-            return await self._define(replace(spec, id=number), keep)
+            raise OSError(
+                errno.EEXIST,
+                f"archive {other.name} keeps its copies in {other.url}, and each would take the other's for its own:"
+                " give this one another prefix",
+            )
 
     async def _define(self, spec: ArchiveSpec, keep: Keep) -> Inspection:
         """Try an archive out, and store it."""
@@ -229,16 +244,10 @@ class HsmDesk:
 
         await self._mds.journal.submit_own(put)
 
-    @contextmanager
-    def free_number(self) -> Generator[int]:
-        """A number that no archive ever had, and that nobody else gets before the end."""
+    def free_number(self) -> int:
+        """A number that no archive ever had; whoever asks is `placing`."""
         store = self._mds.mdt.store
-        number = 1 + max((*(row[0] for row in store.fetchall(store.statements.archives)), *self._given), default=0)
-        self._given.add(number)
-        try:
-            yield number
-        finally:
-            self._given.discard(number)
+        return 1 + max((row[0] for row in store.fetchall(store.statements.archives)), default=0)
 
     def _named(self, name: str) -> ArchiveSpec:
         for spec in self._mds.hsm.archives.values():
@@ -289,12 +298,14 @@ def check_spec(spec: ArchiveSpec) -> None:
         raise OSError(errno.EINVAL, "a template needs {fid}, or two files could have one key")
 
 
+def _place(spec: ArchiveSpec) -> tuple[str, str, str, str]:
+    """Where an archive is: kind, server, bucket, and the path of its prefix with a slash behind each part."""
+    url = urlsplit(spec.url)
+    path = normpath(url.path) if spec.kind == "dir" else url.path
+    return spec.kind, spec.endpoint.rstrip("/"), url.netloc, f"{path.strip('/')}/".lstrip("/")
+
+
 def overlap(one: ArchiveSpec, other: ArchiveSpec) -> bool:
     """Whether an object could be in the prefixes of both."""
-    if (one.kind, one.endpoint.rstrip("/")) != (other.kind, other.endpoint.rstrip("/")):
-        return False
-    a, b = urlsplit(one.url), urlsplit(other.url)
-    if a.netloc != b.netloc:
-        return False
-    left, right = f"{a.path.strip('/')}/".lstrip("/"), f"{b.path.strip('/')}/".lstrip("/")
-    return left.startswith(right) or right.startswith(left)
+    (*server, path), (*other_server, other_path) = _place(one), _place(other)
+    return server == other_server and (path.startswith(other_path) or other_path.startswith(path))

@@ -1,6 +1,7 @@
 """Archives that are full: what goes there waits, and one action at a time finds out whether there is room again.
 
-Others would fail the same way, and send their bytes in vain. What waits is not given up, however long that lasts.
+Others would fail the same way, and send their bytes in vain. But one that takes long, since its file is large, does not
+hold up the others until it has failed: another tries, too. What waits is not given up, however long that lasts.
 """
 
 from collections import Counter
@@ -14,7 +15,7 @@ FILLING: Final = frozenset({HsmAction.ARCHIVE, HsmAction.TRANSITION})
 FIRST_S: Final = 0.5
 """After so long it is tried again,"""
 MOST_S: Final = 30.0
-"""and then after twice as long each time, up to this."""
+"""and then after twice as long each time, up to this. So long is also waited for who finds out."""
 
 
 @dataclass(slots=True)
@@ -24,7 +25,7 @@ class _Full:
     next_ns: int
     delay_s: float
     trying: int = 0
-    """The action that tries whether there is room."""
+    """The last action that has begun to find out; 0: it is over."""
 
 
 class FullArchives:
@@ -37,25 +38,25 @@ class FullArchives:
     def holds(self, archive: int, now_ns: int) -> bool:
         """Whether what needs room in this archive must not begin now."""
         full = self._full.get(archive)
-        return full is not None and (full.trying != 0 or full.next_ns > now_ns)
+        return full is not None and full.next_ns > now_ns
 
-    def begins(self, archive: int, action: int) -> None:
+    def begins(self, archive: int, action: int, now_ns: int) -> None:
         """An action that needs room begins: if the archive was full, it finds out about it."""
         full = self._full.get(archive)
         if full is not None:
-            full.trying = action
+            full.trying, full.next_ns = action, now_ns + round(MOST_S * 1e9)
 
-    def refused(self, archive: int, reason: str, now_ns: int) -> bool:
-        """There was no room; whether that is news."""
+    def refused(self, archive: int, action: int, reason: str, now_ns: int) -> bool:
+        """There was no room for an action; whether that is news."""
         self._refusals[archive] += 1
         full = self._full.get(archive)
         if full is None:
             self._full[archive] = _Full(reason, now_ns, now_ns + round(FIRST_S * 1e9), FIRST_S)
             return True
-        if full.next_ns <= now_ns:  # not one of those that had begun before it was known
-            full.delay_s = min(MOST_S, 2 * full.delay_s)
+        if full.trying == action:  # not one of those that had begun before
+            full.trying, full.delay_s = 0, min(MOST_S, 2 * full.delay_s)
             full.next_ns = now_ns + round(full.delay_s * 1e9)
-        full.reason, full.trying = reason, 0
+        full.reason = reason
         return False
 
     def ended(self, archive: int, action: int, room: bool) -> bool:
@@ -67,7 +68,7 @@ class FullArchives:
         if room:
             del self._full[archive]
         elif full.trying == action:
-            full.trying = 0
+            full.trying = full.next_ns = 0
         return room
 
     def try_now(self, archive: int) -> None:
@@ -78,7 +79,7 @@ class FullArchives:
 
     def soonest_ns(self, now_ns: int) -> int:
         """When something may begin that is held now; 0: time alone lets nothing begin."""
-        times = (full.next_ns for full in self._full.values() if not full.trying and full.next_ns > now_ns)
+        times = (full.next_ns for full in self._full.values() if full.next_ns > now_ns)
         return min(times, default=0)
 
     def why(self, archive: int) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from nacrefs.common.wire import HsmAction
 from nacrefs.mds.hsm.rows import SUCCEED, ActionRow
+from nacrefs.mds.lifecycle.pace import Pace
 from nacrefs.mds.transactions.step import Step
 
 T = TypeVar("T")
@@ -35,7 +36,8 @@ class Action:
     """One action that is not over."""
 
     __slots__ = (
-        "canceled", "done", "failed", "ready", "row", "stoppable", "task", "thawing", "total", "unit", "waiters",
+        "canceled", "done", "failed", "hurried", "pace", "ready", "row", "stoppable", "task", "thawing", "total",
+        "unit", "waiters",
     )  # fmt: skip
 
     def __init__(self, row: ActionRow) -> None:
@@ -50,6 +52,10 @@ class Action:
         self.thawing = False
         """The archive has been asked to make the copy readable."""
         self.failed: OSError | None = None
+        self.pace: Pace | None = None
+        """How fast who has asked wants bytes to come, at most."""
+        self.hurried: asyncio.Event | None = None
+        """Of one that has a pace: somebody waits for it by now."""
         self.ready: set[int] = set()
         """Parts that are back."""
         self.unit = 0
@@ -81,6 +87,22 @@ class Action:
     def in_a_hurry(self) -> bool:
         """Whether somebody waits who reads, or may."""
         return self.row.uid < 0
+
+    def keep_pace(self, pace: Pace) -> None:
+        """Bytes are to come at this pace, until somebody waits for them."""
+        self.pace, self.hurried = pace, asyncio.Event()
+
+    async def turn(self, size: int) -> None:
+        """Wait until the pace lets so many more bytes come, or somebody waits for them."""
+        if self.pace is None or self.hurried is None:
+            return
+        delay_s = self.pace.take(size)
+        if delay_s and not self.in_a_hurry():
+            try:
+                async with asyncio.timeout(delay_s):
+                    await self.hurried.wait()
+            except TimeoutError:
+                pass
 
     def succeeded(self, now_ns: int) -> ActionRow:
         """Its row when it has ended well."""

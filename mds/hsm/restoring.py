@@ -40,6 +40,7 @@ class Restorer:
         if size != row.size:
             raise OSError(errno.EIO, f"the copy has {row.size} bytes, the file {size}")
         if size <= unit:
+            await action.turn(size)
             order = self._order(back, spec, 0, size, True)
             allocated = (await self._movers.whole(layout, size, order, action.in_a_hurry)).allocated_bytes
             self._arrived(action, 0, size)
@@ -77,6 +78,7 @@ class Restorer:
         async def fetch(part: int) -> None:
             nonlocal begun
             start, end = part * unit, min(size, (part + 1) * unit)
+            await action.turn(end - start)
             if self._reading.inode(fid) is None:
                 raise Gone
             order = self._order(back, spec, start, end, False)

@@ -201,9 +201,12 @@ def forget_attempt(step: Step, action: ActionRow, row: HsmRow, next_key: str = "
     link is a name that others use, too: its object stays, and the next attempt knows it by its `nacre-fid`. If there is
     none, since the file was removed, or that goes to another key (`next_key`), it is deleted if it is that file's."""
     tx, fid = step.tx, action.fid
-    if action.kind == HsmAction.TRANSITION:  # the key is that of the copy, whose parts were to become it anew
+    if action.kind == HsmAction.TRANSITION:  # the key is that of the copy, which was to become itself anew
         if action.upload:
             tx.drop_object(action.archive, upload_row(action.key, action.upload))
+        kept = tx.inode(fid) is None and action.archive in tx.mdt.keeping
+        if action.key and (action.archive, action.key) != (row.archive, row.key) and not kept:
+            tx.drop_object(action.archive, action.key)  # it was deleted meanwhile, and perhaps made again after that
     elif action.key and (action.archive, action.key) != (row.archive, row.key):
         if action.upload:
             tx.drop_object(action.archive, upload_row(action.key, action.upload))
@@ -324,15 +327,25 @@ def good_copy(step: Step, fid: int) -> HsmRow:
     return row
 
 
-def end_transition(step: Step, moved: HsmRow, storage_class: str, etag: str, ended: ActionRow) -> None:
-    """The object is in another storage class. If the file has another copy by now, that is not the one."""
+def begin_transition(step: Step, action: ActionRow) -> tuple[HsmRow, ActionRow]:
+    """The copy that is to go to another storage class, and the action's row, which knows its key from now on. OSError
+    (EPERM) if the file has no copy, or only one of an earlier version."""
+    copy = good_copy(step, action.fid)
+    action = action._replace(key=copy.key)
+    put_action(step, action)
+    return copy, action
+
+
+def end_transition(step: Step, action: ActionRow, moved: HsmRow, etag: str, ended: ActionRow) -> None:
+    """The object is in another storage class. If the file has another copy by now, or is gone, so is the object."""
     put_action(step, ended)
     inode = step.tx.inode(moved.fid)
-    if inode is None:
+    row = HsmRow(moved.fid) if inode is None else hsm_of(step.tx, inode)
+    if (row.archive, row.key) != (moved.archive, moved.key):
+        forget_attempt(step, action._replace(upload=""), row)
         return
-    row = hsm_of(step.tx, inode)
-    if (row.archive, row.key) == (moved.archive, moved.key):
-        step.tx.set_hsm(moved.fid, row._replace(storage_class=storage_class, etag=etag or row.etag, thawed_until_ns=0))
+    row = row._replace(storage_class=action.storage_class, etag=etag or row.etag, thawed_until_ns=0)
+    step.tx.set_hsm(moved.fid, row)
 
 
 class Return(NamedTuple):

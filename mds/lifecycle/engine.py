@@ -56,6 +56,8 @@ class Lifecycle:
         self.watermarks_document = ""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
+        self._setting = asyncio.Lock()
+        """Held by who changes which rules there are: of two documents that come at once one is in force, not both."""
         mds.hsm.guard = self._guard
         mds.hsm.on_end = self._ended
 
@@ -143,45 +145,52 @@ class Lifecycle:
             wanted = parse_document(text, source)
         except DocumentError as error:
             raise OSError(errno.EINVAL, str(error)) from None
-        self._check_archives(wanted, source)
-        going = [one for one in self.standing.values() if one.rule.id not in {rule.id for rule in wanted.rules}]
-        if not keep and not recall:
-            for one in going:
-                await self._check_removal(one)
         plain = plain_document(text)
-        now_ns = self._mds.clock.now_ns()
-        for position, (rule, document) in enumerate(zip(wanted.rules, plain["Rules"], strict=True)):
-            before = self.standing.get(rule.id)
-            one = Standing(rule, position, json.dumps(document))
-            if before is None:
-                one.counts.put_ns = now_ns
-            else:
-                one.state, one.reason = (ACTIVE, "") if before.state == RECALLING else (before.state, before.reason)
-                one.last_run_ns, one.counts = before.last_run_ns, before.counts
-            self.standing[rule.id] = one
-            await self._keep(one)
-        for one in going:
-            await self._let_go(one, recall)
-        self._set_watermarks(json.dumps(plain["Watermarks"]) if "Watermarks" in plain else "")
-        self.indexes.settle()
-        warnings = self._warnings(wanted)
-        await self._keep_watermarks(lambda step: also(step, warnings))
+        marks = json.dumps(plain["Watermarks"]) if "Watermarks" in plain else ""
+        async with self._setting:
+            self._check_archives(wanted, source)
+            going = [one for one in self.standing.values() if one.rule.id not in {rule.id for rule in wanted.rules}]
+            if not keep and not recall:
+                for one in going:
+                    await self._check_removal(one)
+            warnings = self._warnings(wanted)
+            coming = [
+                self._standing(rule, position, json.dumps(document))
+                for position, (rule, document) in enumerate(zip(wanted.rules, plain["Rules"], strict=True))
+            ]
+            self._set_watermarks(marks)
 
-    async def _keep_watermarks(self, also: Callable[[Step], None] = lambda step: None) -> None:
+            def put(step: Step) -> None:
+                for one in coming:
+                    _put(one, step)
+                self._put_watermarks(step)
+                also(step, warnings)
+
+            await self._let_go(going, recall, put)
+
+    def _standing(self, rule: Rule, position: int, document: str) -> Standing:
+        """A rule of a new document, in force from now on, as far as it was there before in the state that it had."""
+        before = self.standing.get(rule.id)
+        one = self.standing[rule.id] = Standing(rule, position, document)
+        if before is None:
+            one.counts.put_ns = self._mds.clock.now_ns()
+            return one
+        one.last_run_ns, one.counts = before.last_run_ns, before.counts
+        if before.state == RECALLING:
+            self.stop_run(rule.id, "the rule is there again")
+        else:
+            one.state, one.reason = before.state, before.reason
+        return one
+
+    def _put_watermarks(self, step: Step) -> None:
         row = (WATERMARKS, -1, self.watermarks_document, ACTIVE, "", 0, "{}")
-        put = ("put_rule", row) if self.watermarks_document else ("delete_rule", (WATERMARKS,))
-
-        def end(step: Step) -> None:
-            step.tx.run(*put)
-            also(step)
-
-        await self._mds.journal.submit_own(end)
+        step.tx.run(*(("put_rule", row) if self.watermarks_document else ("delete_rule", (WATERMARKS,))))
 
     async def settle(self, identity: str) -> str:
         """The stored rule cannot be read, or makes no sense: store what is in force, or remove it."""
         one = self.standing.get(identity)
         if identity == WATERMARKS:
-            await self._keep_watermarks()
+            await self._mds.journal.submit_own(self._put_watermarks)
         elif one is None:
             await self._mds.journal.submit_own(lambda step: step.tx.run("delete_rule", (identity,)))
         else:
@@ -216,35 +225,42 @@ class Lifecycle:
     async def remove(self, identity: str, keep: bool, recall: bool, also: Callable[[Step], None]) -> None:
         """Remove a rule; `also` is part of that step. OSError (EBUSY) if files of it are released and neither `keep`
         (they stay so) nor `recall` (they are brought back first) is given."""
-        one = self.need(identity)
-        if not keep and not recall:
-            await self._check_removal(one)
-        await self._let_go(one, recall, also)
+        async with self._setting:
+            one = self.need(identity)
+            if not keep and not recall:
+                await self._check_removal(one)
+            await self._let_go([one], recall, also)
 
-    async def _let_go(self, one: Standing, recall: bool, also: Callable[[Step], None] = lambda step: None) -> None:
-        recalling = one.state == RECALLING
-        self.stop_run(one.rule.id, "the rule was removed")
-        if recall:
+    async def _let_go(self, going: list[Standing], recall: bool, also: Callable[[Step], None]) -> None:
+        """Rules are in force no more. `also` is part of that step."""
+        begun = [one for one in going if one.state != RECALLING] if recall else []
+        for one in begun if recall else going:
+            self.stop_run(one.rule.id, "the rule was removed")
+        for one in begun:
             one.state, one.reason = RECALLING, "it is removed when its files are back"
 
         def put(step: Step) -> None:
-            if recall:
-                _put(one, step)
-            else:
-                step.tx.run("delete_rule", (one.rule.id,))
+            for one in going:
+                if recall:
+                    _put(one, step)
+                else:
+                    step.tx.run("delete_rule", (one.rule.id,))
             also(step)
 
         await self._mds.journal.submit_own(put)
         if not recall:
-            self.standing.pop(one.rule.id, None)
-            self.indexes.settle()
-        elif not recalling:
+            for one in going:
+                self.standing.pop(one.rule.id, None)
+        for one in begun:
             self._begin_recall(one)
+        self.indexes.settle()
 
     async def _forget(self, one: Standing) -> None:
-        await self._mds.journal.submit_own(lambda step: step.tx.run("delete_rule", (one.rule.id,)))
-        self.standing.pop(one.rule.id, None)
-        self.indexes.settle()
+        async with self._setting:
+            if self.standing.get(one.rule.id) is one:
+                await self._mds.journal.submit_own(lambda step: step.tx.run("delete_rule", (one.rule.id,)))
+                del self.standing[one.rule.id]
+                self.indexes.settle()
 
     async def _check_removal(self, one: Standing) -> None:
         """OSError (EBUSY) if a file that the rule is about is released."""
@@ -348,7 +364,7 @@ class Lifecycle:
 
     async def _recall(self, one: Standing) -> None:
         """Bring back what a rule has released, until nothing is left, and forget the rule."""
-        while not self._stopping and one.state == RECALLING:
+        while not self._stopping and self.standing.get(one.rule.id) is one:
             run = Run(self._mds, one.rule, self.judge(), 0, False, True)
             self.runs[one.rule.id] = run
             try:
@@ -359,7 +375,9 @@ class Lifecycle:
                 self.runs.pop(one.rule.id, None)
             one.counts.last = run.tally
             one.counts.total.include(run.tally)
-            if not run.tally.matched and self.standing.get(one.rule.id) is one:
+            if self.standing.get(one.rule.id) is not one:  # it is removed without, or there again
+                return
+            if not run.tally.matched and not run.stopped:
                 await self._forget(one)
                 return
             if run.tally.failed or run.tally.left:

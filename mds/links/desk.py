@@ -34,8 +34,6 @@ class LinkDesk:
         self._mds = mds
         self._archives = archives
         self._reading = Tx(mds.mdt, writable=False)
-        self._making = asyncio.Lock()
-        """Held by who makes a link: directories and prefixes must not overlap."""
 
     def handlers(self) -> dict[type[wire.Request[Any]], Handler]:
         """The table of these requests."""
@@ -56,9 +54,8 @@ class LinkDesk:
             link = links.need(spec.id)
             await links.change(link, replace(spec, fid=link.row.fid), max(0.0, request.archive.rate_mibps))
             return _json(self.report(link))
-        async with self._making:
-            with self._archives.free_number() as number:
-                return await self._make(request, number, keep)
+        async with self._archives.placing:
+            return await self._make(request, self._archives.free_number(), keep)
 
     async def _make(self, request: wire.SetLink, number: int, keep: Keep) -> Inspection:
         spec = request.spec

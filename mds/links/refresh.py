@@ -50,6 +50,8 @@ class Refresh:
         self._markers: list[list[bytes]] = []
         """Directories that are keys of their own."""
         self._problems: set[bytes] = set()
+        self.deleted: set[bytes] = set()
+        """Keys whose objects were deleted from here since it began: a page may have been listed before."""
         self.began_ns = mds.clock.now_ns()
         self.counts = Counts()
 
@@ -141,13 +143,14 @@ class Refresh:
         await self._report(problems, known)
 
     def _deleted(self, entries: Sequence[ArchiveEntry]) -> set[bytes]:
-        """Keys whose objects are still to be deleted, since their files were."""
+        """Keys whose objects are to be deleted, since their files were, or have been since this began."""
         if self._link.id not in self._mds.mdt.deleting:
             return set()
         store, link = self._mds.mdt.store, self._link.id
         is_gone = store.statements.is_gone
+        keys = ((entry.key, entry.key.encode()) for entry in entries)
         return {
-            entry.key.encode() for entry in entries if store.fetchone(is_gone, (link, entry.key)) is not None
+            name for key, name in keys if name in self.deleted or store.fetchone(is_gone, (link, key)) is not None
         }  # fmt: skip
 
     def _known(self, keys: list[bytes]) -> dict[bytes, Known]:

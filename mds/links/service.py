@@ -8,7 +8,7 @@ after a failure.
 import asyncio
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -234,6 +234,13 @@ class Links:
         link.wanted += 1
         link.asked.set()
         return link.wanted
+
+    def deleted(self, number: int, keys: Iterable[str]) -> None:
+        """Objects have been deleted from here. If they are a link's, and its bucket is being listed, that may have seen
+        them."""
+        link = self.by_id.get(number)
+        if link is not None and link.refresh is not None:
+            link.refresh.deleted.update(key.encode() for key in keys)
 
     # ---------------------------------------------------------------------------------------------------------- keeping
 

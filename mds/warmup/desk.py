@@ -38,11 +38,13 @@ class WarmupDesk:
             raise OSError(errno.EINVAL, f"a warmup can {', '.join(VERBS)}, not {request.verb[:80]!r}")
         if len(request.fids) > wire.LISTING_MAX:
             raise OSError(errno.EINVAL, f"{len(request.fids)} files at once are more than {wire.LISTING_MAX}")
+        if request.rate_bytes < 0:
+            raise OSError(errno.EINVAL, f"{request.rate_bytes} bytes per second are no limit")
         warmups = self._warmups
         if request.job:
             job = warmups.need(request.job)
         else:
-            job = warmups.make(request.verb, request.after, request.width, request.uid)
+            job = warmups.make(request.verb, request.after, request.width, request.uid, request.rate_bytes)
         await warmups.add(
             job, request.fids, request.more, lambda step, as_is: keep(step, Inspection(msgspec.json.encode(as_is)))
         )

@@ -20,6 +20,7 @@ from nacrefs.common.wire import HsmAction
 from nacrefs.mds.hsm.queue import work_together
 from nacrefs.mds.hsm.rows import ARCHIVED, RELEASED
 from nacrefs.mds.inode import Inode
+from nacrefs.mds.lifecycle.pace import Pace
 from nacrefs.mds.namespace.xattrs import path_of
 from nacrefs.mds.transactions.step import Step
 from nacrefs.mds.transactions.tx import Tx
@@ -64,6 +65,7 @@ class Job:
         """As they are now; `row.counts` as they are stored."""
         self.items = 0
         """Number of its last item."""
+        self.pace = Pace(row.rate_bytes)
         self.task: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()
 
@@ -118,7 +120,7 @@ class Warmups:
 
     # ----------------------------------------------------------------------------------------------------------- orders
 
-    def make(self, verb: str, after: int, width: int, uid: int) -> Job:
+    def make(self, verb: str, after: int = 0, width: int = 16, uid: int = 0, rate_bytes: int = 0) -> Job:
         """A new job, which is stored when something is `add`ed. OSError: ENOENT if there is no job `after`, EAGAIN if
         too many wait."""
         if after:
@@ -127,8 +129,8 @@ class Warmups:
             raise OSError(errno.EAGAIN, f"{WAITING_MAX} warmup jobs are waiting: try again later")
         now_ns = self._mds.clock.now_ns()
         number, self._next_id = self._next_id, self._next_id + 1
-        row = WarmupRow(number, verb, FILLING, after, max(1, min(width, WIDTH_MAX)), uid, now_ns, now_ns, Counts())
-        return Job(row)
+        width = max(1, min(width, WIDTH_MAX))
+        return Job(WarmupRow(number, verb, FILLING, after, width, uid, now_ns, now_ns, Counts(), rate_bytes))
 
     async def add(
         self,
@@ -161,7 +163,7 @@ class Warmups:
 
     async def warm(self, fid: int) -> Job:
         """Bring all files below a directory."""
-        job = self.make("warm", 0, 16, 0)
+        job = self.make("warm")
         await self.add(job, (fid,), False)
         return job
 
@@ -311,11 +313,13 @@ class Warmups:
         return await self._act(job, HsmAction.RELEASE, inode.attr.fid)
 
     async def _act(self, job: Job, kind: HsmAction, fid: int) -> bool:
-        hsm = self._mds.hsm
+        hsm, cause = self._mds.hsm, f"warmup {job.row.id}"
         while True:
-            action = await hsm.request(kind, fid, 0, job.row.uid, f"warmup {job.row.id}")
+            action = await hsm.request(kind, fid, 0, job.row.uid, cause)
             if action is None:
                 return False
+            if action.row.cause == cause:  # not somebody else's, who has no such limit
+                action.keep_pace(job.pace)
             await hsm.finish(action)
             if action.row.kind == kind:
                 return True
@@ -370,6 +374,7 @@ def report(job: Job) -> dict[str, Any]:
         "state": row.state,
         "after": row.after,
         "width": row.width,
+        "rate_bytes": row.rate_bytes,
         "uid": row.uid,
         "created_ns": row.created_ns,
         "changed_ns": row.changed_ns,

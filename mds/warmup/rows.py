@@ -38,7 +38,7 @@ class Counts(msgspec.Struct):
 
 
 class WarmupRow(NamedTuple):
-    """A job (columns of `schema.warmup`, the last one as a value)."""
+    """A job (columns of `schema.warmup`, `counts` as a value)."""
 
     id: int
     verb: str
@@ -49,12 +49,13 @@ class WarmupRow(NamedTuple):
     created_ns: int
     changed_ns: int
     counts: Counts
+    rate_bytes: int = 0
 
-    def columns(self) -> tuple[int, str, str, int, int, int, int, int, str]:
+    def columns(self) -> tuple[int, str, str, int, int, int, int, int, str, int]:
         """As it is stored."""
-        return (*self[:8], msgspec.json.encode(self.counts).decode())
+        return (*self[:8], msgspec.json.encode(self.counts).decode(), self.rate_bytes)
 
 
-def warmup_of(row: tuple[int, str, str, int, int, int, int, int, str]) -> WarmupRow:
+def warmup_of(row: tuple[int, str, str, int, int, int, int, int, str, int]) -> WarmupRow:
     """What `columns` stored."""
-    return WarmupRow(*row[:8], msgspec.json.decode(row[8], type=Counts))
+    return WarmupRow(*row[:8], msgspec.json.decode(row[8], type=Counts), row[9])

@@ -223,6 +223,27 @@ async def test_who_reads_does_not_wait_for_a_warmup(world: Warm) -> None:
     assert (await world.over(vfs, number))["failed"] == 0
 
 
+async def test_a_job_with_a_limit_brings_no_more_and_who_reads_does_not_wait_for_it(world: Warm) -> None:
+    for number in range(4):
+        world.bucket.put(f"f{number}", bytes([number]) * 1000)
+    large = b"large " * 3_000_000  # parts
+    world.bucket.put("large", large)
+    vfs = await world.vfs()
+    await world.link(vfs)
+    number = await world.job(vfs, (await world.at(vfs, "large")).fid, world.directory_fid, rate_bytes=1)
+    hsm = world.mds.mds.hsm
+    async with asyncio.timeout(50):
+        while len(hsm.active) < 5 or not hsm.active[(await world.at(vfs, "large")).fid].done:
+            await asyncio.sleep(0.01)
+    assert await world.contents(vfs, "large") == large
+    assert await world.contents(vfs, "f2") == bytes([2]) * 1000
+    job = await world.look(vfs, number)
+    assert (job["state"], job["rate_bytes"], len(hsm.active)) == ("running", 1, 3)
+    await world.restart_mds()
+    assert await world.contents(vfs, "f1") == bytes([1]) * 1000
+    assert (await world.look(vfs, number))["rate_bytes"] == 1
+
+
 async def test_links_that_import_data_bring_it(world: Warm) -> None:
     for key in ("a", "b"):
         world.bucket.put(key, b"data" * 10_000)

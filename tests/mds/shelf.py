@@ -1,5 +1,6 @@
 """The archive of a stand-in OSS: objects in memory, whatever archive they are asked of."""
 
+import asyncio
 import errno
 from collections.abc import Mapping
 from typing import Any, Final
@@ -37,6 +38,10 @@ class Shelf:
     def __init__(self) -> None:
         self.objects: dict[str, ArchiveEntry] = {}
         self.data: dict[str, bytes] = {}
+        self.listed = asyncio.Event()
+        self.may_answer = asyncio.Event()
+        """Set, unless answers to listings are held back; `listed` says that one is."""
+        self.may_answer.set()
 
     def handlers(self) -> Mapping[type[Request[Any]], Handler]:
         """What an OSS answers about archives."""
@@ -61,9 +66,11 @@ class Shelf:
             raise FileNotFoundError(errno.ENOENT, f"there is no object {key!r}")
         return entry
 
-    def _list(self, request: MoveList, call: Call) -> ArchiveListing:
-        entries = (entry for key, entry in sorted(self.objects.items()) if key.startswith(request.prefix))
-        return ArchiveListing(tuple(entries), "")
+    async def _list(self, request: MoveList, call: Call) -> ArchiveListing:
+        entries = tuple(entry for key, entry in sorted(self.objects.items()) if key.startswith(request.prefix))
+        self.listed.set()
+        await self.may_answer.wait()
+        return ArchiveListing(entries, "")
 
     def _read(self, request: MoveRead, call: Call) -> Bytes:
         self._need(request.key)

@@ -23,9 +23,10 @@ from nacrefs.common.wire import (
     Rename,
     SetArchive,
     SetLink,
+    Unlink,
 )
-from nacrefs.mds.hsm.rows import STARTED, ActionRow, HsmRow
-from nacrefs.mds.hsm.steps import plan_archive, put_hsm
+from nacrefs.mds.hsm.rows import FAILED, STARTED, SUCCEED, ActionRow, HsmRow
+from nacrefs.mds.hsm.steps import begin_transition, end_action, end_transition, plan_archive, put_hsm
 from tests.mds.actions import directory, failing, file
 from tests.mds.served import Client, Served
 from tests.mds.world import World
@@ -74,6 +75,27 @@ async def test_archives_that_are_made_at_once_have_numbers_of_their_own(served: 
     assert sorted(spec.url for spec in served.mds.hsm.archives.values()) == [
         "file:///cold", "file:///linked", "file:///warm",
     ]  # fmt: skip
+
+
+async def test_archives_have_no_place_in_common(served: Served, client: Client) -> None:
+    """A key would be one of both, and be deleted by the one while the other needs it."""
+    other = await served.client()
+    inside = replace(WARM, url="file:///cold/../cold/warm/")
+    one, two = await asyncio.gather(
+        client.call(SetArchive(COLD)), other.call(SetArchive(inside)), return_exceptions=True
+    )
+    assert isinstance(two, OSError) != isinstance(one, OSError)
+    assert len(served.mds.hsm.archives) == 1
+    bucket = ArchiveSpec(0, "bucket", "s3", "s3://b/x", "http://here")
+    await client.call(SetArchive(bucket))
+    for url in ("s3://b/x", "s3://b", "s3://b/x/y"):
+        with pytest.raises(FileExistsError, match=r"archive bucket keeps its copies in s3://b/x.*another prefix"):
+            await client.call(SetArchive(replace(bucket, name="another", url=url, endpoint="http://here/")))
+    await client.call(SetArchive(replace(bucket, name="beside", url="s3://b/xy")))
+    await client.call(SetArchive(replace(bucket, name="elsewhere", endpoint="http://there")))
+    await client.call(SetArchive(replace(bucket, rate_mibps=5.0)))  # it may be changed
+    with pytest.raises(FileExistsError, match="archive beside"):
+        await client.call(SetArchive(replace(bucket, url="s3://b/xy/z")))
 
 
 async def test_links_that_are_made_at_once_do_not_overlap(served: Served, client: Client) -> None:
@@ -126,3 +148,32 @@ def test_key_that_an_earlier_step_of_the_batch_has_given_up_is_not_used(world: W
     world.tx.run("delete_gone", (1, "f"))
     world.commit()
     assert plan_archive(world.step(), action, spec).key == "f"
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["done", "answer lost"])
+@pytest.mark.parametrize("keep", [False, True], ids=["deleted", "kept"])
+def test_object_that_changes_its_class_while_its_file_is_removed_has_no_second_life(
+    world: World, done: bool, keep: bool
+) -> None:
+    """Who copies it onto itself may be done after it was deleted."""
+    fid = file(world)
+    world.do(Commit(fid, Lease.NONE, Mode.CLOSED, True, 8, 5, 8, b"contents"))
+    world.recall(1, fid)
+    world.mdt.keeping = {1} if keep else set()
+    step = world.step()
+    inode = step.tx.need(fid)
+    put_hsm(step, inode, HsmRow(fid, int(HsmFlag.EXISTS | HsmFlag.ARCHIVED), 1, "key", inode.data_version, 8))
+    world.commit()
+    action = ActionRow(1, fid, int(HsmAction.TRANSITION), 1, 0, "", STARTED, 1, 0, 0, 0, storage_class="GLACIER")
+    copy, begun = begin_transition(world.step(), action)
+    world.commit()
+    world.do(Unlink(ROOT, b"f", fid))
+    world.tx.run("delete_gone", (1, "key"))
+    world.commit()
+    if done:
+        end_transition(world.step(), begun, copy, "etag", begun._replace(state=SUCCEED, key=""))
+    else:
+        end_action(world.step(), begun, begun._replace(state=FAILED, key=""))
+    world.commit()
+    store = world.mdt.store
+    assert store.fetchall(store.statements.gone, (9,)) == ([] if keep else [(1, "key")])

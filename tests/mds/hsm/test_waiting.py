@@ -61,37 +61,51 @@ def test_what_waits_for_a_held_archive_is_passed_over_and_can_be_removed() -> No
 def test_one_action_at_a_time_finds_out_whether_a_full_archive_has_room() -> None:
     full = FullArchives()
     assert not full.holds(1, 0)
-    assert full.refused(1, "no room", 0)
-    assert not full.refused(1, "no room", 0), "the next of those that had begun before"
+    assert full.refused(1, 5, "no room", 0)
+    assert not full.refused(1, 6, "no room", 0), "the next of those that had begun before"
     assert (full.why(1), full.why(2), full.since_ns(1), full.soonest_ns(0)) == ("no room", "", 0, round(FIRST_S * S))
     assert full.holds(1, 0)
     assert not full.holds(2, 0)
     now_ns = full.soonest_ns(0)
     assert not full.holds(1, now_ns)
-    full.begins(1, 77)
+    full.begins(1, 77, now_ns)
     assert full.holds(1, now_ns)
-    assert full.soonest_ns(now_ns - 1) == 0
     assert not full.ended(1, 78, room=False), "another one"
     assert full.holds(1, now_ns)
     assert not full.ended(1, 77, room=False), "it was canceled: the next one tries"
     assert not full.holds(1, now_ns)
-    full.begins(1, 79)
+    full.begins(1, 79, now_ns)
     assert full.ended(1, 79, room=True)
     assert not full.holds(1, 0)
     assert full.refusals(1) == 2
 
 
+def test_who_takes_long_to_find_out_whether_a_full_archive_has_room_does_not_hold_up_the_others() -> None:
+    full = FullArchives()
+    full.refused(1, 5, "no room", 0)
+    now_ns = full.soonest_ns(0)
+    full.begins(1, 77, now_ns)
+    now_ns = full.soonest_ns(now_ns)
+    assert not full.holds(1, now_ns)
+    full.begins(1, 78, now_ns)
+    assert full.holds(1, now_ns)
+    full.refused(1, 77, "no room", now_ns)
+    assert full.soonest_ns(now_ns) == now_ns + round(MOST_S * S), "the other one is still finding out"
+    assert full.ended(1, 78, room=True)
+    assert not full.holds(1, now_ns)
+
+
 def test_a_full_archive_is_tried_later_each_time_and_at_once_if_somebody_says_so() -> None:
     full, now_ns, waits = FullArchives(), 0, list[float]()
     for number in range(12):
-        full.refused(1, "no room", now_ns)
+        full.refused(1, number, "no room", now_ns)
         at_ns = full.soonest_ns(now_ns)
         waits.append((at_ns - now_ns) / S)
         now_ns = at_ns
-        full.begins(1, number)
+        full.begins(1, number + 1, now_ns)
     assert waits[:3] == [FIRST_S, 2 * FIRST_S, 4 * FIRST_S]
     assert waits[-1] == MOST_S
-    full.refused(1, "no room", now_ns)
+    full.refused(1, 12, "no room", now_ns)
     assert full.holds(1, now_ns)
     full.try_now(1)
     assert not full.holds(1, now_ns)
@@ -99,9 +113,9 @@ def test_a_full_archive_is_tried_later_each_time_and_at_once_if_somebody_says_so
 
 def test_a_full_archive_for_which_nothing_waits_neither_wakes_anybody_nor_keeps_others_from_waking() -> None:
     full = FullArchives()
-    full.refused(1, "no room", 0)
+    full.refused(1, 5, "no room", 0)
     now_ns = 2 * full.soonest_ns(0)
     assert full.soonest_ns(now_ns) == 0
     full.try_now(1)
-    full.refused(2, "no room", now_ns)
+    full.refused(2, 6, "no room", now_ns)
     assert full.soonest_ns(now_ns) == now_ns + round(FIRST_S * S)

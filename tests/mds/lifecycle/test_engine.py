@@ -140,3 +140,31 @@ async def test_who_waits_for_an_index_of_a_rule_that_is_removed_hears_of_it(serv
     await client.call(SetLifecycle(json.dumps({"Rules": [RULE]})))
     with pytest.raises(OSError, match="removed or changed"):
         await served.mds.lifecycle.indexes.have({BY_USE})
+
+
+async def test_of_two_documents_that_come_at_once_one_is_in_force(served: Served, client: Client) -> None:
+    other = await served.client()
+    documents = [
+        {"Rules": [{**RULE, "ID": one}, {**RULE, "ID": two}], "Watermarks": {"High": high, "Low": 50}}
+        for one, two, high in (("a", "b", 80), ("c", "d", 90))
+    ]
+    asked = [SetLifecycle(json.dumps(document)) for document in documents]
+    await asyncio.gather(*(who.call(one) for who, one in zip((client, other), asked, strict=True)))
+    for _ in range(2):
+        assert await ask(client, "rules") in documents
+        await served.restart()
+
+
+async def test_rule_that_is_put_again_while_its_files_are_brought_back_stays(
+    served: Served, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    await client.call(Mkdir(ROOT, b"data", 0o755, 0, 0))
+    document = SetLifecycle(json.dumps({"Rules": [RULE]}))
+    await client.call(document)
+    await asyncio.gather(client.call(RemoveRule("old", recall=True)), client.call(document))
+    async with asyncio.timeout(30):
+        while served.mds.lifecycle.runs or len(served.mds.lifecycle._tasks) > 1:  # indexes are kept by the one
+            await asyncio.sleep(0.005)
+    (one,) = (await ask(client, "status"))["rules"]
+    assert (one["id"], one["state"]) == ("old", "active")
+    assert "a lifecycle task failed" not in caplog.text  # which is all that was seen of one that never came to rest

@@ -21,6 +21,7 @@ from nacrefs.common.wire import (
     RemoveLink,
     Rename,
     SetLink,
+    Unlink,
 )
 from nacrefs.mds.hsm.rows import RELEASED, HsmRow
 from nacrefs.mds.hsm.steps import put_hsm
@@ -196,6 +197,22 @@ async def test_object_of_a_file_that_has_just_been_sent_is_that_file_s(linked: L
     await sent
     await linked.refreshed()
     assert [row[1:] for row in linked.rows("link_object")] == [(b"f", linked.fid, "")]
+
+
+async def test_file_that_is_removed_after_its_object_was_listed_does_not_come_back(linked: Linked) -> None:
+    shelf, client = linked.served.first.shelf, linked.client
+    shelf.listed.clear()
+    shelf.may_answer.clear()
+    await client.call(OrderLink(1, "refresh"))
+    await shelf.listed.wait()
+    await client.call(Unlink(linked.directory, b"f", linked.fid))
+    async with asyncio.timeout(10):
+        while shelf.objects or linked.rows("hsm_gone"):
+            await asyncio.sleep(0.001)
+    shelf.may_answer.set()
+    await linked.refreshed()
+    assert linked.rows("link_object") == []
+    assert (await linked.own(lambda step: step.tx.dentry(linked.directory, b"f"))) is None
 
 
 async def test_problem_of_a_key_does_not_hide_the_file_that_has_it(linked: Linked) -> None:
