@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -132,7 +132,7 @@ def _ask(order: str, path: str) -> str:
             return why or words_of(OSError(error.errno, error.strerror))
 
 
-def _do(ctx: click.Context, names: Iterator[str], order: str, wait: bool, as_json: bool) -> None:
+def _do(ctx: click.Context, names: Iterable[str], order: str, wait: bool, as_json: bool) -> None:
     """Order something for many files, and perhaps wait for it."""
     done, failed = 0, dict[str, str]()
     pending: list[str] = []
@@ -194,14 +194,15 @@ _wait_option = click.option("-w", "--wait", is_flag=True, help="Return when it i
 
 
 def _archive_number(paths: Sequence[str], archive: str | None) -> str:
-    if archive is None:
+    """What an order says of the archive that is called so in the mount of these files."""
+    if archive is None or not paths:
         return ""
     if archive.isdigit():
         return f" {archive}"
     from nacrefs.client.cli.archive import _archives  # pyright: ignore[reportPrivateUsage]
     from nacrefs.client.mount.daemon import mounted_at
 
-    where = str(mounted_at(paths[0] if paths else "."))
+    where = str(mounted_at(paths[0]))
     for one in _archives(where, None):
         if one["name"] == archive:
             return f" {one['id']}"
@@ -224,7 +225,8 @@ def archive_command(
     as_json: bool,
 ) -> None:
     """Copy files to an archive; they stay where they are, too."""
-    _do(ctx, _names(paths, listed, null), "archive" + _archive_number(paths, archive), wait, as_json)
+    names = list(_names(paths, listed, null))
+    _do(ctx, names, "archive" + _archive_number(names, archive), wait, as_json)
 
 
 def _verb(name: str, text: str) -> None:

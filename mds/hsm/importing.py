@@ -23,6 +23,7 @@ from nacrefs.mds.hsm.catalogue import Current, Record
 from nacrefs.mds.hsm.rows import ARCHIVED, COPIED, RELEASED, HsmRow, hsm_of
 from nacrefs.mds.hsm.steps import name_of
 from nacrefs.mds.inode import DIRECTORY_BLOCKS, DIRECTORY_BYTES, Inode
+from nacrefs.mds.links.steps import is_link
 from nacrefs.mds.namespace.layouts import new_layout
 from nacrefs.mds.namespace.names import check_name
 from nacrefs.mds.transactions.step import Step
@@ -138,9 +139,16 @@ class Importer:
             key, entry = job.objects.popitem()
             if key.startswith(request.prefix) and not key.startswith(catalogue.PREFIX):
                 known: ArchiveEntry = await self._ask(wire.MoveHead(spec, key))
-                work = partial(import_entry, spec, known, request.parent, job)
+                work = partial(import_entry, spec, known, request.parent, job, await self._target(spec, known))
                 works.append((key, entry.size, self._mds.journal.submit_own(work)))
         return await _done(works)
+
+    async def _target(self, spec: ArchiveSpec, entry: ArchiveEntry) -> bytes:
+        """What an object points at that is a symbolic link; empty: it is none."""
+        if not is_link(entry):
+            return b""
+        found: wire.Bytes = await self._ask(wire.MoveRead(spec, entry.key))
+        return b"" if b"\0" in found.data else found.data
 
     async def _ask(self, request: wire.Request[Any]) -> Any:
         """The answer of one OSS. One that is lost, or an archive that cannot be reached, has a while to come back."""
@@ -158,12 +166,10 @@ class Importer:
         """There is no catalogue."""
         order = wire.MoveList(spec, request.prefix, request.after, min(request.limit, PAGE), True)
         page: wire.ArchiveListing = await self._ask(order)
-        works = [
-            (entry.key, entry.size, self._mds.journal.submit_own(
-                partial(import_entry, spec, entry, request.parent, job)
-            ))
-            for entry in page.entries
-        ]  # fmt: skip
+        works: list[tuple[str, int, asyncio.Future[bool]]] = []
+        for entry in page.entries:
+            work = partial(import_entry, spec, entry, request.parent, job, await self._target(spec, entry))
+            works.append((entry.key, entry.size, self._mds.journal.submit_own(work)))
         return replace(await _done(works), after=page.after)
 
 
@@ -281,8 +287,8 @@ def _set_times(fid: int, record: Record, step: Step) -> None:
     )
 
 
-def import_entry(spec: ArchiveSpec, entry: ArchiveEntry, parent: int, job: Job, step: Step) -> bool:
-    """Make the file, directory or symbolic link that an object is of; False if there is one already."""
+def import_entry(spec: ArchiveSpec, entry: ArchiveEntry, parent: int, job: Job, target: bytes, step: Step) -> bool:
+    """Make the file, directory or symbolic link (to `target`) that an object is of; False if there is one already."""
     tx, meta, top = step.tx, dict(entry.meta), parent
     if job.owner(step, entry.key):
         return False
@@ -312,30 +318,41 @@ def import_entry(spec: ArchiveSpec, entry: ArchiveEntry, parent: int, job: Job, 
             return _describe(step, existing.attr.fid, spec, entry, meta)
         return False
     directory = tx.need_directory(parent)
-    layout = new_layout(step, directory)
-    released = entry.size > 0
-    inode = tx.new_inode(
-        stat.S_IFREG | (stat.S_IMODE(mode) if mode else 0o644),
-        uid,
-        gid,
-        step.now_ns,
-        size=entry.size,
-        blocks=1 if released else 0,
-        flags=ARCHIVED | COPIED | (RELEASED if released else 0),
-        layout=layout,
-        project=directory.project,
-    )
+    if target:
+        inode = tx.new_inode(
+            stat.S_IFLNK | 0o777, uid, gid, step.now_ns, size=len(target), project=directory.project, data=target
+        )
+        times = _times(entry, meta)
+        inode.attr = replace(inode.attr, atime_ns=times[0], mtime_ns=times[1])
+    else:
+        released = entry.size > 0
+        inode = tx.new_inode(
+            stat.S_IFREG | (stat.S_IMODE(mode) if mode else 0o644),
+            uid,
+            gid,
+            step.now_ns,
+            size=entry.size,
+            blocks=1 if released else 0,
+            flags=ARCHIVED | COPIED | (RELEASED if released else 0),
+            layout=new_layout(step, directory),
+            project=directory.project,
+        )
     step.leases.changed(parent, name)
     tx.set_dentry(parent, name, inode.attr.fid)
     _add_entry(step, parent, 0, top)
-    return _describe(step, inode.attr.fid, spec, entry, meta)
+    return bool(target) or _describe(step, inode.attr.fid, spec, entry, meta)
+
+
+def _times(entry: ArchiveEntry, meta: dict[str, str]) -> tuple[int, int]:
+    """When a file was last read and changed, as its object says."""
+    mtime_ns = _time(meta.get("file-mtime", "")) or entry.mtime_ns
+    return _time(meta.get("file-atime", "")) or mtime_ns, mtime_ns
 
 
 def _describe(step: Step, fid: int, spec: ArchiveSpec, entry: ArchiveEntry, meta: dict[str, str]) -> bool:
     edited = step.tx.edit(fid)
     version = _number(meta.get("nacre-version", ""))
-    mtime_ns = _time(meta.get("file-mtime", "")) or entry.mtime_ns
-    atime_ns = _time(meta.get("file-atime", "")) or mtime_ns
+    atime_ns, mtime_ns = _times(entry, meta)
     edited.data_version = version
     edited.attr = replace(
         edited.attr, size=entry.size, mtime_ns=mtime_ns, atime_ns=atime_ns, change=edited.attr.change + 1
