@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
+from nacrefs.client.removals import Removals
 from nacrefs.common.layout import Layout
 from nacrefs.common.wire import (
     CAPABILITIES,
@@ -287,6 +288,7 @@ class Cache:
         self.on_full: Callable[[], None] | None = None
         self.on_shared: Callable[[Inode], None] | None = None
         """told of a lease that ended without a recall"""
+        self.removals = Removals()
         self._apply: dict[type[Request[Any]], Callable[[Any, Any], None]] = {
             Lookup: self._lookup,
             GetAttr: self._node,
@@ -466,6 +468,8 @@ class Cache:
             victim.gone = True
             if victim.file is None and not victim.recall:
                 self.drop(victim)
+        elif removed.orphan and victim.file is not None:
+            victim.registered = victim.file.mode
 
     @staticmethod
     def _name(directory: Inode, name: bytes, fid: int, attr: Attr) -> None:

@@ -7,6 +7,7 @@ have come in between.
 import errno
 import stat
 from collections.abc import Coroutine
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -297,11 +298,12 @@ class Namespace:
         directory.used = True
         expected, opened = self._victim(directory, name)
         directory.begin_mutation()
-        try:
-            reply = await self._session.mds.call(Unlink(parent, name, expected, opened))
-        finally:
-            directory.mutating -= 1
-        self._buried(reply)
+        with self._ending(expected, opened):
+            try:
+                reply = await self._session.mds.call(Unlink(parent, name, expected, opened))
+            finally:
+                directory.mutating -= 1
+            self._buried(reply)
 
     def _victim(self, directory: Inode, name: bytes) -> tuple[int, bool]:
         """The fid that we believe a name stands for (0: no idea), and whether we have it open, or have still to report
@@ -313,14 +315,16 @@ class Namespace:
         file = inode.file if inode is not None else None
         return fid, file is not None and (file.mode != Mode.CLOSED or file.dirty)
 
+    def _ending(self, expected: int, opened: bool) -> AbstractContextManager[None]:
+        """Around a removal, and what comes of it: nobody opens a file of which the MDS hears that it is not open."""
+        return self._cache.removals.of(expected) if expected and not opened else nullcontext()
+
     def _buried(self, removed: Removed) -> None:
         """A name is gone; perhaps its inode with it."""
         inode = self._inodes.get(removed.victim.fid)
         file = inode.file if inode is not None else None
         if removed.orphan:
-            mode = file.mode if file is not None else Mode.CLOSED
-            if inode is not None and file is not None and mode != Mode.CLOSED:
-                inode.registered = mode
+            if file is not None and file.mode != Mode.CLOSED:
                 return
             if file is not None and file.dirty:
                 self._session.spawn(self._report_orphan(file))
@@ -376,12 +380,13 @@ class Namespace:
         expected, opened = self._victim(new, new_name)
         old.begin_mutation()
         new.begin_mutation()
-        try:
-            reply = await self._session.mds.call(
-                Rename(parent, name, new_parent, new_name, RenameFlag(flags), expected, opened)
-            )
-        finally:
-            old.mutating -= 1
-            new.mutating -= 1
-        if reply.removed is not None:
-            self._buried(reply.removed)
+        with self._ending(expected, opened):
+            try:
+                reply = await self._session.mds.call(
+                    Rename(parent, name, new_parent, new_name, RenameFlag(flags), expected, opened)
+                )
+            finally:
+                old.mutating -= 1
+                new.mutating -= 1
+            if reply.removed is not None:
+                self._buried(reply.removed)

@@ -27,6 +27,7 @@ class Opening:
         self._store = store
         self._session = store.session
         self._cache = store.session.cache
+        self._removals = store.session.cache.removals
         self.handles = handles
         self.ahead = Statahead(store.session)
         self._score = 0
@@ -61,7 +62,7 @@ class Opening:
         if flags & os.O_NONBLOCK and not flags & os.O_TRUNC and inode.attr is not None and inode.attr.flags & RELEASED:
             return self._open_now(inode, flags)
         needed = READ if flags & os.O_ACCMODE == os.O_RDONLY else WRITE
-        if not flags & os.O_TRUNC and inode.lease >= needed and self._session.live:
+        if not flags & os.O_TRUNC and inode.lease >= needed and self._session.live and fid not in self._removals.fids:
             attr = inode.attr
             if attr is not None and (
                 inode.layout is not None or inode.data is not None or not attr.size or inode.file is not None
@@ -115,6 +116,7 @@ class Opening:
         return await self._open(inode, flags)
 
     async def _open(self, inode: Inode, flags: int) -> Handle:
+        await self._removals.over(inode.fid)
         inode = self._cache.inode(inode.fid)  # it may have been dropped before this began
         handle = self._begin(inode, flags)
         file = handle.file
@@ -138,7 +140,8 @@ class Opening:
         open_mode = MODES[min(access, 2) + 1]
         directory = self._cache.inode(parent)
         directory.used = True
-        known = directory.names.get(name, 0) if directory.names is not None else 0
+        while (known := directory.names.get(name, 0) if directory.names is not None else 0) in self._removals.fids:
+            await self._removals.over(known)
         existing = self._cache.inodes.get(known) if known else None
         if existing is not None and existing.file is not None:
             open_mode |= existing.file.mode

@@ -1,11 +1,16 @@
 """Whatever crosses on the wire, the MDS knows of each open file: if removed, it stays until it is closed."""
 
 import asyncio
+import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import pytest
 
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import settle
+from nacrefs.common.wire import RenameFlag, Unlink
 from tests.client.world import CRED, Counting, World, close, open_file, quiet, read, write_file
 
 
@@ -109,3 +114,80 @@ async def test_an_inode_that_is_dropped_before_its_open_begins_is_one_inode_afte
     handle = await settle(opening)
     assert one.handles.get(handle.number).inode is one.session.cache.inodes[fid]
     await close(one, handle.number)
+
+
+Remove = Callable[[Vfs], Coroutine[Any, Any, None]]
+removing = pytest.mark.parametrize(
+    "remove",
+    [
+        lambda vfs: vfs.unlink(vfs.root, b"f"),
+        lambda vfs: vfs.rename(vfs.root, b"g", vfs.root, b"f", RenameFlag(0)),
+    ],
+    ids=["unlink", "rename"],
+)
+
+
+@removing
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR])
+async def test_who_opens_a_file_that_is_being_removed_here_learns_that_it_is_gone(
+    world: World, remove: Remove, flags: int
+) -> None:
+    """Both are asked for at one moment: an open under the lease would be one of a file that is no more."""
+    vfs = await world.vfs()
+    await write_file(vfs, vfs.root, b"g", b"other")
+    fid = await write_file(vfs, vfs.root, b"f", b"contents")
+    assert vfs.session.cache.inodes[fid].lease == 2  # (it is kept for a moment, in case the file is opened again)
+    gone = asyncio.create_task(remove(vfs))
+    await asyncio.sleep(0)
+    with pytest.raises(OSError, match="no such") as error:
+        await open_file(vfs, fid, flags)
+    assert error.value.errno == errno.ESTALE
+    await gone
+    await quiet(vfs)
+    assert not exists(world, fid)
+
+
+@removing
+async def test_a_file_with_another_name_is_opened_once_its_first_name_is_gone(world: World, remove: Remove) -> None:
+    vfs = await world.vfs()
+    await write_file(vfs, vfs.root, b"g", b"other")
+    fid = await write_file(vfs, vfs.root, b"f", b"contents")
+    await settle(vfs.link(fid, vfs.root, b"h"))
+    gone = asyncio.create_task(remove(vfs))
+    await asyncio.sleep(0)
+    number = await open_file(vfs, fid, os.O_RDWR)
+    await gone
+    await vfs.unlink(vfs.root, b"h")
+    await stays_until_closed(world, vfs, number, fid)
+
+
+async def test_a_file_that_is_created_while_it_is_being_removed_is_a_new_one(world: World) -> None:
+    vfs = await world.vfs()
+    fid = await write_file(vfs, vfs.root, b"f", b"contents")
+    gone = asyncio.create_task(vfs.unlink(vfs.root, b"f"))
+    await asyncio.sleep(0)
+    found, handle = await settle(vfs.create(vfs.root, b"f", 0o644, os.O_RDWR | os.O_CREAT, CRED))
+    await gone
+    assert found.attr is not None
+    assert found.attr.fid != fid
+    assert not exists(world, fid)
+    await close(vfs, handle.number)
+
+
+async def test_a_removed_file_that_is_closed_before_that_is_noticed_has_sent_its_data_first(world: World) -> None:
+    """The reply to the removal has come, and who asked for it has not woken yet: the file counts as open."""
+    vfs = await world.vfs()
+    fid = await write_file(vfs, vfs.root, b"f", b"contents")
+    number = await open_file(vfs, fid, os.O_RDWR)
+    inode = vfs.session.cache.inodes[fid]
+    seen: list[int] = []
+
+    def watch(request: Any, reply: Any) -> None:
+        vfs.session.cache.absorb(request, reply)
+        if type(request) is Unlink:
+            seen.append(int(inode.registered))
+
+    vfs.session.mds.absorb = watch
+    await vfs.unlink(vfs.root, b"f")
+    assert seen == [3]
+    await stays_until_closed(world, vfs, number, fid)
