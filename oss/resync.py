@@ -17,7 +17,7 @@ from nacrefs.common.remote import Remote
 from nacrefs.common.wire import NO_CHANGE_NS, Done, RaiseFloors, Read, ReadSums, Right, Sums, Synced, SyncObject
 from nacrefs.oss import blockio
 from nacrefs.oss.admission import check_object, invalid
-from nacrefs.oss.changes import Changes
+from nacrefs.oss.changes import Changes, Step
 from nacrefs.oss.copies import Tracker
 from nacrefs.oss.durability import unpin
 from nacrefs.oss.gate import Call, Gate, check_generation
@@ -113,8 +113,7 @@ class Resync:
             at = (start - request.offset) // BLOCK_BYTES * SUM_BYTES
             sums = theirs.sums[at : at + -(-(stop - start) // BLOCK_BYTES) * SUM_BYTES]
             await self._pace.take(stop - start)
-            stored = await target.usable(*key, create=True)
-            assert stored is not None
+            stored = await _object(target, key, request.generation)
             for run in await self._differing(stored, start, stop, sums):
                 view = None if run[2] else await self._fetch(source, request, run)
                 await self._apply(target, key, tracker, run, view, theirs.mtime_ns)
@@ -124,8 +123,7 @@ class Resync:
             return Synced(request.offset + PIECE_BYTES, checked, copied, theirs.size)
         _tracker(target, key, request.generation)
         step = partial(_end_at, theirs.size, theirs.mtime_ns, tracker, target.written_blocks)
-        stored = await self._changes.change(target, key, step, create=True)
-        assert stored is not None
+        stored = await self._change(target, key, step)
         target.durability.changed(stored, 0)
         stored.pins += 1
         try:
@@ -138,7 +136,7 @@ class Resync:
     async def _ensure(self, target: Target, key: tuple[int, int], tracker: Tracker) -> Tracker:
         """There is an object to be made equal; one that cannot be used at all is made anew."""
         try:
-            await target.usable(*key, create=True)
+            await _object(target, key, tracker.generation)
         except OSError as error:
             if error.errno != errno.EBADMSG:
                 raise
@@ -212,16 +210,39 @@ class Resync:
         await target.durability.relief()
         _tracker(target, key, tracker.generation)
         step = partial(_overwrite, run, view, tracker, mtime_ns, target.written_blocks)
-        stored = await self._changes.change(target, key, step, create=True)
-        assert stored is not None
+        stored = await self._change(target, key, step)
         target.durability.changed(stored, run[1] - run[0])
+
+    async def _change(self, target: Target, key: tuple[int, int], step: Step) -> StoredObject:
+        """Carry out one change; ESTALE if the object has been destroyed meanwhile."""
+        stored = await self._changes.change(target, key, step)
+        if stored is None:
+            raise _over(target)
+        return stored
 
 
 def _tracker(target: Target, key: tuple[int, int], generation: int) -> Tracker:
     tracker = target.copies.trackers.get(key)
     if tracker is None or tracker.generation != generation:
-        raise OSError(errno.ESTALE, f"{target.where}: no resync of this object under generation {generation} has begun")
+        raise _over(target)
     return tracker
+
+
+def _over(target: Target) -> OSError:
+    return OSError(
+        errno.ESTALE, f"{target.where}: no resync of this object under that generation has begun, or it was destroyed"
+    )
+
+
+async def _object(target: Target, key: tuple[int, int], generation: int) -> StoredObject:
+    """The object, made if there is none. ESTALE if it has been destroyed since the resync began: made again, it would
+    belong to no file."""
+    while True:
+        stored = await target.usable(*key)
+        _tracker(target, key, generation)
+        if stored is not None:
+            return stored
+        target.find(*key, create=True)
 
 
 def _actual_sums(fd: int, start: int, length: int) -> bytes:

@@ -16,7 +16,6 @@ from nacrefs.common.answer import settle
 from nacrefs.common.auth import sign_capability
 from nacrefs.common.buffers import BufferPool
 from nacrefs.common.checksum import block_sums
-from nacrefs.common.remote import Remote
 from nacrefs.common.wire import Capability, Punch, Read, Right, StatObject, Sync, Truncate, Write, Written
 from nacrefs.oss.admission import Admission
 from nacrefs.oss.blockio import IoThreads
@@ -31,10 +30,6 @@ FID = 1 << 48 | 0x1234
 SESSION = 7
 LIMITS = Limits(reserve_bytes=0, reserve_percent=0, flush_s=3600.0)
 """Nothing happens by itself."""
-
-
-def _nobody(address: str) -> Remote:
-    raise AssertionError(f"there is no other OSS at {address}")
 
 
 class LocalPeer:
@@ -81,15 +76,16 @@ class LocalRemote:
     def __init__(self, oss: "LocalOss") -> None:
         self._oss = oss
 
-    async def call(self, request: Any, *, into: Sequence[memoryview], deadline_s: float) -> Any:
+    async def call(self, request: Any, *, into: Sequence[memoryview] = (), deadline_s: float) -> Any:
         call = LocalCall(LocalPeer(0))
-        data = await self._oss.ask(request, call)
+        reply = await self._oss.ask(request, call)
         left = call.received()
-        for view, length in zip(into, data.lengths, strict=True):
+        for view, length in zip(into, reply.lengths if into else (), strict=True):
             view[:length], left = left[:length], left[length:]
-        if self._oss.held is not None:
+        self._oss.answers += 1
+        if self._oss.held is not None and self._oss.answers > self._oss.free:
             await self._oss.held.wait()
-        return data
+        return reply
 
 
 class LocalOss:
@@ -103,10 +99,13 @@ class LocalOss:
         self.gate.targets[target.label.index] = target
         self.gate.heard(math.inf, 0)
         self.held: asyncio.Event | None = None
-        """other OSSes get its answers when this is set"""
+        """other OSSes get its answers when this is set, but for the first `free`"""
+        self.free = 0
+        self.answers = 0
+        """to other OSSes"""
         self.others: dict[int, LocalOss] = {}
-        """other OSSes' OSTs"""
-        self.service = Service(self.gate, threads, self.pool, _nobody, self._reach)
+        """other OSSes' OSTs, whose numbers are their addresses"""
+        self.service = Service(self.gate, threads, self.pool, self._connect, self._reach)
         self.handlers = self.service.for_clients()
         self.peer = LocalPeer()
 
@@ -123,6 +122,9 @@ class LocalOss:
         if other is None:
             raise OSError(errno.ENXIO, f"OST {ost} is not in service")
         return LocalRemote(other)
+
+    def _connect(self, address: str) -> Any:
+        return LocalRemote(self.others[int(address)])
 
     async def order(self, request: Any) -> Any:
         """What the MDS asks."""

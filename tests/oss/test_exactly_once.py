@@ -4,6 +4,7 @@ Every request that changes an object is disturbed by every fault. Between the fa
 request somebody else writes over what it wrote: if it were made again, that would be lost.
 """
 
+import asyncio
 import errno
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -28,7 +29,9 @@ from nacrefs.common.wire import (
     Read,
     ReadSums,
     Request,
+    ScrubOrder,
     ScrubOst,
+    ScrubState,
     Seek,
     StatObject,
     Sync,
@@ -84,11 +87,11 @@ HARMLESS_TWICE = {
     Fence: "sets what it says",
     Destroy: "what does not exist is destroyed already; a fid is not used again",
     RaiseFloors: "sets what it says; a second tracking begins anew, and so does the resync that it is for",
-    SyncObject: "makes equal what is not",
+    SyncObject: "makes equal what is not; what was interrupted begins anew (test_resync.py)",
     ReadSums: "changes nothing",
     ListObjects: "changes nothing",
     ProbeObjects: "changes nothing",
-    ScrubOst: "starting what runs and stopping what stands changes nothing",
+    ScrubOst: "starting what runs and stopping what stands changes nothing (below)",
     Seek: "changes nothing",
     VerifyObject: "changes nothing",
     TruncateObjects: "the file is busy at the MDS until it has been confirmed",
@@ -345,6 +348,42 @@ async def test_order_that_a_kill_has_interrupted_is_carried_out_when_it_is_given
             await order_again(oss, what)
     async with disturbed.killed() as oss:
         assert await order_again(oss, what) == expected
+
+
+@asynccontextmanager
+async def scrubbing(oss: LocalOss) -> AsyncGenerator[Callable[[ScrubOrder], Coroutine[Any, Any, ScrubState]], None]:
+    """Orders a scrub, which may run meanwhile, until it runs no more."""
+    oss.service.scrubs.start([oss.target])
+
+    async def order(what: ScrubOrder) -> ScrubState:
+        state: ScrubState = await oss.order(ScrubOst(0, what))
+        while what is ScrubOrder.STATUS and state.state == "running":
+            await asyncio.sleep(0.001)
+            state = await oss.order(ScrubOst(0, what))
+        return state
+
+    try:
+        yield order
+    finally:
+        await oss.service.scrubs.stop()
+
+
+async def test_scrub_that_is_started_again_is_one_scrub_whatever_was_lost(tmp_path: Path) -> None:
+    disturbed = Disturbed(tmp_path, CHANGES["write"])
+    async with disturbed.planted() as oss, scrubbing(oss) as order:
+        disturbed.leave()  # before it was saved that it runs
+        await order(ScrubOrder.START)
+        started = disturbed.left
+        disturbed.left = crash_copy(disturbed.root, tmp_path / "left after")
+        assert (await order(ScrubOrder.START)).state == "running"
+        state = await order(ScrubOrder.STATUS)
+        assert (state.state, state.objects, state.total) == ("done", 2, 2)
+    for left in (started, disturbed.left):
+        disturbed.left = left
+        async with disturbed.killed() as oss, scrubbing(oss) as order:
+            assert (await order(ScrubOrder.START)).state == "running"
+            state = await order(ScrubOrder.STATUS)
+            assert (state.state, state.objects, state.total) == ("done", 2, 2)
 
 
 @pytest.mark.parametrize("point", ["oss.index.before", "oss.index.after", "oss.sync"])
