@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from nacrefs.client.cache import Inode
-from nacrefs.client.data.file import Store
+from nacrefs.client.data.store import Store
 from nacrefs.client.filesystem import Dirent, Handle
 from nacrefs.client.handle import Handles
 from nacrefs.common.answer import Answer, settle

@@ -13,7 +13,9 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from nacrefs.client.cache import NONE, Inode
-from nacrefs.client.data.file import File, Store
+from nacrefs.client.data.commit import commit_quietly, cutting
+from nacrefs.client.data.file import File
+from nacrefs.client.data.store import Store
 from nacrefs.client.filesystem import Changes, Cred, Found, Kernel, Stat
 from nacrefs.client.opening import Opening
 from nacrefs.common.answer import Answer, settle
@@ -240,7 +242,7 @@ class Namespace:
                 raise OSError(errno.EINVAL, "negative size")
             file = self._store.file(inode)
             try:
-                async with file.cutting(changes.size):
+                async with cutting(file, changes.size):
                     node = await self._session.mds.call(request)
                     file.was_cut(changes.size)
                     if changes.valid & Set.MTIME:
@@ -339,7 +341,7 @@ class Namespace:
 
     async def _report_orphan(self, file: File) -> None:
         """Report what was written to a file before it was removed, then that we do not have it open."""
-        await file.commit_quietly(NONE)
+        await commit_quietly(file, NONE)
         await self._end_orphan(file.inode.fid, Lease.NONE)
 
     async def _end_orphan(self, fid: int, lease: Lease) -> None:

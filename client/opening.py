@@ -6,9 +6,12 @@ import stat
 from typing import Final
 
 from nacrefs.client.cache import INLINE, MODES, NONE, READ, RELEASED, WRITE, Inode
-from nacrefs.client.data.file import File, Store
+from nacrefs.client.data.commit import commit, commit_quietly, cutting
+from nacrefs.client.data.file import File
 from nacrefs.client.data.quota import is_near
 from nacrefs.client.data.readahead import ReadAhead
+from nacrefs.client.data.store import Store
+from nacrefs.client.data.writebehind import press
 from nacrefs.client.filesystem import Cred, Found, Handle
 from nacrefs.client.handle import Handles, OpenFile
 from nacrefs.client.statahead import ALL, Statahead
@@ -123,7 +126,7 @@ class Opening:
         truncate, recalls = bool(flags & os.O_TRUNC), inode.recalls
         try:
             if truncate:
-                async with file.cutting(0):
+                async with cutting(file, 0):
                     await self._session.mds.call(Open(inode.fid, file.mode, True))
                     file.was_cut(0)
             else:
@@ -163,7 +166,7 @@ class Opening:
                 dirty.freeze()
                 try:
                     if dirty.dirty:
-                        await dirty.commit()
+                        await commit(dirty)
                     reply = await self._session.mds.call(request)
                 finally:
                     dirty.thaw()
@@ -184,7 +187,7 @@ class Opening:
             handle = self._begin(inode, flags)
         if truncate:
             if handle.file.dirty and handle.file is not dirty:  # ours, but we did not know that the name stands for it
-                async with handle.file.cutting(0):
+                async with cutting(handle.file, 0):
                     await self._session.mds.call(SetAttr(inode.fid, Set.SIZE))
                     handle.file.was_cut(0)
             handle.file.was_cut(0)
@@ -231,8 +234,8 @@ class Opening:
         if file.dirty:
             sync = self._store.config.write.sync
             if sync or self._session.tight or handle.sync or is_near(file):
-                return file.commit(sync=sync or handle.sync)
-            file.press()
+                return commit(file, sync=sync or handle.sync)
+            press(file)
         return None
 
     def release(self, number: int) -> Answer[None]:
@@ -253,12 +256,12 @@ class Opening:
         if not file.readers and (inode.gone or (inode.attr is not None and not inode.attr.nlink)):
             # It has no name any more and nobody here has it open: this ends it, unless another client has it open.
             if inode.registered != Mode.CLOSED:
-                self._session.spawn(file.commit_quietly(NONE))
+                self._session.spawn(commit_quietly(file, NONE))
             else:
                 file.abandon(lost=False)
                 file.let_go()
         elif (file.dirty and handle.writes) or inode.registered != file.mode_beside(inode.lease):
-            self._session.spawn(file.commit_quietly(READ))
+            self._session.spawn(commit_quietly(file, READ))
         elif inode.lease >= WRITE and not file.dirty:
             self._session.yield_later(inode, READ)
             file.let_go()

@@ -17,7 +17,10 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from nacrefs.client.cache import NONE, READ, WRITE, Cache, Inode
-from nacrefs.client.data.file import File, Store
+from nacrefs.client.data.commit import commit, register
+from nacrefs.client.data.file import File
+from nacrefs.client.data.store import Store
+from nacrefs.client.data.writebehind import land
 from nacrefs.client.filesystem import Kernel
 from nacrefs.client.session import Session
 from nacrefs.common import faults
@@ -136,13 +139,13 @@ class Recaller:
             frozen = True
             for attempt in range(_TRIES):
                 try:
-                    await file.commit(item.lease, spill=item.spill, recalled=True)
+                    await commit(file, item.lease, spill=item.spill, recalled=True)
                     break
                 except OSError as error:
                     if inode.gone or attempt + 1 == _TRIES:
                         log.error("inode %#x: giving up dirty data: %s", inode.fid, error.strerror or error)
                         file.abandon(lost=not inode.gone)
-                        await file.land()
+                        await land(file)
                         inode.lease = min(inode.lease, item.lease)
                         if not inode.lease:
                             inode.forget()
@@ -260,7 +263,7 @@ class Recaller:
                 file.abandon(lost=True)
                 file.let_go()
                 if file.mode != Mode.CLOSED:
-                    self._session.spawn(file.register())  # in the next session, too
+                    self._session.spawn(register(file))  # in the next session, too
             elif not inode.pinned:
                 self._cache.drop(inode)
 

@@ -12,11 +12,12 @@ from typing import Any
 from nacrefs.client.cache import Cache
 from nacrefs.client.config import ClientConfig
 from nacrefs.client.data.copying import Copying
-from nacrefs.client.data.file import Store
 from nacrefs.client.data.fileio import FileIO
 from nacrefs.client.data.memory import Memory
 from nacrefs.client.data.objects import Objects
 from nacrefs.client.data.space import Space
+from nacrefs.client.data.store import Store
+from nacrefs.client.data.writebehind import press
 from nacrefs.client.filesystem import Kernel
 from nacrefs.client.handle import Handles, OpenFile
 from nacrefs.client.identity import NOBODY_IS_SQUASHED
@@ -146,7 +147,7 @@ class Vfs:
             if handle.ahead is not None:
                 handle.ahead.drop()
         for file in list(self.store.dirty.values()):
-            file.press()
+            press(file)
 
     def fsyncdir(self, fid: int) -> Answer[None]:
         """Changes of a directory are durable when they are answered."""

@@ -5,7 +5,9 @@ import errno
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
-from nacrefs.client.data.file import File, Store
+from nacrefs.client.data.commit import commit
+from nacrefs.client.data.file import File
+from nacrefs.client.data.store import Store
 from nacrefs.client.hsm import NAME as HSM
 from nacrefs.client.hsm import HsmAttribute
 from nacrefs.common.answer import Answer
@@ -115,7 +117,7 @@ class ExtendedAttributes:
 
     async def _change(self, request: SetXattr | RemoveXattr) -> None:
         if request.name == CAPABILITIES and (file := self._changed(request.fid)) is not None:
-            await file.commit()  # what was written before does not end those that are set now
+            await commit(file)  # what was written before does not end those that are set now
         await self._session.mds.call(request)
         inode = self._cache.inodes.get(request.fid)
         if inode is not None and inode.file is not None:

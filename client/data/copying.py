@@ -15,11 +15,14 @@ from typing import Any, Final
 
 from nacrefs.client.cache import INLINE, RELEASED, WRITE
 from nacrefs.client.data import copyorders
+from nacrefs.client.data.commit import commit
 from nacrefs.client.data.extents import Extent
-from nacrefs.client.data.file import File, Store
+from nacrefs.client.data.file import File
 from nacrefs.client.data.filecaps import end_capabilities
 from nacrefs.client.data.fileio import SIZE_MAX, FileIO
 from nacrefs.client.data.quota import room_for
+from nacrefs.client.data.store import Store
+from nacrefs.client.data.writebehind import write_out
 from nacrefs.client.handle import O_SYNC_ANY, OpenFile
 from nacrefs.client.opening import is_inline
 from nacrefs.common.answer import settle
@@ -93,7 +96,7 @@ class Copying:
                     break
                 copied += done
             if target.flags & O_SYNC_ANY:
-                await target.file.commit(sync=True)
+                await commit(target.file, sync=True)
         except OSError as error:
             if not copied or target.flags & O_SYNC_ANY:
                 raise
@@ -147,7 +150,7 @@ class Copying:
                 return node.attr.size, not node.attr.flags & (INLINE | RELEASED)
         if file.dirty and not file.through and not file.inline:
             async with file.lock:
-                await file.write_out()
+                await write_out(file)
         attr = inode.attr
         return file.size_now, attr is not None and not is_inline(file) and not attr.flags & RELEASED
 
@@ -176,11 +179,11 @@ class Copying:
         objects, file, inode = self._store.objects, target.file, target.inode
 
         async def under_lease(mtime_ns: int) -> None:
-            file.wrote(await copyorders.copy(objects, source.inode, start, inode, at, size, mtime_ns))
+            file.stored.wrote(await copyorders.copy(objects, source.inode, start, inode, at, size, mtime_ns))
 
         if not await self._owned(file, at, at + size, under_lease):
             await end_capabilities(self._store, file)
-            file.wrote(await copyorders.copy(objects, source.inode, start, inode, at, size))
+            file.stored.wrote(await copyorders.copy(objects, source.inode, start, inode, at, size))
             file.reported(at + size)
 
     async def _hole(self, target: OpenFile, at: int, size: int) -> int:
@@ -189,14 +192,14 @@ class Copying:
 
         async def under_lease(mtime_ns: int) -> None:
             if at < file.size:
-                file.wrote(await objects.punch(inode, at, min(at + size, file.size), mtime_ns))
+                file.stored.wrote(await objects.punch(inode, at, min(at + size, file.size), mtime_ns))
 
         if not await self._owned(file, at, at + size, under_lease):
             await end_capabilities(self._store, file)
-            file.wrote(await objects.punch(inode, at, at + size))
+            file.stored.wrote(await objects.punch(inode, at, at + size))
             node = await self._session.mds.call(GetAttr(inode.fid, Want.LEASE))
             if node.attr.size < at + size:  # where a shared file ends the OSTs say
-                file.wrote(await objects.write(inode, [Extent(at + size - 1, memoryview(b"\0"))]))
+                file.stored.wrote(await objects.write(inode, [Extent(at + size - 1, memoryview(b"\0"))]))
             file.reported(at + size)
         return size
 
@@ -213,7 +216,7 @@ class Copying:
                 if file.inline:
                     file.leave_inline()
                 file.touch()
-                await file.write_out()
+                await write_out(file)
                 try:
                     await work(file.mtime_ns)
                 except OSError:
@@ -233,6 +236,6 @@ class Copying:
         if start >= end:
             return
         try:
-            file.wrote(await self._store.objects.punch(file.inode, start, end, file.written_ns))
+            file.stored.wrote(await self._store.objects.punch(file.inode, start, end, file.written_ns))
         except OSError as error:
             log.warning("inode %#x: what a copy left behind its end stays: %s", file.inode.fid, error.strerror or error)

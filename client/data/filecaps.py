@@ -4,7 +4,8 @@ Who writes under a lease reports that, and the MDS takes them away then. Without
 writes next, which costs a question only if the file may have any: the MDS recalls its writers when it is given some.
 """
 
-from nacrefs.client.data.file import File, Store
+from nacrefs.client.data.file import File
+from nacrefs.client.data.store import Store
 from nacrefs.common.wire import CAPABILITIES, AttrFlag, GetXattrs, Set, SetAttr
 
 _XATTRS = int(AttrFlag.XATTRS)

@@ -13,10 +13,12 @@ from typing import Final
 
 from nacrefs.client.cache import INLINE, NONE, WRITE
 from nacrefs.client.data.appends import Appends
+from nacrefs.client.data.commit import commit
 from nacrefs.client.data.extents import Extent, overlay
-from nacrefs.client.data.file import File, Store
+from nacrefs.client.data.file import File
 from nacrefs.client.data.filecaps import end_capabilities, may_have_capabilities
 from nacrefs.client.data.quota import has_room, room_for
+from nacrefs.client.data.store import Store
 from nacrefs.client.filesystem import Kernel
 from nacrefs.client.handle import O_SYNC_ANY, Handles, OpenFile
 from nacrefs.client.opening import is_inline
@@ -72,8 +74,8 @@ class FileIO:
             if inode.data is None and inode.attr is not None and inode.attr.size:
                 return self._read_after_fetch(handle, offset, size, cached)
             return (file.inline_part(offset, end),)
-        if file.extents or file.flights:
-            newest = file.newest(offset, end)
+        if file.pending:
+            newest = file.pending.newest(offset, end)
             if newest and newest[-1].start <= offset and newest[-1].end >= end:
                 return (newest[-1].part(offset, end),)
         return self._read_leased(handle, offset, end, total, cached)
@@ -87,7 +89,7 @@ class FileIO:
 
     async def _read_leased(self, handle: OpenFile, start: int, end: int, total: int, cached: bool) -> Buffers:
         file, inode, memory = handle.file, handle.inode, self._memory
-        dirty = file.newest(start, end)
+        dirty = file.pending.newest(start, end)
         ahead = handle.ahead
         windows = ahead.cover(start, end) if ahead is not None and not dirty else []
         if ahead is not None:
@@ -152,8 +154,8 @@ class FileIO:
         buffer = memory.buffer(size)
         try:
             seen = await self._store.objects.read(inode, offset, buffer)
-            if file.extents or file.flights:
-                overlay(file.newest(offset, offset + size), offset, buffer)
+            if file.pending:
+                overlay(file.pending.newest(offset, offset + size), offset, buffer)
             end = offset + size
             if seen < end:
                 node = await self._session.mds.call(GetAttr(inode.fid, Want.LEASE))
@@ -260,7 +262,7 @@ class FileIO:
                 break
             self._memory.give(size)
         if sync:
-            await file.commit(sync=True)
+            await commit(file, sync=True)
         return size
 
     async def writable(self, file: File) -> bool:
@@ -303,7 +305,7 @@ class FileIO:
             raise OSError(errno.EFBIG, "a file cannot grow beyond 2^63-1 bytes")
         await self._memory.take(size)
         try:
-            file.wrote(await self._store.objects.write(inode, [Extent(offset, data)], sync=sync))
+            file.stored.wrote(await self._store.objects.write(inode, [Extent(offset, data)], sync=sync))
         finally:
             self._memory.give(size)
         file.reported(offset + size)
@@ -325,7 +327,7 @@ class FileIO:
     @staticmethod
     async def _fsync(handle: OpenFile) -> None:
         try:
-            await handle.file.commit(sync=True)
+            await commit(handle.file, sync=True)
         except OSError:
             if handle.told != handle.file.losses:
                 _tell(handle)

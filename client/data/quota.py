@@ -10,7 +10,9 @@ import time
 from typing import Final
 
 from nacrefs.client.cache import WRITE, Inode
-from nacrefs.client.data.file import File, Store
+from nacrefs.client.data.commit import commit
+from nacrefs.client.data.file import File
+from nacrefs.client.data.store import Store
 from nacrefs.common.wire import GetAttr, Want
 
 NEAR_BYTES: Final = 1 << 20
@@ -46,9 +48,9 @@ async def _report(store: Store, file: File) -> None:
     """Tell the MDS what it does not know, and learn how much may be written now."""
     others = [other for other in store.dirty.values() if other.unreported and other is not file]
     for other in others:
-        await other.commit(WRITE)
+        await commit(other, WRITE)
     if file.unreported and not file.through:
-        await file.commit(WRITE)
+        await commit(file, WRITE)
         return
     # Of a shared file the MDS asks the OSTs what has been written.
     await store.session.mds.call(GetAttr(file.inode.fid, Want.LEASE))

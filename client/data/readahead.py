@@ -8,7 +8,8 @@ the file was not changed here (`stamp`).
 import asyncio
 from typing import Final
 
-from nacrefs.client.data.file import File, Store
+from nacrefs.client.data.file import File
+from nacrefs.client.data.store import Store
 
 _OUT_OF_ORDER_BYTES: Final = 2 << 20
 """The kernel has several reads under way; one that comes this much early or late does not break a sequence."""
@@ -171,7 +172,7 @@ class ReadAhead:
 
     def _fetch(self, start: int, end: int) -> bool:
         memory = self._store.memory
-        if self._file.newest(start, end) or not memory.try_take(end - start):
+        if self._file.pending.newest(start, end) or not memory.try_take(end - start):
             return False
         window = Window(start, end, memory.buffer(end - start))
         self.windows.append(window)

@@ -6,9 +6,11 @@ from collections.abc import Coroutine
 from typing import Any, Final
 
 from nacrefs.client.cache import INLINE, RELEASED
-from nacrefs.client.data.file import File, Store
+from nacrefs.client.data.file import File
 from nacrefs.client.data.filecaps import end_capabilities
 from nacrefs.client.data.fileio import SIZE_MAX, FileIO
+from nacrefs.client.data.store import Store
+from nacrefs.client.data.writebehind import land, write_out
 from nacrefs.client.handle import OpenFile
 from nacrefs.client.opening import is_inline
 from nacrefs.common.answer import Answer
@@ -61,7 +63,7 @@ class Space:
         if start >= end:
             return
         if file.inline:
-            end = min(end, max(file.inline_end, file.extents.end))
+            end = min(end, max(file.inline_end, file.pending.extents.end))
             if start < end:
                 await self._store.memory.take(end - start)
                 file.put(start, memoryview(bytes(end - start)))
@@ -69,11 +71,11 @@ class Space:
         file.freeze()
         try:
             async with file.lock:
-                file.punch_dirty(start, end)
-                await file.land()
-                file.punch_dirty(start, end)
+                file.pending.cut(start, end)
+                await land(file)
+                file.pending.cut(start, end)
                 now_ns = self._session.clock.now_ns()
-                file.wrote(await self._store.objects.punch(file.inode, start, end, now_ns))
+                file.stored.wrote(await self._store.objects.punch(file.inode, start, end, now_ns))
         finally:
             file.thaw()
 
@@ -83,7 +85,7 @@ class Space:
         size = node.attr.size
         await end_capabilities(self._store, file)
         if mode & (PUNCH_HOLE | ZERO_RANGE) and start < min(end, size):
-            file.wrote(await self._store.objects.punch(inode, start, min(end, size)))
+            file.stored.wrote(await self._store.objects.punch(inode, start, min(end, size)))
             file.reported(0)
         if not mode & KEEP_SIZE and end > size:
             await self._session.mds.call(SetAttr(inode.fid, Set.SIZE, size=end))
@@ -106,7 +108,7 @@ class Space:
         file, inode = handle.file, handle.inode
         if file.dirty and not file.through and not file.inline:
             async with file.lock:
-                await file.write_out()
+                await write_out(file)
         if inode.lease and self._session.live and inode.attr is not None:
             size, inline, data, flags = file.size_now, is_inline(file), inode.data, inode.attr.flags
         else:
@@ -137,14 +139,14 @@ class Space:
 def _is_new(file: File) -> bool:
     """Nothing of it has been anywhere but here: what is dirty is all its data."""
     attr = file.inode.attr
-    return attr is not None and not attr.size and not attr.blocks and not file.allocated
+    return attr is not None and not attr.size and not attr.blocks and not file.stored.allocated
 
 
 def _seek_new(file: File, offset: int, whence: int, size: int) -> int:
     if not 0 <= offset < size:
         raise OSError(errno.ENXIO, "the offset is beyond the end of the file")
     at = offset
-    for extent in sorted(file.newest(offset, size), key=lambda extent: extent.start):
+    for extent in sorted(file.pending.newest(offset, size), key=lambda extent: extent.start):
         if extent.start > at:
             return extent.start if whence == os.SEEK_DATA else at
         if whence == os.SEEK_DATA:

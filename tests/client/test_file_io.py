@@ -274,7 +274,7 @@ async def small_on_its_way(vfs: Vfs, name: bytes) -> int:
     fid = await write_file(vfs, vfs.root, name, b"small")
     number = await open_file(vfs, fid, os.O_RDWR)
     file = vfs.handles.get(number).file
-    while not file.flights:
+    while not file.pending.flights:
         assert file.dirty, "they have arrived: this shows nothing"
         await asyncio.sleep(0)
     return number

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nacrefs.client.data.writebehind import land, press
 from nacrefs.client.filesystem import Changes
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import settle
@@ -33,8 +34,8 @@ async def dead_writer(directory: Path, data: bytes, others: int = 0) -> AsyncGen
         number = await open_file(writer, fid, os.O_RDWR)
         await settle(writer.write(number, len(data), memoryview(WRITTEN)))
         file = writer.handles.get(number).file
-        file.press()
-        await file.land()
+        press(file)
+        await land(file)
         assert file.dirty
         await world.mds.stop()
         await writer.session.close()
@@ -119,8 +120,8 @@ async def test_nothing_is_left_of_a_small_file_that_grows_while_it_is_removed(
         number = await open_file(writer, fid, os.O_RDWR)
         await settle(writer.write(number, 5, memoryview(WRITTEN)))
         file = writer.handles.get(number).file
-        file.press()
-        await file.land()
+        press(file)
+        await land(file)
         assert file.dirty
         if not is_open:
             await settle(writer.release(number))

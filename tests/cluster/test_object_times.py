@@ -4,6 +4,7 @@ import asyncio
 import os
 from pathlib import Path
 
+from nacrefs.client.data.writebehind import land, press
 from nacrefs.client.filesystem import Changes
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import settle
@@ -39,10 +40,10 @@ async def test_a_time_to_come_that_was_set_and_taken_back_does_not_return(tmp_pa
         number = await open_file(vfs, fid, os.O_RDWR)
         file = vfs.handles.get(number).file
         await settle(vfs.write(number, 0, memoryview(b"b" * 100_000)))
-        assert file.extents
+        assert file.pending.extents
         await set_mtime(vfs, fid, TO_COME_NS)
-        file.press()
-        await file.land()
+        press(file)
+        await land(file)
         await set_mtime(vfs, fid, PAST_NS)
         await close(vfs, number)
         await quiet(vfs)

@@ -24,7 +24,7 @@ async def striped(vfs: Vfs) -> tuple[int, int]:
     fid = await write_file(vfs, vfs.root, b"f", b"x" * 100_000)
     await quiet(vfs)
     number = await open_file(vfs, fid, os.O_RDWR)
-    assert vfs.handles.get(number).file.extents.bytes == 0
+    assert vfs.handles.get(number).file.pending.extents.bytes == 0
     return fid, number
 
 
