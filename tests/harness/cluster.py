@@ -21,12 +21,12 @@ from nacrefs.common.config import Duration
 from nacrefs.common.remote import Remote
 from nacrefs.common.wire import Role
 from nacrefs.mds.config import LeaseConfig, MdsConfig, OstConfig
-from nacrefs.mds.database import format_mdt
 from nacrefs.mds.server import MdsServer
 from nacrefs.oss.config import OssConfig
 from nacrefs.oss.label import format_target
 from nacrefs.oss.server import OssServer
 from tests.harness.fabric import rdma_devices
+from tests.mdt import make_mdt
 
 _numbers = itertools.count()
 
@@ -74,7 +74,7 @@ class Cluster:
         self._addresses: dict[int, str] = {}
 
     async def __aenter__(self) -> Self:
-        format_mdt(self.mds_config.database, self.keyring.cluster, 0, 0)
+        make_mdt(self.mds_config.database, self.keyring.cluster)
         try:
             if self._scheme == "rdma":
                 self._devices.enter_context(rdma_devices())

@@ -52,12 +52,12 @@ from nacrefs.common.wire import (
     TruncateObjects,
 )
 from nacrefs.mds.config import LeaseConfig, MdsConfig, OstConfig
-from nacrefs.mds.database import format_mdt
 from nacrefs.mds.server import MdsServer
 from nacrefs.mds.service import Mds
 from nacrefs.mds.transactions.journal import LONE_READS
 from nacrefs.mds.transactions.work import Work
 from tests.mds.shelf import Shelf
+from tests.mdt import make_mdt
 
 ReplyT = TypeVar("ReplyT")
 ROOT = 1
@@ -300,7 +300,7 @@ class Served:
         self.server: MdsServer
 
     async def __aenter__(self) -> Self:
-        format_mdt(self.url, self.keyring.cluster, 0, 0)
+        make_mdt(self.url, self.keyring.cluster)
         await self.start()
         if self._osts:
             await self.oss(self._osts)

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterator
@@ -49,8 +48,8 @@ from nacrefs.common.wire import (
     Want,
     XattrFlag,
 )
-from nacrefs.mds.database import format_mdt
 from tests.mds.world import INLINE_BYTES, START_NS, World
+from tests.mdt import make_mdt
 from tests.model import Inode, Namespace
 
 NAMES = st.sampled_from([b"a", b"b", b"c", b"\xff\xfe"])
@@ -362,9 +361,12 @@ def _run(databases: Iterator[str], examples: int) -> None:
 
 
 def on_sqlite(directory: Path, examples: int) -> None:
-    template = directory / "template.db"
-    format_mdt(str(template), "test", 0, START_NS)
-    _run((str(shutil.copy(template, directory / f"{number}.db")) for number in itertools.count()), examples)
+    def fresh() -> Iterator[str]:
+        for number in itertools.count():
+            make_mdt(url := str(directory / f"{number}.db"), "test", START_NS)
+            yield url
+
+    _run(fresh(), examples)
 
 
 def on_postgresql(postgres_url: str, examples: int) -> None:
@@ -376,7 +378,7 @@ def on_postgresql(postgres_url: str, examples: int) -> None:
             with psycopg.connect(postgres_url, autocommit=True) as connection:
                 connection.execute(f"CREATE SCHEMA {made[-1]}".encode())
             url = f"{postgres_url}{'&' if '?' in postgres_url else '?'}options=-csearch_path%3D{made[-1]}"
-            format_mdt(url, "test", 0, START_NS)
+            make_mdt(url, "test", START_NS)
             yield url
 
     try:

@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 from nacrefs.common.wire import Lease, Request
 from nacrefs.mds.check import check
-from nacrefs.mds.database import format_mdt, open_store
+from nacrefs.mds.database import open_store
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.namespace.operations import READS, WRITES
 from nacrefs.mds.transactions.cache import Cache
@@ -12,6 +12,7 @@ from nacrefs.mds.transactions.flush import discard, flush, publish
 from nacrefs.mds.transactions.step import DEFAULT_SPEC, Step
 from nacrefs.mds.transactions.tx import Tx
 from tests.mds.doubles import LeaseBook, Osts, unsigned
+from tests.mdt import make_mdt
 
 ReplyT = TypeVar("ReplyT")
 INLINE_BYTES = DEFAULT_SPEC.inline_bytes
@@ -29,7 +30,7 @@ class World:
         self.osts = Osts()
         self.now_ns = START_NS
         if not formatted:
-            format_mdt(url, "test", 0, START_NS)
+            make_mdt(url, "test", START_NS)
         self.open()
 
     def open(self) -> None:
