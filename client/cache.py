@@ -468,7 +468,7 @@ class Cache:
             victim.gone = True
             if victim.file is None and not victim.recall:
                 self.drop(victim)
-        elif removed.orphan and victim.file is not None:
+        elif removed.orphan and victim.file is not None and victim.file.mode != Mode.CLOSED:
             victim.registered = victim.file.mode
 
     @staticmethod

@@ -479,7 +479,9 @@ class Statements:
         self.put_ost = self._put(ost, "index", "uuid address total_bytes free_bytes objects")
         self.insert_pool = self._text(insert(pool), "name ost")
         self.delete_pool = self._delete(pool, "name")
-        self.insert_destroy = self._text(insert(destroy), "fid layout")
+        self.insert_destroy = self._text(
+            self._upsert(destroy).on_conflict_do_nothing(index_elements=["fid"]), "fid layout"
+        )
         self.delete_destroy = self._delete(destroy, "fid")
         self.put_intent = self._put(intent, "fid", "size layout")
         self.delete_intent = self._delete(intent, "fid")

@@ -228,6 +228,9 @@ class Attempts:
             await self._restorer.run(action, back, self._coordinator.archive_of(back.row.archive))
         except BaseException as error:
             await self._archiver.quiesce(fid)
+            if self._reading.inode(fid) is None:
+                # It was removed, and its objects with it; what was under way may have made some again.
+                await self.durably(lambda step: step.tx.destroy_objects(fid, back.layout))
             row = back.row
             if isinstance(error, OSError) and error.errno == errno.EREMCHG and row.archive in self._mds.mdt.linked:
                 readable = bool(action.ready)

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import settle
 from nacrefs.common.wire import ArchiveSpec, HsmAction, HsmFlag, RenameFlag, Set, SetAttr
+from nacrefs.mds.hsm.movers import MOVES_PER_OSS, SMALL_BYTES
 from tests.client.world import close, open_file, read_file, write_file
 from tests.cluster.tier import ROOT, Proxy, Tier, add_archive, attr, tier_on
 from tests.s3 import S3Server
@@ -221,6 +222,29 @@ async def test_at_the_moment_of_its_release(tier: Tier, deed: Deed, first: str) 
         await asyncio.gather(*(works if first == "release" else reversed(works)))
     await tier.over(fid)
     await is_right(file)
+
+
+async def test_one_that_is_removed_before_its_turn_to_come_back_leaves_no_objects(tier: Tier) -> None:
+    """Its objects are destroyed before the order goes out that makes them again."""
+    client, moves = tier.clients[0], MOVES_PER_OSS * len(tier.oss)
+    fids = [await write_file(client, ROOT, b"%d" % n, os.urandom(SMALL_BYTES + 1)) for n in range(moves + 1)]
+    for fid in fids:
+        await tier.archived(fid)
+    reaped = tier.mds.mds.reaper.reaped
+    tier.proxy.hold("GET")
+    for fid in fids:
+        await tier.hsm.request(HsmAction.RESTORE, fid, 0, 0)
+        await asyncio.sleep(0)
+    async with asyncio.timeout(50):
+        while (await tier.state(fids[-1])).state != "STARTED":
+            await asyncio.sleep(0.01)
+        await settle(client.unlink(ROOT, b"%d" % moves))
+        while tier.mds.mds.reaper.reaped == reaped:
+            await asyncio.sleep(0.01)
+    tier.proxy.let_go()
+    for fid in fids[:-1]:
+        await tier.over(fid)
+    await tier.whole()
 
 
 @pytest.mark.parametrize("how", ["restore", pytest.param("archive", marks=pytest.mark.slow)])
