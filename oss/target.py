@@ -236,6 +236,8 @@ class Target:
             for fid, number in sorted(set(keys)):  # in one order, or two requests could wait for each other
                 if (stored := await self._doom(fid, number)) is not None:
                     doomed.append(stored)
+                else:
+                    self.copies.trackers.pop((fid, number), None)
             # The record goes first: a file without a record is a leftover, a record without a file is a loss.
             await self.index.commit([Change(stored.fid, stored.number, None, destroy=True) for stored in doomed])
             for directory in await self._threads.run(_unlink, [(stored.path, stored.directory) for stored in doomed]):

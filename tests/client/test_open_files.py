@@ -124,6 +124,19 @@ async def rename_over(vfs: Vfs) -> None:
     await vfs.rename(vfs.root, b"g", vfs.root, b"f", RenameFlag(0))
 
 
+async def known_file(vfs: Vfs) -> int:
+    """A file that is not open, and of which the client knows all: its name, and that it has it for itself (for a moment
+    still, in case it is opened again)."""
+    fid = await write_file(vfs, vfs.root, b"f", b"contents")
+    await quiet(vfs)
+    await settle(vfs.lookup(vfs.root, b"f"))
+    await close(vfs, await open_file(vfs, fid, os.O_RDWR))
+    inodes = vfs.session.cache.inodes
+    assert inodes[vfs.root].stands_for(b"f") == fid
+    assert inodes[fid].lease == 2
+    return fid
+
+
 Remove = Callable[[Vfs], Coroutine[Any, Any, None]]
 removing = pytest.mark.parametrize("remove", [unlink, rename_over])
 
@@ -136,11 +149,10 @@ async def test_who_opens_a_file_that_is_being_removed_here_learns_that_it_is_gon
     """Both are asked for at one moment: an open under the lease would be one of a file that is no more."""
     vfs = await world.vfs()
     await write_file(vfs, vfs.root, b"g", b"other")
-    fid = await write_file(vfs, vfs.root, b"f", b"contents")
-    assert vfs.session.cache.inodes[fid].lease == 2  # (it is kept for a moment, in case the file is opened again)
+    fid = await known_file(vfs)
     gone = asyncio.create_task(remove(vfs))
     await asyncio.sleep(0)
-    with pytest.raises(OSError, match="no such") as error:
+    with pytest.raises(OSError, match="does not exist") as error:
         await open_file(vfs, fid, flags)
     assert error.value.errno == errno.ESTALE
     await gone
@@ -152,7 +164,7 @@ async def test_who_opens_a_file_that_is_being_removed_here_learns_that_it_is_gon
 async def test_a_file_with_another_name_is_opened_once_its_first_name_is_gone(world: World, remove: Remove) -> None:
     vfs = await world.vfs()
     await write_file(vfs, vfs.root, b"g", b"other")
-    fid = await write_file(vfs, vfs.root, b"f", b"contents")
+    fid = await known_file(vfs)
     await settle(vfs.link(fid, vfs.root, b"h"))
     gone = asyncio.create_task(remove(vfs))
     await asyncio.sleep(0)
@@ -164,7 +176,7 @@ async def test_a_file_with_another_name_is_opened_once_its_first_name_is_gone(wo
 
 async def test_a_file_that_is_created_while_it_is_being_removed_is_a_new_one(world: World) -> None:
     vfs = await world.vfs()
-    fid = await write_file(vfs, vfs.root, b"f", b"contents")
+    fid = await known_file(vfs)
     gone = asyncio.create_task(vfs.unlink(vfs.root, b"f"))
     await asyncio.sleep(0)
     found, handle = await settle(vfs.create(vfs.root, b"f", 0o644, os.O_RDWR | os.O_CREAT, CRED))
