@@ -1240,13 +1240,15 @@ class Evicted(Request[Done], frozen=True, array_like=True, tag=65):
 
 
 class TargetInfo(Message, frozen=True, array_like=True, gc=False):
-    """One OST as its OSS reports it. `index` is -1 until the MDS has given it one."""
+    """One OST as its OSS reports it. `index` is -1 until the MDS has given it one. OSTs with the same `disk` share its
+    room (empty: not said)."""
 
     uuid: str
     index: int
     total_bytes: int
     free_bytes: int
     objects: int
+    disk: str = ""
 
 
 class Registered(Message, frozen=True, array_like=True, gc=False):

@@ -69,6 +69,7 @@ class Target:
         total = os.statvfs(root).f_blocks * os.statvfs(root).f_frsize
         # 1/8192 of the bytes are sums; the map is address space, not memory, so be generous.
         self.index = Index(os.path.join(root, "index"), max(1 << 30, total // 64), self.where)
+        self._disk = f"{boot_id().decode()}:{os.stat(root).st_dev}"
         self.space = Space(root, limits.reserve_bytes, limits.reserve_percent, self.where)
         self.copies = Copies()
         self.in_doubt: list[tuple[int, int]] = []
@@ -148,7 +149,7 @@ class Target:
     def info(self) -> TargetInfo:
         """The OST as its server reports it."""
         total, free = self.space.totals()
-        return TargetInfo(self.label.uuid, self.label.index, total, free, self.index.count())
+        return TargetInfo(self.label.uuid, self.label.index, total, free, self.index.count(), self._disk)
 
     # ---------------------------------------------------------------------------------------------------------- objects
 

@@ -13,7 +13,8 @@ from nacrefs.common.config import format_size
 @click.option("--keyring", metavar="FILE", help="For a URL: the cluster's client key.")
 @json_option
 def df_command(where: str, keyring: str | None, as_json: bool) -> None:
-    """Show how full the filesystem at MNT is, per OST and in total. With a URL, the MDS is asked directly."""
+    """Show how full the filesystem at MNT is, per OST and in total (what OSTs on one disk share counts
+    once). With a URL, the MDS is asked directly."""
     report = space_report(where, keyring)
     if as_json:
         print_json(report)

@@ -57,7 +57,7 @@ class OstDesk:
                     step.tx.put_ost(record)
 
             await self._mds.journal.submit_own(put)
-            self._mds.targets.registered(records, call.peer)
+            self._mds.targets.registered(request, records, call.peer)
         indices = tuple(record.number for record in records)
         return wire.Registered(
             indices,

@@ -38,10 +38,12 @@ _TRUST_POLL_S = 0.05
 class Ost:
     """One storage target. `peer` is the connection to its OSS while there is one."""
 
-    __slots__ = ("heard_s", "peer", "record", "trusted_until_s")
+    __slots__ = ("disk", "heard_s", "peer", "record", "trusted_until_s")
 
     def __init__(self, record: OstRecord) -> None:
         self.record = record
+        self.disk = record.uuid
+        """What it shares its room with; by itself, as long as nothing else is known."""
         self.peer: Peer | None = None
         self.heard_s = 0.0
         self.trusted_until_s = 0.0
@@ -99,17 +101,18 @@ class Targets:
             records.append(_record(number, request.address, target))
         return records
 
-    def registered(self, records: Sequence[OstRecord], peer: Peer) -> None:
-        """These OSTs are served by this peer."""
+    def registered(self, request: Register, records: Sequence[OstRecord], peer: Peer) -> None:
+        """These OSTs are served by this peer; `records` are the request's targets as `records_for` has them."""
         now = self._clock.monotonic_s()
         before: set[Peer] = set()
-        for record in records:
+        for target, record in zip(request.targets, records, strict=True):
             ost = self.osts.get(record.number)
             if ost is None:
                 ost = self.osts[record.number] = Ost(record)
             if ost.peer is not None and ost.peer is not peer:
                 before.add(ost.peer)
             ost.record, ost.peer, ost.heard_s, ost.trusted_until_s = record, peer, now, 0.0
+            ost.disk = target.disk or target.uuid
         for old in before:
             # Nothing that was asked there will be answered: the connection may be dead without anybody having noticed.
             old.close("its OSTs have registered on another connection")  # (and are told there what they must know)
@@ -212,10 +215,15 @@ class Targets:
         return self._placer.place(spec)
 
     def space(self, files: int) -> StatfsReply:
-        """Room of all OSTs together."""
-        total = sum(info.total_bytes for info in self._table)
-        free = sum(info.free_bytes for info in self._table if info.up)
-        return StatfsReply(total, free, files, max(0, (1 << 48) - files))
+        """Room of all OSTs together; what several of them share counts once."""
+        total: dict[str, int] = {}
+        free: dict[str, int] = {}
+        for info in self._table:
+            disk = self.osts[info.index].disk
+            total[disk] = max(info.total_bytes, total.get(disk, 0))
+            if info.up:
+                free[disk] = max(info.free_bytes, free.get(disk, 0))
+        return StatfsReply(sum(total.values()), sum(free.values()), files, max(0, (1 << 48) - files))
 
     # -------------------------------------------------------------------------------------------------------- requests
 

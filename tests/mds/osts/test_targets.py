@@ -84,6 +84,15 @@ async def test_heartbeats_say_how_full_osts_are(served: Served) -> None:
     assert (space.total_bytes, space.free_bytes) == (2000, 20)
 
 
+async def test_osts_on_one_disk_have_its_room_once(served: Served) -> None:
+    client = await served.client()
+    infos = tuple(TargetInfo(uuid, -1, 1000, 10, 3, "disk") for uuid in served.first.uuids)
+    await served.first.remote.call(Register("mem://elsewhere", infos))
+    space = await client.call(Statfs())
+    assert (space.total_bytes, space.free_bytes) == (1000, 10)
+    assert [info.total_bytes for info in (await client.call(GetOsts())).osts] == [1000, 1000]
+
+
 async def test_silent_oss_is_dropped_and_registers_again(served: Served) -> None:
     client = await served.client()
     before = (await client.call(GetOsts())).version
