@@ -10,6 +10,9 @@ ARCHIVED = int(AttrFlag.ARCHIVED)
 RELEASED = int(AttrFlag.RELEASED)
 COPIED = int(AttrFlag.COPIED)
 WAITING, STARTED, SUCCEED, FAILED, CANCELED = "WAITING", "STARTED", "SUCCEED", "FAILED", "CANCELED"
+# Plain numbers: what an enum's members make of `&` and `|` takes a microsecond, and every file is looked at.
+_EXISTS, _DIRTY, _ARCHIVED = int(HsmFlag.EXISTS), int(HsmFlag.DIRTY), int(HsmFlag.ARCHIVED)
+_ARCHIVED_OR_LOST = int(HsmFlag.ARCHIVED | HsmFlag.LOST)
 PARTLY = -1
 """`restored_ns` of a file whose objects may exist in part: it was being brought back."""
 
@@ -34,14 +37,14 @@ class HsmRow(NamedTuple):
 
     def flags_now(self, inode: Inode) -> int:
         """The flags as people see them, with DIRTY."""
-        dirty = self.flags & HsmFlag.EXISTS and inode.data_version != self.version
-        return self.flags | (int(HsmFlag.DIRTY) if dirty else 0)
+        dirty = self.flags & _EXISTS and inode.data_version != self.version
+        return self.flags | (_DIRTY if dirty else 0)
 
     def marks(self, inode: Inode) -> int:
         """What the inode's `flags` say of this row: ARCHIVED and COPIED."""
         if not self.flags and not self.key:
             return 0
-        good = self.flags & (HsmFlag.ARCHIVED | HsmFlag.LOST) == HsmFlag.ARCHIVED
+        good = self.flags & _ARCHIVED_OR_LOST == _ARCHIVED
         return ARCHIVED | (COPIED if good and inode.data_version == self.version else 0)
 
 

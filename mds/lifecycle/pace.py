@@ -9,12 +9,14 @@ BURST_S: Final = 1.0
 
 
 TURN: Final = 4.0
-"""How much longer others have their turn than what went before has taken."""
+"""How much longer others have their turn than what went before has taken,"""
+TURN_S: Final = 0.001
+"""at least: who asks one thing after the other would meet with every piece of shorter turns."""
 
 
 async def give_turn(begun_s: float) -> None:
     """Let others have their turn, after work that was begun at `begun_s` (perf_counter)."""
-    await asyncio.sleep(TURN * (time.perf_counter() - begun_s))
+    await asyncio.sleep(max(TURN_S, TURN * (time.perf_counter() - begun_s)))
 
 
 class Pace:

@@ -14,7 +14,7 @@ from nacrefs.mds.lifecycle.indexes import OSTS_BY_USE, RULE_INDEXES, RuleIndex
 from nacrefs.mds.schema import IS_DIRECTORY, Int64, dentry, hsm, inode
 from nacrefs.mds.statements import dialect_of, sql_text
 
-PAGE: Final = 10
+PAGE: Final = 8
 """Files that one statement looks at."""
 DIRECTORIES: Final = 500
 """Directories that one statement finds."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 WINDOW: Final = 2000
 """Actions of one run that wait or are under way."""
-TOGETHER: Final = 10
+TOGETHER: Final = 8
 """Files that one transaction queues or deletes."""
 SAMPLE: Final = 1000
 """Files that a dry run names."""

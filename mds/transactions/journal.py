@@ -267,9 +267,10 @@ class Journal:
 
     def _is_lone(self, done: list[Work]) -> bool:
         """Whether nobody else has anything to do while this batch becomes durable, as far as can be seen, and that is
-        soon."""
+        soon. (For what the MDS does by itself nobody is to wait.)"""
         return (
             len(done) == 1
+            and done[0].session is not None
             and done[0].outstanding == 1
             and not self._queue
             and not self._waiting

@@ -3,7 +3,8 @@
 The MDT is filled by SQL: files in directories of a thousand, one in a hundred of them not used for 40 days. Then an MDS
 serves it, and a rule about files that were not used for 30 days is tried out: once for its CPU time, then with clients
 beside it that stat and mkdir one after the other, whose latencies are compared with those without a pass. At last the
-files that match are queued, with the queue held. CPU time is that of the whole process (MDS, and the clients if any).
+files that match are queued, with the queue held, alone and with such clients. CPU time is that of the whole process
+(MDS, and the clients if any).
 
 Then all files count as copied: a rule that moves copies to a colder class is tried out, with one in a hundred old
 enough and in a warmer class; and one of sixteen OSTs is full, and as many files are found that have bytes there. At
@@ -67,6 +68,8 @@ PER_DIRECTORY = 1000
 FIRST = 1_000_000
 ROOT = 1
 OSTS = 16
+QUEUEING_S = 0.7
+"""In this time a run fills the window of its actions."""
 RULE = {
     "ID": "cold",
     "Directory": "/",
@@ -158,6 +161,13 @@ def said(what: str, took: list[float]) -> str:
     return f"{what} {statistics.median(took):.3f} ms (p99 {quantiles[98]:.2f})"
 
 
+def compare(beside_what: str, plain: dict[str, list[float]], beside: dict[str, list[float]]) -> None:
+    """Print latencies, and how much longer than alone."""
+    for what in plain:
+        ratio = statistics.median(beside[what]) / statistics.median(plain[what])
+        print(f"{said(what, plain[what])}; with {beside_what} {said(what, beside[what])}: {ratio:.2f}x")
+
+
 async def cpu_of(work: Callable[[], Awaitable[Any]]) -> tuple[float, float, Any]:
     """CPU and wall seconds of some work, and what it returns."""
     cpu_s, wall_s = time.process_time(), time.monotonic()
@@ -194,22 +204,24 @@ async def measure(directory: Path, count: int, seconds: float) -> None:
         beside = await latencies(mds, "b", count, seconds)
         passing.cancel()
         await asyncio.gather(passing, return_exceptions=True)
-        for what in plain:
-            ratio = statistics.median(beside[what]) / statistics.median(plain[what])
-            print(f"{said(what, plain[what])}; with passes {said(what, beside[what])}: {ratio:.2f}x")
+        compare("passes", plain, beside)
         server.mds.hsm.hold()
-        run = Run(server.mds, rules.need("cold").rule, rules.judge(), 0, False)
-        rules.runs["cold"] = run
-        pages = asyncio.get_running_loop().create_task(run.go())
-        cpu_s = time.process_time()
-        while len(run.pending) < min(WINDOW, count // 100) - 2 * TOGETHER and not pages.done():
-            await asyncio.sleep(0.01)
-        queued = len(run.pending)
-        print(f"finding and queueing: {(time.process_time() - cpu_s) / max(1, queued) * 1e6:.0f} us of CPU per file")
-        pages.cancel()
-        await asyncio.gather(pages, return_exceptions=True)
-        for fid in list(server.mds.hsm.active):
-            await server.mds.hsm.cancel(fid)
+        for disturbed in (False, True):
+            run = Run(server.mds, rules.need("cold").rule, rules.judge(), 0, False)
+            rules.runs["cold"] = run
+            pages = asyncio.get_running_loop().create_task(run.go())
+            cpu_s = time.process_time()
+            if disturbed:
+                compare("queueing", plain, await latencies(mds, "c", count, QUEUEING_S))
+            while len(run.pending) < min(WINDOW, count // 100) - 2 * TOGETHER and not pages.done():
+                await asyncio.sleep(0.01)
+            if not disturbed:
+                cpu_us = (time.process_time() - cpu_s) / max(1, len(run.pending)) * 1e6
+                print(f"finding and queueing: {cpu_us:.0f} us of CPU per file")
+            pages.cancel()
+            await asyncio.gather(pages, return_exceptions=True)
+            for fid in list(server.mds.hsm.active):
+                await server.mds.hsm.cancel(fid)
         copy_all(server.mds.mdt.store, count, now_ns)
         server.mds.mdt.cache.clear()
         server.mds.hsm.classes.learned(1, {"class_change": True})
