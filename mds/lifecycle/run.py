@@ -1,7 +1,7 @@
 """One run of one rule: finds its files, has done with them what is due, and counts what became of it.
 
 No more than WINDOW actions of a run wait in the coordinator's queue at a time. Pages are short, and after each, and
-after it has been judged, clients have their turn, twice as long as that took.
+after it has been judged, clients have their turn (`pace.give_turn`).
 """
 
 import asyncio
