@@ -134,13 +134,20 @@ class Importer:
     async def _newer(self, spec: ArchiveSpec, request: wire.ImportArchive, job: Job) -> Imported:
         """Objects that the catalogue does not know."""
         works: list[Made] = []
+        being_made = self._being_made(spec)
         while job.objects and len(works) < PAGE:
             key, entry = job.objects.popitem()
-            if key.startswith(request.prefix) and not key.startswith(catalogue.PREFIX):
+            wanted = key.startswith(request.prefix) and not key.startswith(catalogue.PREFIX)
+            if wanted and key not in being_made:
                 known: ArchiveEntry = await self._ask(wire.MoveHead(spec, key))
                 work = partial(import_entry, spec, known, request.parent, job.owned, await self._target(spec, known))
                 works.append(Made(key, 1, entry.size, self._mds.journal.submit_own(work)))
         return await _done(works)
+
+    def _being_made(self, spec: ArchiveSpec) -> set[str]:
+        """Keys under which files of this filesystem are just being sent, or have been and nobody knows yet."""
+        rows = (action.row for action in self._mds.hsm.active.values())
+        return {row.key for row in rows if row.key and row.archive == spec.id}
 
     async def _target(self, spec: ArchiveSpec, entry: ArchiveEntry) -> bytes:
         """What an object points at that is a symbolic link; empty: it is none."""
@@ -166,7 +173,10 @@ class Importer:
         order = wire.MoveList(spec, request.prefix, request.after, min(request.limit, PAGE), True)
         page: wire.ArchiveListing = await self._ask(order)
         works: list[Made] = []
+        being_made = self._being_made(spec)
         for entry in page.entries:
+            if entry.key in being_made:
+                continue
             work = partial(import_entry, spec, entry, request.parent, job.owned, await self._target(spec, entry))
             works.append(Made(entry.key, 1, entry.size, self._mds.journal.submit_own(work)))
         return replace(await _done(works), after=page.after)

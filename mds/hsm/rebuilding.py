@@ -23,18 +23,21 @@ Owned: TypeAlias = Mapping[str, int]
 """Objects that files here had as their copies when the import began, as after one that was killed, and which."""
 
 
-def _owner(step: Step, owned: Owned, key: str) -> int:
-    """The file that has this object as its copy already; 0: none. It must not have two: with the first that is removed
-    it would go."""
-    fid = owned.get(key, 0)
-    return fid if fid and step.tx.inode(fid) is not None else 0
+def _is_owned(step: Step, owned: Owned, archive: int, key: str, fid: int) -> bool:
+    """Whether a file has this object as its copy already: it must not have two, for with the first that is removed it
+    would go. `fid`: who has made it; if that was in this filesystem, perhaps since the import began."""
+    if step.tx.inode(owned.get(key, 0)) is not None:
+        return True
+    inode = step.tx.inode(fid)
+    row = None if inode is None else hsm_of(step.tx, inode)
+    return row is not None and (row.archive, row.key) == (archive, key)
 
 
 def import_names(spec: ArchiveSpec, records: list[Record], top: int, owned: Owned, step: Step) -> int:
     """Make what records of the catalogue describe, which are all names of one file; how many were made. A file that is
     there already has got all its names before, whatever they are by now: they are made in one step."""
     tx, first = step.tx, records[0]
-    if first.copy is not None and _owner(step, owned, first.copy.key):
+    if first.copy is not None and _is_owned(step, owned, spec.id, first.copy.key, first.fid):
         return 0
     paths = [[name_of(part) for part in record.path.split("/")] for record in records]
     places = [_look(step, top, path) for path in paths]
@@ -136,10 +139,10 @@ def _set_times(fid: int, record: Record, step: Step) -> None:
 def import_entry(spec: ArchiveSpec, entry: ArchiveEntry, parent: int, owned: Owned, target: bytes, step: Step) -> bool:
     """Make the file, directory or symbolic link (to `target`) that an object is of; False if there is one already."""
     tx, meta, top = step.tx, dict(entry.meta), parent
-    if _owner(step, owned, entry.key):
+    own = _number(meta.get("nacre-fid", ""), 16)
+    if _is_owned(step, owned, spec.id, entry.key, own):
         return False
     parts = entry.key.rstrip("/").split("/")
-    own = _number(meta.get("nacre-fid", ""), 16)
     if not entry.key.endswith("/"):
         stem, tilde, _ = parts[-1].rpartition("~")
         if tilde and own:

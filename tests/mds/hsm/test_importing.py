@@ -7,8 +7,24 @@ import msgspec
 import pytest
 
 from nacrefs.common.fid import ROOT
-from nacrefs.common.wire import ArchiveSpec, ImportArchive, Lookup, Reclaim, Rename, SetArchive
+from nacrefs.common.wire import (
+    ArchiveSpec,
+    Commit,
+    HsmAction,
+    HsmFlag,
+    ImportArchive,
+    Lease,
+    Lookup,
+    Mode,
+    Reclaim,
+    Rename,
+    SetArchive,
+)
 from nacrefs.mds.hsm.catalogue import CURRENT, Copy, Current, Record, part_key
+from nacrefs.mds.hsm.queue import Action
+from nacrefs.mds.hsm.rows import STARTED, ActionRow, HsmRow
+from nacrefs.mds.hsm.steps import put_hsm
+from nacrefs.mds.transactions.step import Step
 from tests.mds.served import Client, Served
 
 
@@ -98,3 +114,32 @@ async def test_names_that_are_not_wanted_are_not_waited_for(served: Served, clie
     catalogued(served, [file, msgspec.structs.replace(file, path="two")])
     assert (await client.call(ImportArchive("cold", ROOT, "one"))).made == 1
     assert await names(client) == {b"one": 1}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["archived", "being archived"])
+async def test_file_that_is_archived_while_an_import_runs_has_no_double(
+    served: Served, client: Client, known: bool
+) -> None:
+    shelf, node = served.first.shelf, (await client.create(b"f")).node
+    assert node is not None
+    fid = node.attr.fid
+    await client.call(Commit(fid, Lease.NONE, Mode.CLOSED, True, 8, 5, 8, b"contents"))
+    await client.call(Rename(ROOT, b"f", ROOT, b"moved"))
+    key = f"f~{fid:x}"
+    shelf.add(key, 8, meta=(("nacre-fid", f"{fid:x}"),))
+    shelf.may_answer.clear()
+    done = client.call(ImportArchive("cold", ROOT))
+    await shelf.listed.wait()
+
+    def archived(step: Step) -> None:
+        inode = step.tx.need(fid)
+        put_hsm(step, inode, HsmRow(fid, int(HsmFlag.EXISTS | HsmFlag.ARCHIVED), 1, key, inode.data_version, 8))
+
+    if known:
+        await served.mds.journal.submit_own(archived)
+    else:
+        row = ActionRow(1, fid, int(HsmAction.ARCHIVE), 1, 0, "", STARTED, 1, 0, 0, 0, key=key)
+        served.mds.hsm.active[fid] = Action(row)
+    shelf.may_answer.set()
+    assert (await done).made == 0
+    served.mds.hsm.active.clear()
