@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.killing import wait_for
 from tests.harness.process import ProcessCluster, fail, nacre, process_cluster, succeed, succeed_json
 
 SIZE = 24 << 20
@@ -52,6 +53,35 @@ def test_executing_brings_it_back(tier: ProcessCluster) -> None:
     assert "released" in succeed("hsm", "state", path)
     subprocess.run([path], check=True, timeout=60)
     assert "released" not in succeed("hsm", "state", path)
+
+
+def test_what_runs_or_is_mapped_is_not_released(tier: ProcessCluster) -> None:
+    program, mapped = tier.mount / "running", tier.mount / "held"
+    program.write_bytes(Path("/bin/sleep").read_bytes())
+    program.chmod(0o755)
+    mapped.write_bytes(os.urandom(300_000))
+    succeed("hsm", "archive", "--wait", program, mapped)
+    script = (
+        "import mmap, sys\n"
+        "with open(sys.argv[1], 'rb') as f:\n"
+        "    m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)\n"
+        "print('mapped', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(mapped)]
+    with (
+        subprocess.Popen([program, "600"]) as running,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder,
+    ):
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"mapped\n"
+            done = nacre("hsm", "release", "--wait", program, mapped)
+        finally:
+            running.kill()
+            holder.kill()
+    assert (done.returncode, done.stderr.count("it is open")) == (1, 2)
+    wait_for(lambda: nacre("hsm", "release", "--wait", program, mapped).returncode == 0, "their being closed")
 
 
 def test_the_mds_is_killed_while_it_comes_back(tier: ProcessCluster) -> None:
