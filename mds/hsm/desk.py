@@ -183,6 +183,8 @@ class HsmDesk:
                 raise OSError(errno.EEXIST, f"archive {spec.name} is there already")
             if known is None or _place(known) != _place(spec):
                 self._check_place(spec)
+                if known is not None:
+                    await self._check_moved(known, spec)
             return await self._define(replace(spec, id=self.free_number() if known is None else known.id), keep)
 
     def _archive_named(self, name: str) -> ArchiveSpec | None:
@@ -205,6 +207,25 @@ class HsmDesk:
                 f"archive {other.name} keeps its copies in {other.url}, and each would take the other's for its own:"
                 " give this one another prefix",
             )
+
+    async def _check_moved(self, known: ArchiveSpec, spec: ArchiveSpec) -> None:
+        """OSError (EINVAL) if files have copies in an archive, and the place that it is to have now has not: who reads
+        one would be told that it is lost."""
+        store = self._mds.mdt.store
+        rows = store.fetchall(store.statements.archive_keys, (known.id, 0, wire.LISTING_MAX))
+        key = next((key for _, key in rows if key), "")
+        if not key:
+            return
+        try:
+            await self._mds.hsm.ask_one(wire.MoveHead(spec, key))
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            raise OSError(
+                errno.EINVAL,
+                f"archive {known.name} has copies in {known.url}, and {spec.url} does not have them ({key!r}): copy"
+                " them there first, or give the new archive another name",
+            ) from None
 
     async def _define(self, spec: ArchiveSpec, keep: Keep) -> Inspection:
         """Try an archive out, and store it."""

@@ -27,6 +27,7 @@ from nacrefs.common.wire import (
 )
 from nacrefs.mds.hsm.rows import FAILED, STARTED, SUCCEED, ActionRow, HsmRow
 from nacrefs.mds.hsm.steps import begin_transition, end_action, end_transition, plan_archive, put_hsm
+from nacrefs.mds.transactions.step import Step
 from tests.mds.actions import directory, failing, file
 from tests.mds.served import Client, Served
 from tests.mds.world import World
@@ -96,6 +97,25 @@ async def test_archives_have_no_place_in_common(served: Served, client: Client) 
     await client.call(SetArchive(replace(bucket, rate_mibps=5.0)))  # it may be changed
     with pytest.raises(FileExistsError, match="archive beside"):
         await client.call(SetArchive(replace(bucket, url="s3://b/xy/z")))
+
+
+async def test_archive_is_not_moved_to_where_its_copies_are_not(served: Served, client: Client) -> None:
+    """As by a slip of the pen: files would be lost."""
+    fid = await planted(client)
+    await client.call(SetArchive(COLD))
+
+    def archived(step: Step) -> None:
+        inode = step.tx.need(fid)
+        put_hsm(step, inode, HsmRow(fid, int(HsmFlag.EXISTS | HsmFlag.ARCHIVED), 1, "f~1", inode.data_version, 8))
+
+    await served.mds.journal.submit_own(archived)
+    moved = replace(COLD, url="file:///colder")
+    with failing(errno.EINVAL):
+        await client.call(SetArchive(moved))
+    assert served.mds.hsm.archives[1].url == COLD.url
+    served.first.shelf.add("f~1", 8)
+    await client.call(SetArchive(moved))
+    assert served.mds.hsm.archives[1].url == moved.url
 
 
 async def test_links_that_are_made_at_once_do_not_overlap(served: Served, client: Client) -> None:
