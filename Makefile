@@ -91,7 +91,7 @@ test-mpi: dev native
 	    [ -x build/mpi/$$mpi/bin/mpirun ] || { $(PYTHON) -m venv build/mpi/$$mpi && \
 	    build/mpi/$$mpi/bin/pip install -q --disable-pip-version-check $$mpi mpi4py numpy; }; done
 	@[ -d build/mpi/mpi4py ] || { mkdir -p build/mpi/source && cd build/mpi/source && \
-	    $(PYTHON) -m pip download -q --no-deps --no-binary :all: mpi4py && tar xzf mpi4py-*.tar.gz && \
+	    $(PYTHON) -m pip download -q --no-deps --no-binary mpi4py mpi4py && tar xzf mpi4py-*.tar.gz && \
 	    mv mpi4py-*/ ../mpi4py; }
 	$(PYTHON) -m pytest tests/mpi --timeout=1800
 

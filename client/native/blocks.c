@@ -36,12 +36,12 @@ void blocks_free(struct blocks *blocks)
     blocks->memory = NULL;
 }
 
-/* Forgets a block, and learns: one that has spared less than it cost makes us fetch the next one later, one that has
+/* Forgets a block, and learns: one that has hardly spared what it cost makes us fetch the next one later, one that has
  * spared much, earlier. */
 static void forget(struct blocks *blocks, struct block *block)
 {
     uint64_t cost = blocks->block_bytes + REQUEST_COST_BYTES;
-    if (block->held && block->served < cost && blocks->eagerness_misses < MISSES_MAX)
+    if (block->held && 2 * block->served < 3 * cost && blocks->eagerness_misses < MISSES_MAX)
         blocks->eagerness_misses *= 2;
     if (block->held && block->served >= WELL_SPENT * cost && blocks->eagerness_misses > MISSES_MIN)
         blocks->eagerness_misses /= 2;

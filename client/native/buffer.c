@@ -33,6 +33,7 @@ struct buffer {
 
 static bool any;    /* some file has one */
 static bool ending; /* the process is; nobody would send what is collected now */
+static bool paused;
 static __thread bool suspended;
 
 static void init_mutex(struct buffer *buffer)
@@ -172,12 +173,18 @@ static int send_written(struct buffer *buffer, struct file *file, int fd)
 /* Whether the buffer is for transfers of this size at present. */
 static bool takes(const struct buffer *buffer, const struct extent *extent)
 {
-    return extent->length < SMALL_BYTES && !buffer->excluded && !suspended && !__atomic_load_n(&ending, __ATOMIC_RELAXED);
+    return extent->length < SMALL_BYTES && !buffer->excluded && !suspended &&
+           !__atomic_load_n(&paused, __ATOMIC_RELAXED) && !__atomic_load_n(&ending, __ATOMIC_RELAXED);
 }
 
 void buffer_suspend(bool now)
 {
     suspended = now;
+}
+
+void buffer_pause(bool now)
+{
+    __atomic_store_n(&paused, now, __ATOMIC_RELAXED);
 }
 
 int buffer_write(struct file *file, int fd, const struct extent *extent, const struct iovec *memory, bool sync)

@@ -31,6 +31,9 @@ int buffer_write(struct file *file, int fd, const struct extent *extent, const s
 /* From now on this thread's own transfers do without, or not any more. */
 void buffer_suspend(bool now);
 
+/* All transfers do. */
+void buffer_pause(bool now);
+
 /* To be called before and after each use of any descriptor. Before: 0, or the errno with which it fails. */
 int buffer_before(int fd, enum use use);
 void buffer_after(int fd, enum use use);

@@ -210,6 +210,7 @@ struct known {
     struct known *next;
     word file;
     struct striping striping;
+    bool atomic;
 };
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -226,8 +227,24 @@ static void remember(word file, const struct striping *striping)
         at->next = known;
         known = at;
     }
-    if (at)
+    if (at) {
         at->striping = *striping;
+        at->atomic = false;
+    }
+    pthread_mutex_unlock(&mutex);
+}
+
+/* While a file is in atomic mode nothing is collected: some OMPIOs take no locks then, from which `buffer` would know. */
+static void set_atomic(word file, bool atomic)
+{
+    bool some = false;
+    pthread_mutex_lock(&mutex);
+    for (struct known *at = known; at; at = at->next) {
+        if (at->file == file)
+            at->atomic = atomic;
+        some |= at->atomic;
+    }
+    buffer_pause(some);
     pthread_mutex_unlock(&mutex);
 }
 
@@ -357,35 +374,49 @@ BOTH(File_delete, (const char *name, word info), file_delete(name, info))
 BOTH(File_get_info, (word file, word *info), file_get_info(file, info))
 BOTH(File_sync, (word file), file_sync(file))
 
-#define COLLECTIVE_CALL(name)                                                 \
+#define COLLECTIVE_CALL(name, otherwise)                                      \
     static int collective_##name(word a, word b, word c, word d, word e, word f) \
     {                                                                         \
         static mpi_call call;                                                 \
         if (!call)                                                            \
             call = (mpi_call)mpi_function("PMPI_" #name);                     \
-        return collective(call, a, b, c, d, e, f);                            \
+        return call ? collective(call, a, b, c, d, e, f) : (otherwise);       \
     }                                                                         \
     BOTH(name, (word a, word b, word c, word d, word e, word f), collective_##name(a, b, c, d, e, f))
 
-/* And its twin with large counts. */
-#define COLLECTIVE(name) COLLECTIVE_CALL(name) COLLECTIVE_CALL(name##_c)
+enum { MPI_ERR_COUNT = 2, MPI_ERR_OTHER = 15 }; /* with every MPI */
 
-COLLECTIVE(File_read_all)
-COLLECTIVE(File_read_at_all)
-COLLECTIVE(File_read_ordered)
-COLLECTIVE(File_write_all)
-COLLECTIVE(File_write_at_all)
-COLLECTIVE(File_write_ordered)
-COLLECTIVE(File_read_all_begin)
-COLLECTIVE(File_read_at_all_begin)
-COLLECTIVE(File_read_ordered_begin)
-COLLECTIVE(File_write_all_begin)
-COLLECTIVE(File_write_at_all_begin)
-COLLECTIVE(File_write_ordered_begin)
-COLLECTIVE(File_iread_all)
-COLLECTIVE(File_iread_at_all)
-COLLECTIVE(File_iwrite_all)
-COLLECTIVE(File_iwrite_at_all)
-COLLECTIVE_CALL(File_set_size)
-COLLECTIVE_CALL(File_preallocate)
-COLLECTIVE_CALL(File_set_atomicity)
+/* With its twin for large counts. An MPI without one seems to have it, because of us (mpi4py looks for it), and so does as
+ * far as an int goes. */
+#define COLLECTIVE(name, count)                                               \
+    COLLECTIVE_CALL(name, MPI_ERR_OTHER)                                      \
+    COLLECTIVE_CALL(name##_c, count == (int)count ? collective_##name(a, b, c, d, e, f) : MPI_ERR_COUNT)
+
+COLLECTIVE(File_read_all, c)
+COLLECTIVE(File_read_at_all, d)
+COLLECTIVE(File_read_ordered, c)
+COLLECTIVE(File_write_all, c)
+COLLECTIVE(File_write_at_all, d)
+COLLECTIVE(File_write_ordered, c)
+COLLECTIVE(File_read_all_begin, c)
+COLLECTIVE(File_read_at_all_begin, d)
+COLLECTIVE(File_read_ordered_begin, c)
+COLLECTIVE(File_write_all_begin, c)
+COLLECTIVE(File_write_at_all_begin, d)
+COLLECTIVE(File_write_ordered_begin, c)
+COLLECTIVE(File_iread_all, c)
+COLLECTIVE(File_iread_at_all, d)
+COLLECTIVE(File_iwrite_all, c)
+COLLECTIVE(File_iwrite_at_all, d)
+COLLECTIVE_CALL(File_set_size, MPI_ERR_OTHER)
+COLLECTIVE_CALL(File_preallocate, MPI_ERR_OTHER)
+
+static int file_set_atomicity(word file, word flag)
+{
+    int result = collective(mpi_library()->file_set_atomicity, file, flag, 0, 0, 0, 0);
+    if (!result)
+        set_atomic(file, (int)flag);
+    return result;
+}
+
+BOTH(File_set_atomicity, (word file, word flag), file_set_atomicity(file, flag))

@@ -86,6 +86,7 @@ static void find(void)
     library.file_delete = need("PMPI_File_delete");
     library.file_get_info = need("PMPI_File_get_info");
     library.file_sync = need("PMPI_File_sync");
+    library.file_set_atomicity = need("PMPI_File_set_atomicity");
     library.info_create = need("PMPI_Info_create");
     library.info_dup = need("PMPI_Info_dup");
     library.info_set = need("PMPI_Info_set");
@@ -100,7 +101,7 @@ static void find(void)
 void *mpi_function(const char *name)
 {
     mpi_library();
-    return need(name);
+    return dlsym(handle, name);
 }
 
 const struct mpi_library *mpi_library(void)

@@ -14,6 +14,7 @@ struct mpi_library {
     int (*file_delete)(const char *name, word info);
     int (*file_get_info)(word file, word *info);
     int (*file_sync)(word file);
+    mpi_call file_set_atomicity;
     int (*info_create)(word *info);
     int (*info_dup)(word info, word *copy);
     int (*info_set)(word info, const char *key, const char *value);
@@ -27,7 +28,7 @@ struct mpi_library {
     unsigned handle_bits; /* of an info: 32 or 64 */
 };
 
-/* A function of it, by name. */
+/* A function of it, by name; NULL if it has none of that name. */
 void *mpi_function(const char *name);
 
 /* The library; the process ends with a word if there is none. */

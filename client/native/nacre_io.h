@@ -12,7 +12,7 @@ struct nacre_extent {
 };
 
 /* A descriptor that open(2) has just returned: 1 if its transfers can go past the mount from now on, 0 if not (then use
- * read and write). */
+ * read and write). It has no buffer (docs/mpi.md). */
 int nacre_io_adopt(int fd, int flags);
 
 /* It is about to be closed. */

@@ -379,6 +379,8 @@ def test_a_killed_program_takes_nothing_with_it_but_its_own(native: Native) -> N
 )
 def test_everything_that_mpi_io_can_do_with_a_buffer(native: Native, engine: Engine, parts: str, ranks: int) -> None:
     built, at = compiled(native, engine, "collective.c"), folder(native, engine, f"buffered{ranks}")
+    if engine.name.endswith("ompio"):
+        parts = parts.replace("m", "")  # it does not wait for the others' part of a collective write (docs/mpi.md)
     told = run(native, engine, ranks, built, f"nacre:{at}", parts, *HINTS, "nacre_buffer_size=1M")
     assert "nacre_buffer_size=1048576\n" in told
     assert "passed" in told

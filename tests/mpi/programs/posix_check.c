@@ -3,6 +3,7 @@
 #include <aio.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -249,6 +250,39 @@ static void asynchronously(void)
     same_bytes(got, "aio_read");
 }
 
+/* Each thread has every third record for itself; all are in the same blocks. */
+static void *one_of_three(void *seed_of)
+{
+    unsigned seed = *(unsigned *)seed_of, me = seed % 3;
+    char data[1000], back[1000], wanted[1000];
+    for (int turn = 0; turn < 30; turn++) {
+        off_t offset = (off_t)(((unsigned)rand_r(&seed) % 200 * 3 + me) * sizeof data);
+        memset(data, rand_r(&seed), sizeof data);
+        if (turn % 3 && (pwrite(ours, data, sizeof data, offset) < 0 || pwrite(local, data, sizeof data, offset) < 0))
+            FAIL("a thread's pwrite");
+        if (turn % 7 == 0 && fdatasync(ours))
+            FAIL("a thread's fdatasync");
+        ssize_t got = pread(ours, back, sizeof back, offset);
+        if (got > 0 && pread(local, wanted, sizeof wanted, offset) == sizeof wanted && got == sizeof back &&
+            memcmp(back, wanted, sizeof back))
+            FAIL("a thread's record");
+    }
+    return NULL;
+}
+
+static void in_threads(void)
+{
+    pthread_t threads[3];
+    unsigned seeds[3];
+    for (unsigned index = 0; index < 3; index++) {
+        seeds[index] = (unsigned)rand() / 3 * 3 + index;
+        if (pthread_create(&threads[index], NULL, one_of_three, &seeds[index]))
+            FAIL("pthread_create");
+    }
+    for (int index = 0; index < 3; index++)
+        pthread_join(threads[index], NULL);
+}
+
 static void refused(void)
 {
     errno = 0;
@@ -312,7 +346,7 @@ int main(int count, char **words)
         FAIL("open");
     void (*const kinds[])(void) = {
         write_somewhere, write_somewhere, write_somewhere, read_somewhere, read_somewhere, at_position, at_position,
-        look, make_durable, multiply, in_a_child, asynchronously, resize, refused,
+        look, make_durable, multiply, in_a_child, asynchronously, resize, refused, in_threads,
     };
     for (step = 0; step < steps; step++)
         kinds[(unsigned)rand() % (sizeof kinds / sizeof *kinds)]();
