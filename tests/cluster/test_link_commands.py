@@ -54,7 +54,9 @@ def test_a_day_with_a_link(cluster: ProcessCluster, bucket: Bucket) -> None:
     assert done.returncode == 1
     assert "nacre: /train/set/0: it is in the bucket only\n" in done.stderr
     assert "5 files, 1 are here, 4 missing" in done.stdout
-    job = succeed_json("warmup", directory)
+    job = succeed_json("warmup", "--limit-mibps", "1000", directory)
+    assert job["rate_bytes"] == 1000 << 20
+    assert "not with --check" in fail(2, "warmup", "--limit-mibps", "1", "--check", directory)
     assert (job["state"], job["files"], job["moved"], job["failed"]) == ("done", 5, 4, 0)
     assert "5 are here" in succeed("warmup", "--check", directory)
     bucket.put("train/set/0", b"new contents")
