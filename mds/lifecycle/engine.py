@@ -5,20 +5,20 @@ import errno
 import json
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from nacrefs.common.wire import HsmAction
 from nacrefs.mds.hsm.rows import ActionRow
 from nacrefs.mds.hsm.steps import NotDue
-from nacrefs.mds.lifecycle.candidates import in_states, pages
+from nacrefs.mds.lifecycle.candidates import Candidate, in_states, pages
 from nacrefs.mds.lifecycle.document import DocumentError, parse_document, plain_document
 from nacrefs.mds.lifecycle.indexes import RuleIndexes, any_of, needed, needed_by
 from nacrefs.mds.lifecycle.judging import Judge, candidates_of, directory_fid
 from nacrefs.mds.lifecycle.pace import give_turn
 from nacrefs.mds.lifecycle.queries import queries_of
-from nacrefs.mds.lifecycle.rules import Configuration, Rule, Watermarks
+from nacrefs.mds.lifecycle.rules import Act, Configuration, Rule, Watermarks
 from nacrefs.mds.lifecycle.run import ACT_OF, ONLY_THERE, Run
 from nacrefs.mds.lifecycle.standing import (
     ACTIVE,
@@ -179,6 +179,8 @@ class Lifecycle:
         if before.state == RECALLING:
             self.stop_run(rule.id, "the rule is there again")
         else:
+            if before.document != document:
+                self.stop_run(rule.id, "the rule was changed")
             one.state, one.reason = before.state, before.reason
         return one
 
@@ -404,8 +406,12 @@ class Lifecycle:
         cause, _, identity = row.cause.partition(":")
         if cause == CAUSE:
             self.keeper.guard(step, row)
-        if cause != "rule" or row.kind == HsmAction.RESTORE:
-            return
+        if cause == "rule" and row.kind != HsmAction.RESTORE:
+            self.check_due(step, identity, candidates_of(step.tx, step.tx.need(row.fid)), ACT_OF[row.kind])
+
+    def check_due(self, step: Step, identity: str, names: Iterable[Candidate], act: Act) -> None:
+        """Raise NotDue unless a rule, as it is now, wants this done with a file, as that is now under one of these
+        names."""
         one = self.standing.get(identity)
         if one is None or not one.rule.enabled:
             raise NotDue("the rule is not there any more")
@@ -415,11 +421,11 @@ class Lifecycle:
         now_ns = step.now_ns + (0 if run is None else run.ahead_ns)
         judge = Judge(step.tx, self.rules(), self._mds.hsm.archives)
         why = "the rule is not about it any more"
-        for file in candidates_of(step.tx, step.tx.need(row.fid)):
+        for file in names:
             decision = judge.decision(one.rule, file, now_ns)
             if decision is None:
                 continue
-            if decision.act is ACT_OF[row.kind]:
+            if decision.act is act:
                 return
             why = decision.reason
         raise NotDue(why)

@@ -40,10 +40,6 @@ class Judge:
         self._owners: dict[str, tuple[int, int]] = {}
         """By rule: uid and gid that its filter asks for; -1: any."""
 
-    def again(self, tx: Tx) -> "Judge":
-        """Another that sees what `tx` sees, now."""
-        return Judge(tx, self._rules, self._archives)
-
     def place(self, directory: int) -> Place | None:
         """A directory's place; None if it is not in the tree any more."""
         known = self._places.get(directory)

@@ -256,14 +256,8 @@ class Run:
         if inode is None or step.tx.dentry(one.parent, one.name) != one.fid:
             raise Gone
         step.leases.truth(one.fid)
-        judge = self._judge.again(step.tx)
-        for fresh in candidates_of(step.tx, inode):
-            if (fresh.parent, fresh.name) == (one.parent, one.name):
-                decision = judge.decision(self.rule, fresh, step.now_ns + self.ahead_ns)
-                if decision is None or decision.act is not Act.EXPIRE:
-                    raise NotDue(
-                        "it was used meanwhile" if decision is not None else "the rule is not about it any more"
-                    )
+        fresh = [file for file in candidates_of(step.tx, inode) if (file.parent, file.name) == (one.parent, one.name)]
+        self._mds.lifecycle.check_due(step, self.rule.id, fresh, Act.EXPIRE)
         unlink(step, Unlink(one.parent, one.name, one.fid))
 
     # --------------------------------------------------------------------------------------------------------- counting

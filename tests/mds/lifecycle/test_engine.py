@@ -19,6 +19,7 @@ from nacrefs.common.wire import (
     SetLifecycle,
 )
 from nacrefs.mds.lifecycle.indexes import BY_CHANGE, BY_USE, OSTS_BY_USE, RULE_INDEXES
+from nacrefs.mds.lifecycle.run import Run
 from tests.mds.served import Client, Served
 
 ROOT = 1
@@ -168,3 +169,30 @@ async def test_rule_that_is_put_again_while_its_files_are_brought_back_stays(
     (one,) = (await ask(client, "status"))["rules"]
     assert (one["id"], one["state"]) == ("old", "active")
     assert "a lifecycle task failed" not in caplog.text  # which is all that was seen of one that never came to rest
+
+
+@pytest.mark.parametrize(
+    ("rules", "why"),
+    [
+        ([{**RULE, "Expiration": {"DaysAfterModification": 3650}}], "not old enough"),
+        ([RULE, {**RULE, "ID": "nearer", "Directory": "/data/sub", "Status": "Enabled"}], "not about it any more"),
+        ([{**RULE, "Status": "Disabled"}], "not there any more"),
+    ],
+    ids=["later", "nearer", "disabled"],
+)
+async def test_run_that_has_begun_deletes_nothing_that_the_rules_do_not_want_any_more(
+    served: Served, client: Client, rules: list[dict[str, Any]], why: str
+) -> None:
+    data = (await client.call(Mkdir(ROOT, b"data", 0o755, 0, 0))).node
+    assert data is not None
+    sub = (await client.call(Mkdir(data.attr.fid, b"sub", 0o755, 0, 0))).node
+    assert sub is not None
+    await file(client, sub.attr.fid, b"old.tmp", served.mds.clock.now_ns() - 40 * DAY_NS)
+    await client.call(SetLifecycle(json.dumps({"Rules": [RULE]})))
+    lifecycle = served.mds.lifecycle
+    begun = Run(served.mds, lifecycle.need("old").rule, lifecycle.judge(), 0, False)
+    await client.call(SetLifecycle(json.dumps({"Rules": rules})))
+    await begun.go()
+    assert (begun.tally.matched, begun.tally.expired.files, begun.tally.left) == (1, 0, 1)
+    assert why in next(iter(begun.tally.reasons))
+    assert (await client.call(Lookup(sub.attr.fid, b"old.tmp"))).node is not None
