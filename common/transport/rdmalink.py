@@ -143,7 +143,11 @@ class RdmaLink:
         self._told = False
         self._watching = False
         home.adopt(self)
-        self.work.post_receives()
+        try:
+            self.work.post_receives()
+        except OSError:
+            self.abandon()
+            raise
 
     # ------------------------------------------------------------------------------------------------------- connecting
 

@@ -73,8 +73,8 @@ class WorkQueue:
     def post_receive(self, slot: int) -> None:
         """The message in this slot has been dealt with."""
         piece = Piece(self._address + slot * SLOT_BYTES, SLOT_BYTES, self._key)
-        self._receives_left += 1
         self.pair.receive(slot << _KIND_BITS | RECEIVED, piece)
+        self._receives_left += 1
 
     def message(self, completion: Completion) -> tuple[int, memoryview]:
         """The slot of a message that came, and its bytes, valid until the slot is posted again."""

@@ -174,6 +174,14 @@ async def test_a_device_that_is_taken_out_is_closed_all_the_same(fabric: MemoryF
         assert isinstance((await results([call]))[0], OSError)
 
 
+async def test_a_device_that_is_taken_out_while_a_link_is_made_is_closed_too(fabric: MemoryFabric) -> None:
+    async with ends("rdma", devices=True) as both:
+        await both.connected()
+        fabric.gone = True
+        with pytest.raises(OSError, match="the device is gone"):
+            await both.connected(name="another")
+
+
 @pytest.mark.parametrize(("inline_bytes", "sent_inline"), [(256, 2), (0, 0)])
 async def test_small_messages_are_sent_inline_where_the_device_can(
     inline_bytes: int, sent_inline: int, fabric: MemoryFabric

@@ -208,6 +208,8 @@ class MemoryQueuePair:
         self._state = "READY"
 
     def receive(self, work: int, piece: Piece) -> None:
+        if self.fabric.gone:
+            raise OSError(errno.EIO, "the device is gone")
         self._local(piece)
         if self._state == "ERROR":
             self.device.add(Completion(work, Status.FLUSHED, self.number, 0))

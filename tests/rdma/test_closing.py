@@ -21,10 +21,13 @@ from tests.common.test_rdma_closing import (
     test_a_client_without_the_key_never_gets_a_queue_pair_of_the_server,
     test_a_queue_pair_that_fails_is_replaced_by_a_new_connection,
     test_closing_again_in_any_state_does_nothing,
-    test_closing_while_transfers_run_leaves_nothing_and_writes_nothing_afterwards,
     test_queue_pairs_are_closed_before_memory_domain_and_device,
     test_the_device_is_opened_anew_after_it_was_closed,
 )
+from tests.common.test_rdma_closing import (
+    test_closing_while_transfers_run_leaves_nothing_and_writes_nothing_afterwards as closing_while_transfers_run,
+)
+from tests.harness.closings import Closings
 from tests.rdma.test_links import held
 
 __all__ = [
@@ -32,7 +35,6 @@ __all__ = [
     "test_a_client_without_the_key_never_gets_a_queue_pair_of_the_server",
     "test_a_queue_pair_that_fails_is_replaced_by_a_new_connection",
     "test_closing_again_in_any_state_does_nothing",
-    "test_closing_while_transfers_run_leaves_nothing_and_writes_nothing_afterwards",
     "test_queue_pairs_are_closed_before_memory_domain_and_device",
     "test_the_device_is_opened_anew_after_it_was_closed",
 ]
@@ -40,6 +42,11 @@ __all__ = [
 pytestmark = pytest.mark.timeout(300)
 
 OURS = {"Context", "PD", "MR", "CompChannel", "CQ", "QP"}
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+async def test_closing_while_transfers_run_leaves_nothing_and_writes_nothing(first: str, notes: Closings) -> None:
+    await closing_while_transfers_run(first, 5, notes)
 
 
 @contextmanager
