@@ -105,24 +105,37 @@ rdma-vm: dev types
 # Then the suites over every transport, and over rdma:// what else says how clients are fenced and leases recalled.
 RDMA_SUITES := tests/common/test_transport.py tests/common/test_rpc.py tests/common/test_remote.py tests/oss/test_server.py \
     tests/cluster/test_coherence.py tests/client/test_recall.py tests/faults/test_fencing.py
-# And clusters in one process, as far as they have been run there (docs/rdma.md says why single tests are left out).
+# And clusters in one process, as far as they have been run there (docs/known-limits.md, RDMA).
 RDMA_CLUSTERS := tests/cluster/test_mirrors.py tests/cluster/test_dead_writer.py tests/cluster/test_clocks.py \
     tests/cluster/test_access_times.py tests/cluster/test_keys.py tests/cluster/test_write_order.py \
     tests/cluster/test_stale_after_restart.py tests/cluster/test_scrub.py tests/cluster/test_copy_range.py \
     tests/cluster/test_lifecycle.py tests/client/test_locks.py tests/client/test_open_files.py tests/client/test_requests.py \
     tests/client/data/test_quota.py
+# The tier and links, to a directory (`s3-sqlite` would take the same time again; SeaweedFS and moto run there, too), and
+# of fsck, exports and what links send that which has to do with transports.
+RDMA_TIER := tests/cluster/test_links.py tests/cluster/test_tier.py tests/client/test_file_io.py \
+    $(addprefix tests/cluster/test_link_export.py::test_,files_are_plain_objects_after_a_flush \
+    nothing_is_lost_over_restarts what_is_changed_here_is_changed_there_by_itself names_that_move_or_go) \
+    $(addprefix tests/cluster/test_fsck.py::test_,orphans_of_a_striped_file_are_destroyed_when_that_is_asked_for \
+    a_file_that_a_dead_writer_left_too_short_is_as_long_as_its_objects a_damaged_object_is_named_and_never_hidden \
+    an_ost_that_is_down_is_told_and_nothing_is_guessed) \
+    $(addprefix tests/cluster/test_exports.py::test_,a_subtree_is_all_that_its_key_sees \
+    a_file_that_is_moved_out_of_a_subtree_is_out_of_reach a_read_only_key_reads_and_its_capabilities_are_for_reading \
+    our_own_client_keeps_to_a_squash_in_spite_of_its_caches \
+    a_session_is_taken_up_again_only_under_its_owner_s_key a_key_that_is_revoked_or_changed_ends_its_sessions)
 # Over a mount, with a cluster of processes.
 RDMA_MOUNTED := tests/cluster/test_requests.py::test_read_of_one_stripe_is_one_request_to_an_oss \
     tests/cluster/test_requests.py::test_fsync_is_one_request_to_the_oss_and_one_to_the_mds \
     tests/cluster/test_requests.py::test_remote_change_costs_its_reader_one_request
-RDMA_NOT := postgres or with_an_old_layout or under_writing or who_changed_it_is_answered or the_oldest_go_first \
-    or a_shared_file_is_limited
+RDMA_NOT := postgres or s3-sqlite or 20983865 or any_sequence
 test-rdma: rdma-vm
 	RDMA_VM_TIMEOUT=5400 tests/rdma/run $(PYTHON) tests/rdma
 	RDMA_VM_TIMEOUT=5400 tests/rdma/run $(PYTHON) --timeout=1200 -p tests.rdma.conftest -m "not slow" \
 	    -k "rdma or test_recall or evicted_session" $(RDMA_SUITES)
 	RDMA_VM_TIMEOUT=5400 tests/rdma/run $(PYTHON) --timeout=1200 -p tests.rdma.conftest -m "not slow" \
 	    -k "not ($(RDMA_NOT))" $(RDMA_CLUSTERS) $(RDMA_MOUNTED)
+	RDMA_VM_TIMEOUT=5400 tests/rdma/run $(PYTHON) --timeout=1200 -p tests.rdma.conftest -p tests.s3 -m "not slow" \
+	    -k "not ($(RDMA_NOT))" $(RDMA_TIER)
 
 test-rdma-short: rdma-vm
 	RDMA_VM_TIMEOUT=1500 tests/rdma/run $(PYTHON) -m "not slow" tests/rdma

@@ -21,6 +21,7 @@ import pytest
 from nacrefs.client.dev import s3 as devs3
 from nacrefs.client.dev.config import choose_ports, choose_s3_ports
 from nacrefs.common.wire import ArchiveSpec
+from tests.harness.pace import SLOWER
 
 boto3_client: Any = import_module("boto3").client
 
@@ -67,7 +68,7 @@ class S3Server:
             )
         watch = os.pidfd_open(self._process.pid)
         try:
-            return devs3.wait_ready(self.ports[3], watch)
+            return devs3.wait_ready(self.ports[3], watch, SLOWER * devs3.READY_S)
         finally:
             os.close(watch)
 

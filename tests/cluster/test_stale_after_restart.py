@@ -15,7 +15,7 @@ from nacrefs.common import faults
 from nacrefs.common.answer import is_later, settle
 from nacrefs.common.wire import Lease, Set
 from tests.client.world import CRED, World, cluster, names, quiet, write_file
-from tests.harness.cluster import SLOWER
+from tests.harness.pace import SLOWER
 
 
 @asynccontextmanager

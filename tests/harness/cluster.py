@@ -32,8 +32,6 @@ _numbers = itertools.count()
 
 SCHEME = os.environ.get("NACRE_TEST_SCHEME", "mem")
 """What connects clusters of which no test says it: `NACRE_TEST_SCHEME=rdma` runs their tests over RDMA."""
-SLOWER = 20 if os.environ.get("RDMA_VM") else 1
-"""So many times as long everything takes here: in the VM of tests/rdma Python is 20 times slower."""
 
 
 class Cluster:

@@ -12,7 +12,7 @@ from tests.common.test_rdma import both, devices, links, nothing_said_yet
 from tests.common.test_transport import connect, pair
 from tests.conftest import _no_task_left as _no_task_left  # pyright: ignore[reportPrivateUsage]
 from tests.conftest import no_task_left_behind, nothing_left_behind, pytest_fixture_setup
-from tests.harness.cluster import SLOWER
+from tests.harness.pace import SLOWER
 
 __all__ = [
     "both",
