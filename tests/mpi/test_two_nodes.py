@@ -21,11 +21,19 @@ def second(native: Native, tmp_path_factory: pytest.TempPathFactory) -> Generato
     succeed("umount", at)
 
 
-@pytest.mark.parametrize("parts", ["cn", "ip"])
+@pytest.mark.parametrize(
+    ("parts", "hints"),
+    [
+        ("cn", ()),
+        ("ip", ()),
+        pytest.param("ipx", ("nacre_buffer_size=1M",), marks=pytest.mark.slow),
+    ],
+    ids=["data", "locks", "buffer"],
+)
 def test_ranks_on_two_nodes_share_files_locks_and_pointers(
-    native: Native, engine: Engine, second: Path, parts: str
+    native: Native, engine: Engine, second: Path, parts: str, hints: tuple[str, ...]
 ) -> None:
-    """`i` and `p` need locks that hold between the nodes."""
+    """`i`, `p` and `x` need locks that hold between the nodes."""
     program = compiled(native, engine, "collective.c")
     at = native.mount / f"{engine.name}-nodes-{parts}"
     at.mkdir()
@@ -40,7 +48,7 @@ def test_ranks_on_two_nodes_share_files_locks_and_pointers(
     node.chmod(0o755)
     given = {"LD_PRELOAD": str(native.library)}
     done = subprocess.run(
-        [*engine.mpirun(4, given), str(node), str(program), f"nacre:{at}", parts, "striping_factor=4"],
+        [*engine.mpirun(4, given), str(node), str(program), f"nacre:{at}", parts, "striping_factor=4", *hints],
         env=scratch_environment(native.folder),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
