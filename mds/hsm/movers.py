@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nacrefs.common import wire
 from nacrefs.common.layout import Layout, by_stripe
 from nacrefs.common.wire import Moved, MovedMany, MoveGet, MoveMany, MovePut, Right, Stripes
-from nacrefs.mds.lifecycle.pace import Pace
+from nacrefs.mds.hsm.throttle import Throttle
 
 if TYPE_CHECKING:
     from nacrefs.mds.service import Mds
@@ -30,6 +30,7 @@ BUNDLES_PER_OSS: Final = 2
 LOST_S: Final = 30.0
 """For how long an OSS that is lost while it is asked something is waited for."""
 LOST_LOOK_S: Final = 0.2
+_READER, _RECALL, _ARCHIVING = range(3)
 Order = MovePut | MoveGet
 
 
@@ -56,8 +57,8 @@ class Movers:
         self._hurrying = 0
         """Moves that are in a hurry and wait."""
         self._small: dict[Any, _Small] = {}
-        self._paces: dict[int, tuple[Pace, Pace]] = {}
-        """By archive: for everything, and for recalls."""
+        self._throttles: dict[int, Throttle] = {}
+        """By archive."""
 
     def up(self) -> list[int]:
         """The OSTs that are there."""
@@ -74,31 +75,24 @@ class Movers:
 
     def limit(self, rates: Mapping[int, float]) -> None:
         """How many bytes per second may go to and come from each archive; 0: any number."""
-        self._paces = {
-            archive: self._paces[archive] if archive in self._paces and self._paces[archive][0].rate == rate
-            else (Pace(rate), Pace(rate))
-            for archive, rate in rates.items()
-            if rate > 0
-        }  # fmt: skip
+        for archive in (*self._throttles, *rates):
+            rate = rates.get(archive, 0.0)
+            if rate > 0 or archive in self._throttles:
+                self._throttles.setdefault(archive, Throttle()).set_rate(rate)
 
     def rate_of(self, archive: int) -> float:
         """The bytes per second that an archive is limited to; 0: none."""
-        return self._paces[archive][0].rate if archive in self._paces else 0
+        return self._throttles[archive].rate if archive in self._throttles else 0
 
-    async def _turn(self, request: wire.Request[Any], size: int) -> None:
-        """Wait until an archive's rate allows this. Those who wait for bytes wait for one another, not for archiving;
-        archiving waits for all."""
-        if not self._paces or not isinstance(request, MovePut | wire.MovePart | MoveGet):
+    async def _turn(self, request: wire.Request[Any], size: int, hurry: Callable[[], bool]) -> None:
+        """Wait until an archive's rate allows this. Those who read come before other recalls, those before
+        archiving."""
+        if not self._throttles or not isinstance(request, MovePut | wire.MovePart | MoveGet):
             return
-        both = self._paces.get(request.archive.id)
-        if both is None:
-            return
-        everything, recalls = both
-        if isinstance(request, MoveGet):
-            everything.take(size)
-            await recalls.turn(size)
-        else:
-            await everything.turn(size)
+        throttle = self._throttles.get(request.archive.id)
+        if throttle is not None:
+            rank = _RECALL if isinstance(request, MoveGet) else _ARCHIVING
+            await throttle.turn(size, lambda: _READER if hurry() else rank)
 
     async def move(
         self,
@@ -110,7 +104,7 @@ class Movers:
     ) -> Any:
         """Have a move made by the OSS that has most of its bytes, or one with less to do. Moves that are in a `hurry`
         are begun before all others."""
-        await self._turn(request, end - start)
+        await self._turn(request, end - start, hurry)
         while True:
             peers = self._peers(layout, start, end)
             if not peers:
@@ -143,7 +137,7 @@ class Movers:
         if size > SMALL_BYTES:
             moved: Moved = await self.move(layout, 0, size, order, hurry)
             return moved
-        await self._turn(order, size)
+        await self._turn(order, size, hurry)
         peers = self._peers(layout, 0, size)
         if not peers:
             raise OSError(errno.EAGAIN, "no OSS is there")
