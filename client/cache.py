@@ -10,8 +10,10 @@ counts only up to the ceiling. The MDS may then think that we hold more than we 
 
 import stat
 import time
+from asyncio import Future, get_running_loop
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from nacrefs.client.removals import Removals
@@ -55,8 +57,6 @@ from nacrefs.common.wire import (
 )
 
 if TYPE_CHECKING:
-    from asyncio import Future
-
     from nacrefs.client.back import Back
     from nacrefs.client.data.file import File
     from nacrefs.client.statahead import Walk
@@ -174,7 +174,7 @@ class Inode:
         self.served = 0
         """reads that were answered while a recall was being served"""
         self.mutating = 0
-        """changes of this directory's entries that are in service"""
+        """changes in service for whose time the kernel has locked this inode"""
         self.mutation: Future[None] | None = None
         """done when the next of them begins"""
         self.gone = False
@@ -208,10 +208,16 @@ class Inode:
         return max(self.before, self.lease) if self.lowering else self.lease
 
     def begin_mutation(self) -> None:
-        """A change of this directory's entries is in service from now on."""
+        """A change for whose time the kernel has locked this inode is in service from now on."""
         self.mutating += 1
         if self.mutation is not None and not self.mutation.done():
             self.mutation.set_result(None)
+
+    def next_mutation(self) -> "Future[None]":
+        """Done when the next such change begins."""
+        if self.mutation is None or self.mutation.done():
+            self.mutation = get_running_loop().create_future()
+        return self.mutation
 
     def forget(self) -> None:
         """Drop all that is valid only under a lease."""
@@ -279,6 +285,19 @@ class Inode:
         )
 
 
+@contextmanager
+def locked(*inodes: Inode) -> Generator[None]:
+    """Around a change for whose time the kernel has locked these inodes. A recall of a directory among them does not
+    wait for the kernel, which would forget its names only after that: the change may wait for this very recall."""
+    for inode in inodes:
+        inode.begin_mutation()
+    try:
+        yield
+    finally:
+        for inode in inodes:
+            inode.mutating -= 1
+
+
 class Cache:
     """All inodes that are remembered, least recently used first. `on_full` is told when there are too many."""
 
@@ -289,6 +308,8 @@ class Cache:
         self.on_shared: Callable[[Inode], None] | None = None
         """told of a lease that ended without a recall"""
         self.removals = Removals()
+        self.unknown = Inode(0)
+        """stands for inodes that the kernel has locked, and of which we do not know which they are"""
         self._apply: dict[type[Request[Any]], Callable[[Any, Any], None]] = {
             Lookup: self._lookup,
             GetAttr: self._node,

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from nacrefs.client.cache import NONE, Inode
+from nacrefs.client.cache import NONE, Inode, locked
 from nacrefs.client.data.commit import commit_quietly, cutting
 from nacrefs.client.data.file import File
 from nacrefs.client.data.store import Store
@@ -250,7 +250,8 @@ class Namespace:
             finally:
                 file.let_go()
         else:
-            node = await self._session.mds.call(request)
+            with locked(inode):
+                node = await self._session.mds.call(request)
         attr = node.attr
         if inode.lease and inode.attr is not None:
             attr = inode.file.attr_now(inode.attr) if inode.file is not None else inode.attr
@@ -261,11 +262,8 @@ class Namespace:
             raise OSError(errno.ENAMETOOLONG, f"a name has at most {NAME_BYTES_MAX} bytes")
         directory = self._cache.inode(parent)
         directory.used = True
-        directory.begin_mutation()
-        try:
+        with locked(directory):
             reply = await self._session.mds.call(request)
-        finally:
-            directory.mutating -= 1
         node = reply.node
         assert node is not None
         inode = self._inodes.get(node.attr.fid)
@@ -299,12 +297,9 @@ class Namespace:
         directory = self._cache.inode(parent)
         directory.used = True
         expected, opened = self._victim(directory, name)
-        directory.begin_mutation()
         with self._ending(expected, opened):
-            try:
+            with locked(directory):
                 reply = await self._session.mds.call(Unlink(parent, name, expected, opened))
-            finally:
-                directory.mutating -= 1
             self._buried(reply)
 
     def _victim(self, directory: Inode, name: bytes) -> tuple[int, bool]:
@@ -316,6 +311,14 @@ class Namespace:
         inode = self._inodes.get(fid) if fid else None
         file = inode.file if inode is not None else None
         return fid, file is not None and (file.mode != Mode.CLOSED or file.dirty)
+
+    def _standing_for(self, directory: Inode, name: bytes) -> tuple[Inode, ...]:
+        """The inode that a name stands for, if that matters to `locked`."""
+        fid = directory.stands_for(name) if directory.lease and directory.names is not None else None
+        if fid is None:
+            return (self._cache.unknown,)
+        inode = self._inodes.get(fid)
+        return (inode,) if inode is not None else ()
 
     def _ending(self, expected: int, opened: bool) -> AbstractContextManager[None]:
         """Around a removal, and what comes of it: nobody opens a file of which the MDS hears that it is not open."""
@@ -362,11 +365,8 @@ class Namespace:
     async def _rmdir(self, parent: int, name: bytes) -> None:
         directory = self._cache.inode(parent)
         directory.used = True
-        directory.begin_mutation()
-        try:
+        with locked(directory, *self._standing_for(directory, name)):
             await self._session.mds.call(Rmdir(parent, name))
-        finally:
-            directory.mutating -= 1
 
     def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: RenameFlag
@@ -380,15 +380,10 @@ class Namespace:
         old, new = self._cache.inode(parent), self._cache.inode(new_parent)
         old.used = new.used = True
         expected, opened = self._victim(new, new_name)
-        old.begin_mutation()
-        new.begin_mutation()
         with self._ending(expected, opened):
-            try:
+            with locked(old, new, *self._standing_for(old, name), *self._standing_for(new, new_name)):
                 reply = await self._session.mds.call(
                     Rename(parent, name, new_parent, new_name, RenameFlag(flags), expected, opened)
                 )
-            finally:
-                old.mutating -= 1
-                new.mutating -= 1
             if reply.removed is not None:
                 self._buried(reply.removed)

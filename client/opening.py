@@ -5,7 +5,7 @@ import os
 import stat
 from typing import Final
 
-from nacrefs.client.cache import INLINE, MODES, NONE, READ, RELEASED, WRITE, Inode
+from nacrefs.client.cache import INLINE, MODES, NONE, READ, RELEASED, WRITE, Inode, locked
 from nacrefs.client.data.commit import commit, commit_quietly, cutting
 from nacrefs.client.data.file import File
 from nacrefs.client.data.quota import is_near
@@ -143,8 +143,7 @@ class Opening:
         open_mode = MODES[min(access, 2) + 1]
         directory = self._cache.inode(parent)
         directory.used = True
-        while (known := directory.names.get(name, 0) if directory.names is not None else 0) in self._removals.fids:
-            await self._removals.over(known)
+        known = await self._known(directory, name)
         existing = self._cache.inodes.get(known) if known else None
         if existing is not None and existing.file is not None:
             open_mode |= existing.file.mode
@@ -158,24 +157,22 @@ class Opening:
         dirty = existing.file if existing is not None and truncate else None
         # As in `_begin`: a Commit that is sent while this is in service must not say that the file is closed.
         handle = self._begin(existing, flags) if existing is not None and existing.file is not None else None
-        directory.begin_mutation()
         try:
-            if dirty is None:
-                reply = await self._session.mds.call(request)
-            else:
-                dirty.freeze()
-                try:
-                    if dirty.dirty:
-                        await commit(dirty)
+            with locked(directory):
+                if dirty is None:
                     reply = await self._session.mds.call(request)
-                finally:
-                    dirty.thaw()
+                else:
+                    dirty.freeze()
+                    try:
+                        if dirty.dirty:
+                            await commit(dirty)
+                        reply = await self._session.mds.call(request)
+                    finally:
+                        dirty.thaw()
         except BaseException:
             if handle is not None:
                 self._end(handle)
             raise
-        finally:
-            directory.mutating -= 1
         assert reply.node is not None
         inode = self._cache.inode(reply.node.attr.fid)
         if inode.attr is None:
@@ -196,27 +193,23 @@ class Opening:
         found = Found(handle.file.attr_now(inode.attr), cacheable, named)
         return found, self._opened(inode, handle)
 
+    async def _known(self, directory: Inode, name: bytes) -> int:
+        """The file that a name is known to stand for (0: none is), once this client is not removing that."""
+        with locked(directory):
+            while (known := directory.names.get(name, 0) if directory.names is not None else 0) in self._removals.fids:
+                await self._removals.over(known)
+            return known
+
     async def create_whole(self, parent: int, name: bytes, mode: int, cred: Cred, data: bytes) -> Found:
         """Make a small file with its contents, in one request; EEXIST if the name is there."""
         directory = self._cache.inode(parent)
         directory.used = True
-        directory.begin_mutation()
-        try:
-            reply = await self._session.mds.call(
-                Create(
-                    parent,
-                    name,
-                    stat.S_IMODE(mode),
-                    cred.uid,
-                    cred.gid,
-                    Mode.CLOSED,
-                    exclusive=True,
-                    data=data,
-                    umask=cred.umask,
-                )
-            )
-        finally:
-            directory.mutating -= 1
+        request = Create(
+            parent, name, stat.S_IMODE(mode), cred.uid, cred.gid, Mode.CLOSED, exclusive=True, data=data,
+            umask=cred.umask,
+        )  # fmt: skip
+        with locked(directory):
+            reply = await self._session.mds.call(request)
         assert reply.node is not None
         return Found(reply.node.attr, False, False)
 

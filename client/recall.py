@@ -5,14 +5,16 @@ is told. For a WRITE lease: the kernel first (it may launder dirty pages of writ
 that we still accept), then new writes wait, then what is dirty is committed.
 
 Nothing here waits for a request in service that itself waits for the MDS. The one exception is inside the kernel:
-dropping a dentry takes the directory's lock, which a create, unlink or rename in service holds while it waits for the
-MDS, which may wait for this very answer. Therefore `_forget_entries` stops waiting as soon as such a change is in
-service: the kernel then forgets right after it.
+dropping a dentry takes the directory's lock, which a change in service of its entries, mode, owner, times or extended
+attributes, or its removal or move, holds while it waits for the MDS, which may wait for this very answer. Therefore
+`_forget_entries` stops waiting as soon as such a change is in service (`cache.locked`): the kernel then forgets right
+after it.
 """
 
 import asyncio
 import logging
 import stat
+from asyncio import FIRST_COMPLETED
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
@@ -30,6 +32,8 @@ from nacrefs.common.wire import Holding, Lease, Mode, Recall, Recalled, RecallIt
 log = logging.getLogger("nacre.client")
 _EVICT_MOST: Final = 1000
 _TRIES: Final = 3
+_STUCK_S: Final = 0.1
+"""So long the kernel is waited for while it may be waiting for us."""
 
 
 class Recaller:
@@ -201,10 +205,13 @@ class Recaller:
         if kernel is None:
             return
         forgetting = self._session.spawn(kernel.forget_entries(inode.fid, names))
+        unknown = self._cache.unknown
         while not forgetting.done() and not inode.mutating:
-            if inode.mutation is None or inode.mutation.done():
-                inode.mutation = asyncio.get_running_loop().create_future()
-            await asyncio.wait({forgetting, inode.mutation}, return_when=asyncio.FIRST_COMPLETED)
+            if unknown.mutating:  # perhaps it is this one that the kernel has locked
+                await asyncio.wait({forgetting, inode.next_mutation()}, timeout=_STUCK_S, return_when=FIRST_COMPLETED)
+                return
+            waited_for = {forgetting, inode.next_mutation(), unknown.next_mutation()}
+            await asyncio.wait(waited_for, return_when=FIRST_COMPLETED)
 
     # --------------------------------------------------------------------------------------------------------- eviction
 

@@ -325,7 +325,10 @@ class Session:
         self._osts_version = table.version
 
     async def server_of(self, ost: int) -> Remote:
-        """The connection to the server of an OST; ENODEV if there is no such OST."""
+        """The connection to the server of an OST; ENODEV if there is no such OST. Between two sessions the next one is
+        waited for: a connection is for one session, and without one it would be of no use for ever."""
+        if not self.number:
+            await self.wait_live()
         info = self.osts.get(ost)
         if info is None:
             await self.refresh_osts()

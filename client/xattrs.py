@@ -5,6 +5,7 @@ import errno
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
+from nacrefs.client.cache import locked
 from nacrefs.client.data.commit import commit
 from nacrefs.client.data.file import File
 from nacrefs.client.data.store import Store
@@ -118,9 +119,10 @@ class ExtendedAttributes:
     async def _change(self, request: SetXattr | RemoveXattr) -> None:
         if request.name == CAPABILITIES and (file := self._changed(request.fid)) is not None:
             await commit(file)  # what was written before does not end those that are set now
-        await self._session.mds.call(request)
-        inode = self._cache.inodes.get(request.fid)
-        if inode is not None and inode.file is not None:
+        inode = self._cache.inode(request.fid)
+        with locked(inode):
+            await self._session.mds.call(request)
+        if inode.file is not None:
             inode.file.plain = -1
 
 

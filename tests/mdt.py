@@ -1,30 +1,21 @@
-"""MDTs for tests, as `format_mdt` makes them, in a small part of the time: what it has done once is done again."""
+"""MDTs for tests, as `format_mdt` makes them, in a small part of the time: copies of one that it made once."""
 
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import psycopg
-from sqlalchemy import Engine, event
 
 from nacrefs.mds.database import format_mdt
 from nacrefs.mds.engine import parse_url
+from tests import postgres
 
 
 def make_mdt(url: str, cluster: str, now_ns: int = 0) -> None:
-    """Make an empty MDT 0 in a database, or a schema, where there is none."""
+    """Make an empty MDT 0 at the URL of an SQLite file, or of a PostgreSQL database, that does not exist yet."""
     target = parse_url(url)
     if target.get_backend_name() == "sqlite":
         Path(str(target.database)).write_bytes(_file(cluster, now_ns))
-    elif (script := _scripts.get((cluster, now_ns))) is not None:
-        with psycopg.connect(url) as connection:
-            connection.execute(script)
     else:
-        _scripts[cluster, now_ns] = _formatted(url, cluster, now_ns)
-
-
-_scripts: dict[tuple[str, int], bytes] = {}
+        postgres.copy(_database(postgres.server_of(url), cluster, now_ns), url)
 
 
 @cache
@@ -36,18 +27,9 @@ def _file(cluster: str, now_ns: int) -> bytes:
         return path.read_bytes()
 
 
-def _formatted(url: str, cluster: str, now_ns: int) -> bytes:
-    """Format an MDT on PostgreSQL; all that was changed for that, as one script."""
-    statements: list[bytes] = []
-
-    def note(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if not statement.lstrip().lower().startswith(("select", "show")):
-            text = psycopg.ClientCursor(cursor.connection).mogrify(statement.encode(), parameters or None)
-            statements.append(text.encode())
-
-    event.listen(Engine, "before_cursor_execute", note)
-    try:
-        format_mdt(url, cluster, 0, now_ns)
-    finally:
-        event.remove(Engine, "before_cursor_execute", note)
-    return b";\n".join(statements)
+@cache
+def _database(server: str, cluster: str, now_ns: int) -> str:
+    """The URL of the database of an empty MDT on PostgreSQL."""
+    url = postgres.template(server)
+    format_mdt(url, cluster, 0, now_ns)
+    return url

@@ -99,6 +99,7 @@ class Copies:
         tries = 0
         while True:
             layout, capability = await self._granted(inode, Right.READ)
+            session = self._session.number
             failed: dict[int, OSError] = {}
             for number in self._in_turn(layout, layout.readable(stripe)):
                 ost = layout.osts[number]
@@ -116,7 +117,10 @@ class Copies:
                     self._repair(inode, layout, damaged)
                 return seen
             tries += 1
-            await self._after_failed_read(inode, layout, stripe, failed, tries)
+            if session == self._session.number:
+                await self._after_failed_read(inode, layout, stripe, failed, tries)
+            else:  # what was given in a session that has ended says nothing
+                await self._refresh(inode)
 
     async def _after_failed_read(
         self, inode: Inode, layout: Layout, stripe: int, failed: dict[int, OSError], tries: int
@@ -167,9 +171,10 @@ class Copies:
     async def change(self, inode: Inode, make: Callable[[Layout, Capability], Sequence[Part]]) -> dict[int, Written]:
         """Carry out a change on every copy that can be reached; the others are not good any more when this returns. The
         last answer of each object by its number. OSError if it did not reach a good copy of each stripe."""
-        tries = 0
+        tries, session = 0, self._session.number
         while True:
             layout, capability = await self._granted(inode, Right.WRITE)
+            self._check_session(session)
             parts = make(layout, capability)
             jobs = [(part, number) for part in parts for number in _needed(layout, part)]
             results = await asyncio.gather(
@@ -187,12 +192,18 @@ class Copies:
                     written[number] = result
             if not failed:
                 return written
+            self._check_session(session)
             tries += 1
             if await self._after_failed_change(inode, layout, parts, failed, tries):
                 now = inode.layout
                 done = written.keys() - failed.keys()
                 if now is not None and all(done >= set(_needed(now, part)) for part in parts):
                     return {number: written[number] for number in done}
+
+    def _check_session(self, session: int) -> None:
+        """EIO if the session in which a change was begun has ended: somebody else may have written there since."""
+        if self._session.number != session:
+            raise OSError(errno.EIO, "the session ended before the data was sent")
 
     async def _after_failed_change(
         self, inode: Inode, layout: Layout, parts: Sequence[Part], failed: dict[int, OSError], tries: int

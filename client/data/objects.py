@@ -120,15 +120,24 @@ class Objects:
 
     async def granting(self, inode: Inode, right: Right, work: Callable[[Layout, Capability], Awaitable[Any]]) -> Any:
         """Do I/O, and once more with a new layout and capability if the OSTs say that the old ones are, or that the
-        bytes were damaged."""
-        layout, capability = await self.granted(inode, right)
-        try:
-            return await work(layout, capability)
-        except OSError as error:
-            if error.errno not in _STALE and error.errno != errno.EBADMSG:  # which may have been on the way only
-                raise
-        await self.refresh(inode)
-        return await work(*(await self.granted(inode, right)))
+        bytes were damaged (which may have been on the way only). What was given in a session that has ended since does
+        not count."""
+        first = True
+        while True:
+            layout, capability = await self.granted(inode, right)
+            number = self.session.number
+            try:
+                return await work(layout, capability)
+            except OSError as error:
+                stale = error.errno in _STALE
+                if not (stale or error.errno == errno.EBADMSG) or not (first or (stale and self._has_changed(number))):
+                    raise
+            first = False
+            await self.refresh(inode)
+
+    def _has_changed(self, session: int) -> bool:
+        """Whether there is another session by now."""
+        return self.session.number != session
 
     # ------------------------------------------------------------------------------------------------------- reading
 
@@ -140,16 +149,19 @@ class Objects:
         layout, capability = await self.granted(inode, Right.READ)
         if layout.mirrors > 1:
             return await self.copies.read(inode, start, target)
-        try:
-            return await self._read(inode.fid, layout, capability, start, target)
-        except OSError as error:
-            if error.errno not in _STALE:
-                raise
-        await self.refresh(inode)
-        if inode.attr is not None and inode.attr.flags & RELEASED:
-            return await self._read_released(inode, start, target)
-        layout, capability = await self.granted(inode, Right.READ)
-        return await self._read(inode.fid, layout, capability, start, target)
+        first = True
+        while True:
+            number = self.session.number
+            try:
+                return await self._read(inode.fid, layout, capability, start, target)
+            except OSError as error:
+                if error.errno not in _STALE or not (first or self._has_changed(number)):
+                    raise
+            first = False
+            await self.refresh(inode)
+            if inode.attr is not None and inode.attr.flags & RELEASED:
+                return await self._read_released(inode, start, target)
+            layout, capability = await self.granted(inode, Right.READ)
 
     async def _read_released(self, inode: Inode, start: int, target: memoryview) -> int:
         """As `read`, of a file whose contents are in an archive: waits until these bytes are back."""

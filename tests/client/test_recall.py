@@ -4,17 +4,19 @@ sessions."""
 import asyncio
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import pytest
 
 from nacrefs.client.cache import NONE, READ, Inode
 from nacrefs.client.data.extents import Extent
 from nacrefs.client.data.objects import Objects
+from nacrefs.client.filesystem import Changes
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import is_later, settle
 from nacrefs.common.clock import ManualClock
-from nacrefs.common.wire import Written
+from nacrefs.common.wire import RenameFlag, Set, Written, XattrFlag
 from tests.client.world import (
     CRED,
     Counting,
@@ -31,7 +33,9 @@ from tests.client.world import (
 class Kernel:
     """A cache above a filesystem that notes what it was told, and forgets when it is let."""
 
-    def __init__(self) -> None:
+    def __init__(self, locked: int = 0) -> None:
+        """`locked`: the only directory whose names it does not forget before it is let (0: it forgets nothing)."""
+        self.locked = locked
         self.inodes: list[int] = []
         self.entries: list[tuple[int, tuple[bytes, ...]]] = []
         self.free = asyncio.Event()
@@ -43,7 +47,8 @@ class Kernel:
 
     async def forget_entries(self, parent: int, names: Sequence[bytes]) -> None:
         self.entries.append((parent, tuple(names)))
-        await self.free.wait()
+        if self.locked in (0, parent):
+            await self.free.wait()
 
 
 class Failing(Objects):
@@ -107,6 +112,46 @@ async def test_two_clients_that_create_in_one_directory_do_not_wait_for_each_oth
     ]
     made = await asyncio.wait_for(asyncio.gather(*creating), 10)
     assert all(found.attr is not None for found in made)
+    for vfs in (one, two):
+        assert isinstance(vfs.kernel, Kernel)
+        vfs.kernel.free.set()
+
+
+async def chmod(vfs: Vfs, fid: int) -> None:
+    await settle(vfs.setattr(fid, Changes(Set.MODE, mode=0o700)))
+
+
+async def setxattr(vfs: Vfs, fid: int) -> None:
+    await settle(vfs.setxattr(fid, b"user.a", b"1", XattrFlag(0)))
+
+
+async def move(vfs: Vfs, fid: int) -> None:
+    await settle(vfs.rename(vfs.root, b"d", vfs.root, b"e", RenameFlag(0)))
+
+
+async def move_unknown(vfs: Vfs, fid: int) -> None:
+    vfs.cache.inodes[vfs.root].forget_names((b"d", b"e"))
+    await move(vfs, fid)
+
+
+@pytest.mark.parametrize("change", [chmod, setxattr, move, move_unknown])
+async def test_a_directory_that_is_changed_while_another_makes_names_in_it_is_locked_in_the_kernel(
+    world: World, change: Callable[[Vfs, int], Coroutine[Any, Any, None]]
+) -> None:
+    """Each of the two waits for the other's recall, and neither's kernel can forget before its change has been
+    answered."""
+    one, two = await world.vfs(), await world.vfs()
+    made = await settle(one.mkdir(one.root, b"d", 0o755, CRED))
+    assert made.attr is not None
+    fid = made.attr.fid
+    for vfs in (one, two):
+        for parent, name in ((vfs.root, b"d"), (vfs.root, b"e"), (fid, b"a"), (fid, b"b")):
+            await settle(vfs.lookup(parent, name))
+        kernel = vfs.kernel = Kernel(fid)
+        kernel.free.clear()
+    changing = asyncio.create_task(change(one, fid))
+    making = asyncio.create_task(settle(two.mkdir(fid, b"a", 0o755, CRED)))
+    await asyncio.wait_for(asyncio.gather(changing, making), 10)
     for vfs in (one, two):
         assert isinstance(vfs.kernel, Kernel)
         vfs.kernel.free.set()
@@ -250,6 +295,23 @@ async def test_an_evicted_client_begins_anew_and_says_what_is_lost(world: World)
     await settle(vfs.fsync(number, False))
     await close(vfs, number)
     assert await read_file(other, other.root, b"f") == b"kept!"
+
+
+async def test_an_oss_is_not_connected_to_between_two_sessions(world: World) -> None:
+    """The connection would be nobody's for ever, and every read and write through it refused."""
+    vfs = await world.vfs()
+    data = os.urandom(300_000)
+    await write_file(vfs, vfs.root, b"f", data)
+    await quiet(vfs)
+    sessions = world.mds.mds.sessions
+    sessions.evict(sessions.by_id[vfs.session.number], "the test says so")
+    async with asyncio.timeout(20):
+        while vfs.session.number:
+            await asyncio.sleep(0)
+        for ost in range(4):
+            await vfs.session.server_of(ost)
+    assert vfs.session.number
+    assert await read_file(vfs, vfs.root, b"f") == data
 
 
 async def test_each_open_file_is_told_once_of_a_loss_by_fsync_and_closes_do_not_take_that_away(world: World) -> None:

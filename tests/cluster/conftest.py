@@ -7,7 +7,7 @@ from collections.abc import Generator
 
 import pytest
 
-from tests.postgres import empty_database, empty_schema
+from tests.postgres import empty_database, new_database
 
 
 def _engines(short: bool) -> list[object]:
@@ -27,7 +27,7 @@ def mdt_url(request: pytest.FixtureRequest) -> Generator[str | None]:
     if request.param == "sqlite":
         yield None
         return
-    with empty_schema(request.getfixturevalue("postgres_url")) as url:
+    with new_database(request.getfixturevalue("postgres_url")) as url:
         yield url
 
 

@@ -6,13 +6,17 @@ import random
 from pathlib import Path
 from typing import Self
 
+import pytest
+
+from nacrefs.client.cache import Inode
+from nacrefs.client.data.mirrors import Copies
 from nacrefs.client.filesystem import Changes
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import settle
 from nacrefs.common.checksum import block_sums
 from nacrefs.common.fid import ROOT
 from nacrefs.common.layout import CopyState, Layout, LayoutSpec
-from nacrefs.common.wire import Attach, Detach, Resync, Set, SetLayout
+from nacrefs.common.wire import Attach, Capability, Detach, Resync, Right, Set, SetLayout
 from nacrefs.oss.object import Segment
 from tests.client import world as clients
 from tests.client.world import World, close, open_file, quiet, read, read_file
@@ -297,3 +301,26 @@ async def test_an_ost_lost_for_good_is_replaced(tmp_path: Path) -> None:
         for fid, data in zip(fids, files.values(), strict=True):
             assert not {4, 5} & set(layout_of(world, fid).osts)
             await compare(world, fid, data)
+
+
+async def test_data_of_a_session_that_has_ended_is_not_sent_to_copies_under_the_next(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as world:
+        vfs = await world.vfs()
+        fid = await write_file(vfs, ROOT, b"f", noise(1, 300_000))
+        inode, before = vfs.cache.inodes[fid], vfs.session.number
+
+        async def granted(inode: Inode, right: Right) -> tuple[Layout, Capability]:
+            """It takes so long that the session is given up meanwhile."""
+            sessions = world.mds.mds.sessions
+            sessions.evict(sessions.by_id[before], "the test says so")
+            async with asyncio.timeout(20):
+                while vfs.session.number in (0, before):
+                    await asyncio.sleep(0.01)
+            return await vfs.objects.granted(inode, right)
+
+        def verify(*arguments: object) -> int:
+            raise AssertionError("nothing is read")
+
+        copies = Copies(vfs.session, granted, vfs.objects.refresh, verify)
+        with pytest.raises(OSError, match="session ended"):
+            await copies.change(inode, lambda layout, capability: [])

@@ -8,7 +8,7 @@ import pytest
 
 from tests.mds.served import Served
 from tests.mds.world import World
-from tests.postgres import empty_schema
+from tests.postgres import empty_schema, new_database
 
 _CORE: Final = (None, "lost reply", "killed after commit")
 """Faults that are made on PostgreSQL, too, in each run: that an answer is found again, in memory or the database."""
@@ -26,7 +26,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def mdt_url(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[str]:
-    """The URL of an empty database (on PostgreSQL: of an empty schema in one)."""
+    """The URL of a database that does not exist, for `make_mdt`."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/mdt.db"
+        return
+    with new_database(request.getfixturevalue("postgres_url")) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[str]:
+    """The URL of an empty database (on PostgreSQL: of an empty schema in one), for `format_mdt`."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/mdt.db"
         return

@@ -30,6 +30,7 @@ from nacrefs.mds.transactions.flush import discard, flush
 from nacrefs.mds.transactions.tx import FID_RANGE, Tx
 from tests.mds.actions import directory, failing, file
 from tests.mds.world import World
+from tests.mdt import make_mdt
 
 
 def alchemy_url(url: str) -> str:
@@ -38,9 +39,9 @@ def alchemy_url(url: str) -> str:
 
 
 class TestFormat:
-    def test_makes_the_tables_of_the_schema(self, mdt_url: str) -> None:
-        format_mdt(mdt_url, "test", 0, 1)
-        engine = create_engine(alchemy_url(mdt_url), poolclass=NullPool)
+    def test_makes_the_tables_of_the_schema(self, empty_url: str) -> None:
+        format_mdt(empty_url, "test", 0, 1)
+        engine = create_engine(alchemy_url(empty_url), poolclass=NullPool)
         with engine.connect() as connection:
             context = MigrationContext.configure(connection, opts={"compare_type": True})
             with warnings.catch_warnings():
@@ -49,19 +50,19 @@ class TestFormat:
                 differences = compare_metadata(context, metadata)
         assert differences == []
 
-    def test_makes_the_root_of_mdt_0_only(self, mdt_url: str) -> None:
-        format_mdt(mdt_url, "test", 3, 1)
-        store = open_store(mdt_url)
+    def test_makes_the_root_of_mdt_0_only(self, empty_url: str) -> None:
+        format_mdt(empty_url, "test", 3, 1)
+        store = open_store(empty_url)
         mdt = Mdt(store, Cache())
         assert (mdt.files, mdt.number, mdt.cluster) == (0, 3, "test")
         tx = Tx(mdt)
         assert tx.new_inode(0o100644, 0, 0, 1).attr.fid == make_fid(3, FIRST_FREE)
         store.close()
 
-    def test_never_overwrites(self, mdt_url: str) -> None:
-        format_mdt(mdt_url, "test", 0, 1)
+    def test_never_overwrites(self, empty_url: str) -> None:
+        format_mdt(empty_url, "test", 0, 1)
         with failing(errno.EEXIST):
-            format_mdt(mdt_url, "test", 0, 1)
+            format_mdt(empty_url, "test", 0, 1)
 
     @pytest.mark.parametrize("number", [-1, 1 << 15])
     def test_mdt_number_must_fit(self, tmp_path: Path, number: int) -> None:
@@ -74,20 +75,20 @@ class TestFormat:
 
 
 class TestOpen:
-    def test_unformatted_database_says_what_to_do(self, mdt_url: str, tmp_path: Path) -> None:
+    def test_unformatted_database_says_what_to_do(self, empty_url: str, tmp_path: Path) -> None:
         with pytest.raises(OSError, match="nacre mds format"):
-            open_store(mdt_url)
+            open_store(empty_url)
         with pytest.raises(OSError, match="nacre mds format"):
             open_store(str(tmp_path / "none.db"))
         assert not (tmp_path / "none.db").exists()
 
-    def test_newer_schema_says_what_to_do(self, mdt_url: str) -> None:
-        format_mdt(mdt_url, "test", 0, 1)
-        engine = create_engine(alchemy_url(mdt_url), poolclass=NullPool)
+    def test_newer_schema_says_what_to_do(self, empty_url: str) -> None:
+        format_mdt(empty_url, "test", 0, 1)
+        engine = create_engine(alchemy_url(empty_url), poolclass=NullPool)
         with engine.begin() as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
         with pytest.raises(OSError, match=r"newer than this nacrefs.*serve it with") as caught:
-            open_store(mdt_url)
+            open_store(empty_url)
         assert "\n" not in str(caught.value)
         assert caught.value.errno == errno.EPROTONOSUPPORT
 
@@ -98,16 +99,16 @@ class TestOpen:
             open_store(str(path))
         assert path.read_bytes() == b"this is no database " * 1000
 
-    def test_second_server_is_refused(self, mdt_url: str) -> None:
-        format_mdt(mdt_url, "test", 0, 1)
-        store = open_store(mdt_url)
+    def test_second_server_is_refused(self, empty_url: str) -> None:
+        format_mdt(empty_url, "test", 0, 1)
+        store = open_store(empty_url)
         try:
             with pytest.raises(NotTheOwner, match="another MDS is serving this MDT") as caught:
-                open_store(mdt_url)
+                open_store(empty_url)
             assert caught.value.errno == errno.EBUSY
         finally:
             store.close()
-        open_store(mdt_url).close()
+        open_store(empty_url).close()
 
     def test_owner_that_was_killed_leaves_no_lock(self, tmp_path: Path) -> None:
         path = str(tmp_path / "db")
@@ -128,8 +129,8 @@ class TestOpen:
         with pytest.raises(ValueError, match="database URL"):
             parse_url(url)
 
-    def test_an_older_schema_learns_where_copies_are(self, mdt_url: str) -> None:
-        engine = create_engine(alchemy_url(mdt_url), poolclass=NullPool)
+    def test_an_older_schema_learns_where_copies_are(self, empty_url: str) -> None:
+        engine = create_engine(alchemy_url(empty_url), poolclass=NullPool)
         with engine.connect() as connection:
             config = Config()
             config.set_main_option("script_location", str(MIGRATIONS))
@@ -150,7 +151,7 @@ class TestOpen:
                         {"fid": fid, "none": b""},
                     )
             connection.commit()
-        store = open_store(mdt_url)
+        store = open_store(empty_url)
         try:
             rows = store.fetchall("SELECT fid, copy_osts, copy_class FROM inode ORDER BY fid")
             glacier = class_place(2, "GLACIER")
@@ -246,7 +247,7 @@ class TestFids:
 
 @pytest.mark.parametrize("statement", ["lookup", "listing", "names", "orphans"])
 def test_hot_statements_search_an_index(mdt_url: str, statement: str) -> None:
-    format_mdt(mdt_url, "test", 0, 1)
+    make_mdt(mdt_url, "test")
     store = open_store(mdt_url)
     try:
         assert "scan" not in plan(store, statement).lower()

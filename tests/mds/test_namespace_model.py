@@ -3,12 +3,11 @@
 import copy
 import itertools
 import stat
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
-import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -51,6 +50,7 @@ from nacrefs.common.wire import (
 from tests.mds.world import INLINE_BYTES, START_NS, World
 from tests.mdt import make_mdt
 from tests.model import Inode, Namespace
+from tests.postgres import new_database
 
 NAMES = st.sampled_from([b"a", b"b", b"c", b"\xff\xfe"])
 PICK = st.integers(0, 1000)
@@ -370,23 +370,14 @@ def on_sqlite(directory: Path, examples: int) -> None:
 
 
 def on_postgresql(postgres_url: str, examples: int) -> None:
-    made: list[str] = []
-
-    def fresh() -> Iterator[str]:
+    def fresh() -> Generator[str]:
         while True:
-            made.append(f"mdt_{uuid.uuid4().hex}")
-            with psycopg.connect(postgres_url, autocommit=True) as connection:
-                connection.execute(f"CREATE SCHEMA {made[-1]}".encode())
-            url = f"{postgres_url}{'&' if '?' in postgres_url else '?'}options=-csearch_path%3D{made[-1]}"
-            make_mdt(url, "test", START_NS)
-            yield url
+            with new_database(postgres_url) as url:
+                make_mdt(url, "test", START_NS)
+                yield url
 
-    try:
-        _run(fresh(), examples)
-    finally:
-        with psycopg.connect(postgres_url, autocommit=True) as connection:
-            for schema in made:
-                connection.execute(f"DROP SCHEMA {schema} CASCADE".encode())
+    with closing(fresh()) as urls:
+        _run(urls, examples)
 
 
 # Examples are chosen anew in each run, so that few of them in every run find what many in one would.
