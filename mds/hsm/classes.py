@@ -1,5 +1,6 @@
 """Storage classes inside an archive: moving copies to colder ones, and having cold ones made readable."""
 
+import asyncio
 import errno
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,14 @@ class Classes:
             action.row = begun = action.row._replace(upload="?")
             await submit(lambda step: steps.put_action(step, begun))
         order = wire.MoveClass(spec, copy.key, row.storage_class, copy.size)
-        moved: wire.ArchiveEntry = await self._movers.ask_one(order)
+        moving: asyncio.Future[wire.ArchiveEntry] = asyncio.ensure_future(self._movers.ask_one(order))
+        try:
+            moved = await asyncio.shield(moving)
+        except asyncio.CancelledError:
+            if self._mds.hsm.stopping:
+                moving.cancel()
+                raise
+            moved = await moving  # an archive does not stop: until it is done, nobody else may do anything with the key
         begun, ended = action.row, action.succeeded(self._mds.clock.now_ns())
         await submit(lambda step: steps.end_transition(step, begun, copy, moved.etag, ended))
         action.row = ended

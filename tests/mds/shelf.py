@@ -14,6 +14,7 @@ from nacrefs.common.wire import (
     Bytes,
     Done,
     Inspection,
+    MoveClass,
     Moved,
     MoveDelete,
     MovedMany,
@@ -39,8 +40,9 @@ class Shelf:
         self.objects: dict[str, ArchiveEntry] = {}
         self.data: dict[str, bytes] = {}
         self.listed = asyncio.Event()
+        self.asked_for_class = asyncio.Event()
         self.may_answer = asyncio.Event()
-        """Set, unless answers to listings are held back; `listed` says that one is."""
+        """Set, unless answers to listings and changes of class are held back; the other two say that one is."""
         self.may_answer.set()
 
     def handlers(self) -> Mapping[type[Request[Any]], Handler]:
@@ -53,6 +55,7 @@ class Shelf:
             MovePut: lambda request, call: self._put(request),
             MoveMany: self._many,
             MoveDelete: self._delete,
+            MoveClass: self._class,
             MoveStop: lambda request, call: Done(),
         }
 
@@ -65,6 +68,11 @@ class Shelf:
         if entry is None:
             raise FileNotFoundError(errno.ENOENT, f"there is no object {key!r}")
         return entry
+
+    async def _class(self, request: MoveClass, call: Call) -> ArchiveEntry:
+        self.asked_for_class.set()
+        await self.may_answer.wait()
+        return self._need(request.key)
 
     async def _list(self, request: MoveList, call: Call) -> ArchiveListing:
         entries = tuple(entry for key, entry in sorted(self.objects.items()) if key.startswith(request.prefix))

@@ -25,11 +25,12 @@ from nacrefs.common.wire import (
     SetLink,
     Unlink,
 )
+from nacrefs.mds.hsm.queue import Wanted
 from nacrefs.mds.hsm.rows import FAILED, STARTED, SUCCEED, ActionRow, HsmRow
 from nacrefs.mds.hsm.steps import begin_transition, end_action, end_transition, plan_archive, put_hsm
 from nacrefs.mds.transactions.step import Step
 from tests.mds.actions import directory, failing, file
-from tests.mds.served import Client, Served
+from tests.mds.served import Client, Served, turns
 from tests.mds.world import World
 
 COLD = ArchiveSpec(0, "cold", "dir", "file:///cold")
@@ -97,6 +98,32 @@ async def test_archives_have_no_place_in_common(served: Served, client: Client) 
     await client.call(SetArchive(replace(bucket, rate_mibps=5.0)))  # it may be changed
     with pytest.raises(FileExistsError, match="archive beside"):
         await client.call(SetArchive(replace(bucket, url="s3://b/xy/z")))
+
+
+async def test_change_of_class_that_is_canceled_is_waited_for(served: Served, client: Client) -> None:
+    """The archive goes on with it; meanwhile nothing else is to happen to the object."""
+    fid = await planted(client)
+    await client.call(SetArchive(COLD))
+    shelf, hsm = served.first.shelf, served.mds.hsm
+
+    def archived(step: Step) -> None:
+        inode = step.tx.need(fid)
+        put_hsm(step, inode, HsmRow(fid, int(HsmFlag.EXISTS | HsmFlag.ARCHIVED), 1, "f~1", inode.data_version, 8))
+
+    await served.mds.journal.submit_own(archived)
+    shelf.add("f~1", 8, "another")
+    shelf.may_answer.clear()
+    hsm.classes.learned(1, {"class_change": True})
+    await hsm.request_many([Wanted(HsmAction.TRANSITION, fid, 1, "", "GLACIER")])
+    await shelf.asked_for_class.wait()
+    canceled = asyncio.create_task(hsm.cancel(fid))
+    await turns()
+    assert not canceled.done()
+    assert fid in hsm.active
+    shelf.may_answer.set()
+    await canceled
+    rows = served.mds.mdt.store.fetchall("SELECT storage_class, etag FROM hsm")
+    assert [tuple(row) for row in rows] == [("GLACIER", "another")]
 
 
 async def test_archive_is_not_moved_to_where_its_copies_are_not(served: Served, client: Client) -> None:
