@@ -5,7 +5,7 @@ a name waits for the lock of its directory, which a LOOKUP or CREATE in service 
 those requests, never writes one itself. Hazards, and what is done about them:
 
 * A notification that waits for a request in service must not hold up others on which that request may depend: a worker
-  that has not moved for `_STUCK_S` gets a colleague.
+  that has not moved for `_STUCK_S` gets a colleague, idle or new, for what is queued.
 * Names: a LOOKUP may wait at the MDS for a change whose recall waits here for that very LOOKUP (the directory is locked
   while it is in service). Linux 6.16 knows a notification that takes no lock and makes every name be looked up again
   when it is next used (INC_EPOCH). A stuck name is settled that way. Older kernels wait.
@@ -158,9 +158,12 @@ class Notifier:
         self._watched = now
         if self._has_epoch and any(self._names_stuck(now[number][0]) for number in stuck):
             self._bump_epoch([now[number][0] for number in stuck])
-        if self._queued and len(stuck) == len(self._workers) < _WORKERS_MAX:
-            self._start_worker()
-            self._tokens.put(True)
+        if self._queued and stuck:  # one worker may have been woken for several jobs, and be stuck with the first
+            if len(stuck) < len(self._workers):
+                self._tokens.put(True)
+            elif len(self._workers) < _WORKERS_MAX:
+                self._start_worker()
+                self._tokens.put(True)
         self._watch = self._loop.call_later(_STUCK_S, self._look_after)
 
     def _names_stuck(self, job: _Job) -> bool:

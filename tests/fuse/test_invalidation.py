@@ -178,6 +178,25 @@ async def test_names_are_forgotten_while_a_create_in_their_directory_waits(mount
     assert not await off_loop((mount.path / "d/f").exists)
 
 
+async def test_what_is_queued_behind_a_stuck_name_is_taken_up_by_an_idle_worker(mount: Mount) -> None:
+    await off_loop((mount.path / "d").mkdir)
+    await off_loop((mount.path / "d/f").touch)
+    await off_loop((mount.path / "g").touch)
+    directory, other = mount.fs.inode("d").fid, mount.fs.inode("g").fid
+    for name in ("d/a", "d/b"):  # the first time there is one worker, then one is idle
+        gate = mount.fs.hold("mkdir")
+        making = asyncio.create_task(off_loop((mount.path / name).mkdir))
+        await mount.fs.entered["mkdir"].wait()
+        stuck = asyncio.create_task(kernel(mount).forget_entries(directory, [b"f"]))
+        behind = asyncio.create_task(kernel(mount).forget_inode(other))
+        try:
+            await asyncio.wait_for(behind, 10)
+        finally:
+            gate.set()
+            await making
+            await stuck
+
+
 async def test_a_bumped_epoch_leaves_working_directories_and_open_files_alone(mount: Mount) -> None:
     def prepare() -> int:
         (mount.path / "d").mkdir()
