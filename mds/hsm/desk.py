@@ -193,13 +193,13 @@ class HsmDesk:
     def _check_place(self, spec: ArchiveSpec) -> None:
         """OSError (EEXIST) if the prefix is part of another archive's or of a link's, or holds it: a key could be one
         of both, and be deleted by who has given it up while the other needs it."""
-        for number, other in self._mds.hsm.archives.items():
-            if other.name == spec.name or not overlap(spec, other):
-                continue
-            if number in self._mds.mdt.linked:
+        linked = self._mds.mdt.linked
+        others = [one for one in self._mds.hsm.archives.values() if one.name != spec.name and overlap(spec, one)]
+        for other in sorted(others, key=lambda one: one.id not in linked):
+            if other.id in linked:
                 raise OSError(
                     errno.EEXIST,
-                    f"link {number} is bound to {other.url}, where copies of an archive would become files: give the"
+                    f"link {other.id} is bound to {other.url}, where copies of an archive would become files: give the"
                     " archive another prefix, or remove the link first (`nacre link rm`)",
                 )
             raise OSError(

@@ -97,7 +97,7 @@ DAMAGE = [
     ("warmup-circle", "UPDATE warmup SET \"after\" = id, state = 'waiting'"),
     ("warmup-state", "UPDATE warmup SET state = 'lost'"),
     ("warmup-unreadable", "UPDATE warmup SET counts = 'x'"),
-    ("warmup-unreadable", "INSERT INTO warmup VALUES (55, 'warm', 'waiting', 0, 1, 0, 1, 1, 'x')"),
+    ("warmup-unreadable", "INSERT INTO warmup VALUES (55, 'warm', 'waiting', 0, 1, 0, 1, 1, 'x', 0)"),
     ("rule-state", "UPDATE rule SET state = 'tired'"),
     ("rule-unreadable", "UPDATE rule SET document = '{{}}'"),
     ("rule-unreadable", "UPDATE rule SET counts = 'x'"),
