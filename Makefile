@@ -112,12 +112,11 @@ RDMA_CLUSTERS := tests/cluster/test_mirrors.py tests/cluster/test_dead_writer.py
     tests/cluster/test_lifecycle.py tests/client/test_locks.py tests/client/test_open_files.py tests/client/test_requests.py \
     tests/client/data/test_quota.py
 # The tier and links, to a directory (`s3-sqlite` would take the same time again; SeaweedFS and moto run there, too), and
-# of fsck, exports and what links send that which has to do with transports.
-RDMA_TIER := tests/cluster/test_links.py tests/cluster/test_tier.py tests/cluster/test_tier_recall.py tests/client/test_file_io.py \
+# of warmup, fsck and exports that which has to do with transports.
+RDMA_TIER := tests/cluster/test_links.py tests/cluster/test_link_export.py tests/cluster/test_tier.py \
+    tests/cluster/test_tier_recall.py tests/client/test_file_io.py \
     $(addprefix tests/cluster/test_warmup.py::test_,a_second_epoch_makes_no_requests_to_s3 check_and_evict_tell_the_truth \
-    who_reads_does_not_wait_for_a_warmup) \
-    $(addprefix tests/cluster/test_link_export.py::test_,files_are_plain_objects_after_a_flush \
-    nothing_is_lost_over_restarts what_is_changed_here_is_changed_there_by_itself names_that_move_or_go) \
+    who_reads_does_not_wait_for_a_warmup a_job_goes_on_after_a_restart_and_one_half_named_does_not) \
     $(addprefix tests/cluster/test_fsck.py::test_,orphans_of_a_striped_file_are_destroyed_when_that_is_asked_for \
     a_file_that_a_dead_writer_left_too_short_is_as_long_as_its_objects a_damaged_object_is_named_and_never_hidden \
     an_ost_that_is_down_is_told_and_nothing_is_guessed) \
