@@ -41,7 +41,10 @@ class Archiver:
         try:
             etag, digests = await (self._parts if plan.in_parts else self._whole)(action, spec, plan)
         except BaseException as error:
-            if plan.in_parts or isinstance(error, asyncio.CancelledError):
+            stopped = isinstance(error, asyncio.CancelledError) or (
+                isinstance(error, OSError) and error.errno == errno.ECANCELED
+            )  # by somebody else, when the file's objects were destroyed; what was being sent goes on until it is there
+            if plan.in_parts or stopped:
                 await self.quiesce(action.row.fid)
             raise
         copy = HsmRow(

@@ -75,13 +75,20 @@ class Tier(World):
         def files(column: str) -> set[Any]:
             return {row[0] for row in store.fetchall(f"SELECT {column}")}
 
-        async with asyncio.timeout(50):
-            while self.hsm.active or files("key FROM hsm_gone") or files("fid FROM destroy"):
-                await asyncio.sleep(0.02)
-            while {name.partition(".")[0] for name in self.objects()} - self.stored():
-                await asyncio.sleep(0.02)
-            while set(await self.keys()) != files("key FROM hsm WHERE key <> ''"):
-                await asyncio.sleep(0.1)  # what is removed while it is open goes when it is closed
+        async def left() -> list[Any]:
+            under_way = [action.row for action in self.hsm.active.values()]
+            unowned = {name.partition(".")[0] for name in self.objects()} - self.stored()
+            keys = set(await self.keys()) ^ files("key FROM hsm WHERE key <> ''")
+            kinds = {
+                "under way": under_way, "objects of OSTs": unowned, "objects": keys,
+                "to delete": files("key FROM hsm_gone"), "to destroy": files("fid FROM destroy"),
+            }  # fmt: skip
+            return [one for one in kinds.items() if one[1]]
+
+        until_s = asyncio.get_running_loop().time() + 50
+        while remains := await left():  # what is removed while it is open goes when it is closed
+            assert asyncio.get_running_loop().time() < until_s, remains
+            await asyncio.sleep(0.05)
         assert await names.uploads() == []
         found = await fsck(self.mds.mds)
         assert found == [], found

@@ -39,6 +39,10 @@ class Shelf:
     def __init__(self) -> None:
         self.objects: dict[str, ArchiveEntry] = {}
         self.data: dict[str, bytes] = {}
+        self.refusal = 0
+        """With which errno small files are not taken; 0: they are."""
+        self.stopped: list[int] = []
+        """Files of which all moves were to stop."""
         self.listed = asyncio.Event()
         self.asked_for_class = asyncio.Event()
         self.may_answer = asyncio.Event()
@@ -56,7 +60,7 @@ class Shelf:
             MoveMany: self._many,
             MoveDelete: self._delete,
             MoveClass: self._class,
-            MoveStop: lambda request, call: Done(),
+            MoveStop: self._stop,
         }
 
     def add(self, key: str, size: int, etag: str = "", meta: tuple[tuple[str, str], ...] = ()) -> None:
@@ -90,10 +94,16 @@ class Shelf:
         self.add(request.key, request.size, etag, request.meta)
         return Moved(etag, _DIGEST)
 
+    def _stop(self, request: MoveStop, call: Call) -> Done:
+        self.stopped += request.fids
+        return Done()
+
     def _many(self, request: MoveMany, call: Call) -> MovedMany:
         return MovedMany(tuple(map(self._move, request.orders)))
 
     def _move(self, order: MovePut | MoveGet) -> MoveResult:
+        if isinstance(order, MovePut) and self.refusal:
+            return MoveResult(None, self.refusal, "as the test wants it")
         if isinstance(order, MovePut):
             return MoveResult(self._put(order))
         if order.key not in self.objects:

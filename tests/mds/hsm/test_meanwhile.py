@@ -126,6 +126,17 @@ async def test_change_of_class_that_is_canceled_is_waited_for(served: Served, cl
     assert [tuple(row) for row in rows] == [("GLACIER", "another")]
 
 
+async def test_what_a_destroyed_file_has_on_its_way_is_waited_for(served: Served, client: Client) -> None:
+    """Its OSS stops the move, but not the request to the archive: what is deleted before that is over would be back."""
+    fid = await planted(client)
+    await client.call(SetArchive(COLD))
+    served.first.shelf.refusal = errno.ECANCELED
+    await client.call(HsmRequest(HsmAction.ARCHIVE, (fid,)))
+    async with asyncio.timeout(10):
+        while served.first.shelf.stopped != [fid]:
+            await asyncio.sleep(0.001)
+
+
 async def test_archive_is_not_moved_to_where_its_copies_are_not(served: Served, client: Client) -> None:
     """As by a slip of the pen: files would be lost."""
     fid = await planted(client)
