@@ -6,7 +6,7 @@ and databases must be the same.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -347,12 +347,18 @@ def holds_no_more_than_it_knows(served: Served, client: Client, request: Any, re
         assert served.mds.leases.held(reply.parent.fid, client.number) >= reply.parent_lease
 
 
+def calm_and(faults: Iterable[str]) -> list[Any]:
+    """The parameters of a test: no fault, whose outcome the others are compared with, and each fault. (No fault for a
+    second time, for runs of slow cases only.)"""
+    return [None, pytest.param(None, id="calm", marks=pytest.mark.slow), *faults]
+
+
 _calm: dict[tuple[str, str], tuple[Any, dict[str, list[Any]]]] = {}
 """What requests do undisturbed, by engine and request."""
 
 
 @pytest.mark.parametrize("what", REQUESTS)
-@pytest.mark.parametrize("fault", [None, *FAULTS])
+@pytest.mark.parametrize("fault", calm_and(FAULTS))
 async def test_answer_and_tree_are_as_if_nothing_had_happened(what: str, fault: str | None, mdt_url: str) -> None:
     ask = REQUESTS[what]
     engine = mdt_url.partition(":")[0]
@@ -445,7 +451,7 @@ _calm_administration: dict[tuple[str, str], tuple[Any, dict[str, list[Any]]]] = 
 
 
 @pytest.mark.parametrize("what", ADMINISTRATION)
-@pytest.mark.parametrize("fault", [None, *FAULTS])
+@pytest.mark.parametrize("fault", calm_and(FAULTS))
 async def test_administrators_get_what_they_asked_for_once(what: str, fault: str | None, mdt_url: str) -> None:
     engine = mdt_url.partition(":")[0]
     async with Served(mdt_url, osts=1) as served:

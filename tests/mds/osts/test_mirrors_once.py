@@ -33,7 +33,7 @@ from nacrefs.common.wire import (
 )
 from nacrefs.mds.records import DISCARDED
 from tests.mds.served import Asker, Client, Served, turns
-from tests.mds.test_exactly_once import BOTH, FAULTS, Fault, bare, database, plant, undisturbed
+from tests.mds.test_exactly_once import BOTH, FAULTS, Fault, bare, calm_and, database, plant, undisturbed
 
 Ask = Callable[[int, Layout, int], Request[Any]]
 CHANGES: dict[str, Ask] = {
@@ -108,7 +108,7 @@ async def compare(engine: str, what: str, fault: str | None, outcome: Callable[[
 
 
 @pytest.mark.parametrize("what", CHANGES)
-@pytest.mark.parametrize("fault", [None, *FAULTS])
+@pytest.mark.parametrize("fault", calm_and(FAULTS))
 async def test_change_of_a_mirrored_file_happens_once(what: str, fault: str | None, mdt_url: str) -> None:
     if what == "open for writing" and fault in NO_COMMIT:
         pytest.skip("its session is known to write the file: nothing is committed")
@@ -132,7 +132,7 @@ async def test_change_of_a_mirrored_file_happens_once(what: str, fault: str | No
 
 
 @pytest.mark.parametrize("what", COPIES)
-@pytest.mark.parametrize("fault", [None, *FAULTS])
+@pytest.mark.parametrize("fault", calm_and(FAULTS))
 async def test_what_is_asked_about_copies_happens_once(what: str, fault: str | None, mdt_url: str) -> None:
     async with mirrored(mdt_url) as (served, client, fid, parent):
         layout = await layout_of(client, fid)
