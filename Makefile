@@ -110,7 +110,7 @@ RDMA_CLUSTERS := tests/cluster/test_mirrors.py tests/cluster/test_dead_writer.py
     tests/cluster/test_access_times.py tests/cluster/test_keys.py tests/cluster/test_write_order.py \
     tests/cluster/test_stale_after_restart.py tests/cluster/test_scrub.py tests/cluster/test_copy_range.py \
     tests/cluster/test_lifecycle.py tests/client/test_locks.py tests/client/test_open_files.py tests/client/test_requests.py \
-    tests/client/data/test_quota.py
+    tests/client/data/test_quota.py tests/client/data/test_commit.py tests/client/test_coherence.py tests/client/test_statahead.py
 # The tier and links, to a directory (`s3-sqlite` would take the same time again; SeaweedFS and moto run there, too), and
 # of warmup, fsck and exports that which has to do with transports.
 RDMA_TIER := tests/cluster/test_links.py tests/cluster/test_link_export.py tests/cluster/test_tier.py \
