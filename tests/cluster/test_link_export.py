@@ -63,14 +63,15 @@ class Sent(Linked):
 
 
 @pytest.fixture(params=["dir", "s3"])
-async def world(request: pytest.FixtureRequest, tmp_path: Path, mdt_url: str | None) -> AsyncGenerator[Sent]:
+async def world(
+    request: pytest.FixtureRequest, s3: S3Server, tmp_path: Path, mdt_url: str | None
+) -> AsyncGenerator[Sent]:
     async with AsyncExitStack() as stack:
         proxy: Proxy | None = None
         if request.param == "dir":
             (tmp_path / "archive").mkdir()
             bucket = Bucket(ArchiveSpec(0, "", "dir", f"file://{tmp_path}/archive"), None, tmp_path / "archive")
         else:
-            s3: S3Server = request.getfixturevalue("s3")
             proxy = await stack.enter_async_context(Proxy(s3.endpoint))
             url = f"s3://{s3.place()}"
             spec = ArchiveSpec(0, "", "s3", url, proxy.url, credentials=s3.credentials)

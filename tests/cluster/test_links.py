@@ -145,12 +145,13 @@ class Linked(World):
 
 
 @pytest.fixture(params=["dir", "s3"])
-async def world(request: pytest.FixtureRequest, tmp_path: Path, mdt_url: str | None) -> AsyncGenerator[Linked]:
+async def world(
+    request: pytest.FixtureRequest, s3: S3Server, tmp_path: Path, mdt_url: str | None
+) -> AsyncGenerator[Linked]:
     if request.param == "dir":
         (tmp_path / "archive").mkdir()
         bucket = Bucket(ArchiveSpec(0, "", "dir", f"file://{tmp_path}/archive"), None, tmp_path / "archive")
     else:
-        s3: S3Server = request.getfixturevalue("s3")
         url = f"s3://{s3.place()}"
         spec = ArchiveSpec(0, "", "s3", url, s3.endpoint, credentials=s3.credentials)
         bucket = Bucket(spec, s3.client(), tmp_path)
