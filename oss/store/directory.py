@@ -29,6 +29,7 @@ from nacrefs.oss.store.protocol import Page, check_key
 T = TypeVar("T")
 _OWN: Final = ".nacre"
 _THREADS: Final = 4
+_TRIES: Final = 100
 _SYMLINK: Final = "012"
 """How the mode of a symbolic link begins (`file-permissions`, octal)."""
 
@@ -94,9 +95,15 @@ class DirectoryStore:
         return await self._do(key, work)
 
     def _publish(self, key: str, path: Path, temporary: Path, meta: dict[str, str], etag: str) -> str:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._describe(key, meta, etag, os.stat(temporary).st_mtime_ns)
-        os.replace(temporary, path)
+        for left in reversed(range(_TRIES)):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._describe(key, meta, etag, os.stat(temporary).st_mtime_ns)
+                os.replace(temporary, path)
+                break
+            except FileNotFoundError:  # whoever has deleted the last object there has removed the directory, too
+                if not left or not self.root.is_dir():
+                    raise
         _sync(path.parent)
         return etag
 

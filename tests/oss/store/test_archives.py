@@ -75,6 +75,27 @@ async def test_a_symbolic_link_in_a_directory_is_none_if_somebody_has_written_th
     await store.close()
 
 
+async def test_an_object_comes_to_where_the_last_other_one_is_being_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a directory, which goes with its last object. (OSSes put and delete without knowing of each other.)"""
+    store = open_archive(ArchiveSpec(1, "cold", "dir", f"file://{tmp_path}"))
+    real, removed = os.replace, False
+
+    def late(source: Path, target: Path) -> None:
+        nonlocal removed
+        if target == tmp_path / "data" / "new" and not removed:
+            target.parent.rmdir()
+            removed = True
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    await store.put("data/new", [memoryview(b"bytes")], {})
+    assert removed
+    assert await store.get("data/new", 0, 5) == b"bytes"
+    await store.close()
+
+
 async def test_what_is_not_there(store: ArchiveStore) -> None:
     assert await errno_of(store.head("nothing")) == errno.ENOENT
     assert await errno_of(store.get("nothing", 0, 1)) == errno.ENOENT
