@@ -34,12 +34,11 @@ SIZE = 20 * (1 << 20) + 12345
 
 
 @pytest.fixture(params=["dir", "s3"])
-async def tier(request: pytest.FixtureRequest, tmp_path: Path, mdt_url: str | None) -> AsyncGenerator[Tier]:
+async def tier(
+    request: pytest.FixtureRequest, s3_archive: ArchiveSpec, tmp_path: Path, mdt_url: str | None
+) -> AsyncGenerator[Tier]:
     (tmp_path / "archive").mkdir()
-    if request.param == "s3":
-        spec: ArchiveSpec = request.getfixturevalue("s3_archive")
-    else:
-        spec = ArchiveSpec(0, "cold", "dir", f"file://{tmp_path}/archive")
+    spec = s3_archive if request.param == "s3" else ArchiveSpec(0, "cold", "dir", f"file://{tmp_path}/archive")
     async with tier_on(tmp_path / "c", mdt_url) as made:
         await add_archive(made, spec)
         yield made
