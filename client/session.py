@@ -324,6 +324,12 @@ class Session:
         self._set_osts(table.osts)
         self._osts_version = table.version
 
+    def check_still(self, number: int, undone: str = "the data was sent") -> None:
+        """EIO if the session of this number, in which a change was begun, has ended: somebody else may have written
+        there since, so nothing of it may go out under the next one. `undone`: what it has ended before."""
+        if self.number != number:
+            raise OSError(errno.EIO, f"the session ended before {undone}")
+
     async def server_of(self, ost: int) -> Remote:
         """The connection to the server of an OST; ENODEV if there is no such OST. Between two sessions the next one is
         waited for: a connection is for one session, and without one it would be of no use for ever."""

@@ -1,7 +1,6 @@
 """Appending to a shared file: in turns, which the MDS gives (`mds/clients/appends.py`)."""
 
 import asyncio
-import errno
 import itertools
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -33,8 +32,7 @@ class Appends:
                     if node.lease == WRITE:
                         yield -1
                         return
-                    if self._session.number != number:
-                        raise OSError(errno.EIO, "the session ended before the data was sent")
+                    self._session.check_still(number)
                     self._session.appends[fid] = ticket
                     yield node.attr.size
                 finally:

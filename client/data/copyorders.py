@@ -5,7 +5,6 @@ orders of limited size (`CopyRange`). The target's OST carries them out; no byte
 """
 
 import asyncio
-import errno
 from collections.abc import Awaitable
 from functools import partial
 from typing import Final, NamedTuple
@@ -96,8 +95,7 @@ async def copy(
         some = orders(layout)
         for order in some:
             server = await objects.session.server_of(layout.osts[order.stripe])
-            if objects.session.number != session:
-                raise OSError(errno.EIO, "the session ended before everything was copied")
+            objects.session.check_still(session, "everything was copied")
             calls.append(server.call(request(layout, capability, order, order.stripe)))
         for order, result in zip(some, await asyncio.gather(*calls, return_exceptions=True), strict=True):
             if isinstance(result, BaseException):

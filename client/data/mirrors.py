@@ -174,7 +174,7 @@ class Copies:
         tries, session = 0, self._session.number
         while True:
             layout, capability = await self._granted(inode, Right.WRITE)
-            self._check_session(session)
+            self._session.check_still(session)
             parts = make(layout, capability)
             jobs = [(part, number) for part in parts for number in _needed(layout, part)]
             results = await asyncio.gather(
@@ -192,18 +192,13 @@ class Copies:
                     written[number] = result
             if not failed:
                 return written
-            self._check_session(session)
+            self._session.check_still(session)
             tries += 1
             if await self._after_failed_change(inode, layout, parts, failed, tries):
                 now = inode.layout
                 done = written.keys() - failed.keys()
                 if now is not None and all(done >= set(_needed(now, part)) for part in parts):
                     return {number: written[number] for number in done}
-
-    def _check_session(self, session: int) -> None:
-        """EIO if the session in which a change was begun has ended: somebody else may have written there since."""
-        if self._session.number != session:
-            raise OSError(errno.EIO, "the session ended before the data was sent")
 
     async def _after_failed_change(
         self, inode: Inode, layout: Layout, parts: Sequence[Part], failed: dict[int, OSError], tries: int

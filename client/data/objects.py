@@ -278,8 +278,7 @@ class Objects:
                     ost, inode.fid, number, layout.generation, capability, tuple(batch.extents), sums, sync, mtime_ns
                 )
                 server = await self.session.server_of(ost)
-                if self.session.number != session:
-                    raise OSError(errno.EIO, "the session ended before the data was sent")
+                self.session.check_still(session)
                 calls.append(server.call(request, data=batch.data))
                 numbers.append(number)
             written.update(zip(numbers, await together(calls), strict=True))

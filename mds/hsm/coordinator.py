@@ -165,7 +165,9 @@ class Coordinator:
     async def request_many(self, wanted: Sequence[Wanted]) -> list[str | None]:
         """Queue what a rule wants, in one transaction; for each why it was refused, empty if it is queued, None if
         there is nothing to do."""
-        made: list[ActionRow | str | None] = await self._journal.submit_own(partial(self._request_many, wanted))
+        made: list[ActionRow | str | None] = await self._journal.submit_own(
+            partial(self._request_many, wanted), aside=True
+        )
         answers: list[str | None] = []
         for row in made:
             if not isinstance(row, ActionRow):

@@ -142,11 +142,14 @@ class Journal:
         else:
             self.submit(work)
 
-    def submit_own(self, operation: Callable[[Step], Any], first: bool = False) -> "asyncio.Future[Any]":
+    def submit_own(
+        self, operation: Callable[[Step], Any], first: bool = False, aside: bool = False
+    ) -> "asyncio.Future[Any]":
         """Run a step of the MDS's own in the next batch; a future of its result, there when it is durable. `first`:
         before all others that wait, so that what it reads from SQL is all there is (but if it has to wait for leases,
-        it comes later)."""
+        it comes later). `aside`: no request waits for it, so none is to wait for its commit."""
         work = Work(lambda step, _: operation(step), None, None, None)
+        work.aside = aside
         work.settled = self._loop.create_future()
         self.submit(work, first)
         return work.settled
@@ -267,10 +270,10 @@ class Journal:
 
     def _is_lone(self, done: list[Work]) -> bool:
         """Whether nobody else has anything to do while this batch becomes durable, as far as can be seen, and that is
-        soon. (For what the MDS does by itself nobody is to wait.)"""
+        soon. (For what is done `aside` nobody is to wait.)"""
         return (
             len(done) == 1
-            and done[0].session is not None
+            and not done[0].aside
             and done[0].outstanding == 1
             and not self._queue
             and not self._waiting

@@ -19,8 +19,8 @@ class Work:
     """One request on its way: what to do, for whom, and where the answer goes."""
 
     __slots__ = (
-        "after", "again", "call", "changes", "claimed", "error", "intents", "operation", "outstanding", "reads",
-        "reply", "reported", "request", "seen", "session", "session_id", "settled",
+        "after", "again", "aside", "call", "changes", "claimed", "error", "intents", "operation", "outstanding",
+        "reads", "reply", "reported", "request", "seen", "session", "session_id", "settled",
     )  # fmt: skip
 
     def __init__(
@@ -34,6 +34,8 @@ class Work:
         self.call = call
         self.reads = reads
         """It only reads, as far as is known: it need not wait for a batch."""
+        self.aside = False
+        """The event loop is not to wait for its commit."""
         self.again = False
         """It answers a request that has had its effect: the reply is stored already."""
         self.changes: list[Change] | None = None
