@@ -5,7 +5,8 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +111,24 @@ async def actions_over(served: Served) -> None:
     async with asyncio.timeout(10):
         while served.mds.hsm.active:
             await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def later_attempts(served: Served) -> AsyncGenerator[None, None]:
+    """Time passes while an action waits for its next attempt: after a restart it may begin before the OSS is back."""
+
+    async def pass_time() -> None:
+        while True:
+            await asyncio.sleep(0.01)
+            now_ns = served.clock.now_ns()
+            if any(action.row.not_before_ns > now_ns for action in served.mds.hsm.active.values()):
+                served.clock.advance(0.2)
+
+    passing = asyncio.ensure_future(pass_time())
+    try:
+        yield
+    finally:
+        passing.cancel()
 
 
 async def released(served: Served, client: Client, fids: Tree) -> None:
@@ -229,7 +248,7 @@ async def outcome(served: Served, case: Case, fault: Fault) -> tuple[Any, ...]:
     await case.before(served, client, fids)
     client.reclaims = reclaims(served, client, fids)
     request, number = case.ask(fids), client.number
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(20), later_attempts(served):
         reply = await fault(served, client, request)
         answer = await over(served, client, request, reply)
     assert client.number == number, "the session must outlive the fault"
