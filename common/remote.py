@@ -62,6 +62,8 @@ class Server:
         self._tickets = tickets
         self._listeners: list[Listener] = []
         self._greetings: dict[asyncio.Task[None], Link] = {}
+        self._left: set[Peer] = set()
+        """Peers that are gone, and for which handlers ran on."""
 
     async def listen(self, address: str) -> str:
         """Accept peers at an address too; the address to connect to."""
@@ -134,6 +136,7 @@ class Server:
 
     def _gone(self, peer: Peer, error: OSError) -> None:
         self.peers.discard(peer)
+        self._left = {other for other in (*self._left, peer) if other.serving}
         log.log(logging.WARNING if isinstance(error, FramingError) else logging.DEBUG, "%s has gone: %s", peer, error)
         if self.on_gone is not None:
             self.on_gone(peer)
@@ -155,7 +158,7 @@ class Server:
         for task in greetings:
             task.cancel()
         await asyncio.gather(*greetings, return_exceptions=True)
-        peers = list(self.peers)
+        peers = [*self.peers, *self._left]
         for peer in peers:
             peer.close("server is shutting down")
         for peer in peers:

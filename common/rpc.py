@@ -488,6 +488,11 @@ class Peer:
             if not waiting.future.done():
                 waiting.future.set_exception(again(error))
 
+    @property
+    def serving(self) -> bool:
+        """Whether any handler's task is running."""
+        return bool(self._tasks)
+
     async def drain(self) -> None:
         """Wait until no handler's task is running."""
         while self._tasks:

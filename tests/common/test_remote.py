@@ -524,6 +524,31 @@ async def test_after_aclose_everything_fails_at_once(scheme: str) -> None:
         await remote.aclose()
 
 
+async def test_a_server_that_closes_waits_for_what_it_does_for_peers_that_have_gone(scheme: str) -> None:
+    begun, ended = asyncio.Event(), False
+
+    async def inspected(request: Inspect, call: Call) -> Inspection:
+        nonlocal ended
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended = True
+        return Inspection(b"")
+
+    async with ends(scheme, {**HANDLERS, Inspect: inspected}) as both:
+        remote = await both.connected()
+        waiting: asyncio.Future[Any] = remote.call(Inspect(""))
+        await begun.wait()
+        await remote.aclose()
+        await results([waiting])
+        await until(lambda: not both.server.peers)
+        assert not ended  # what was asked is done all the same: its answer may be asked for again
+        await both.server.close()
+        assert ended
+
+
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 20])
 async def test_aclose_at_any_moment_of_connecting_leaves_nothing(scheme: str, turns: int) -> None:
     async with ends(scheme) as both:
