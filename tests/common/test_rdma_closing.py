@@ -11,11 +11,11 @@ import pytest
 from nacrefs.common import arena
 from nacrefs.common.auth import new_keyring
 from nacrefs.common.framing import Kind
-from nacrefs.common.transport import address
+from nacrefs.common.transport import address, rdmalink
 from nacrefs.common.transport.link import Link
 from nacrefs.common.transport.rdmalink import RdmaLink, State
 from nacrefs.common.wire import Data, Inspect, Written
-from tests.common.endpoints import ends, read, results, write
+from tests.common.endpoints import ends, read, results, until, write
 from tests.common.rdma_pair import upgraded
 from tests.common.test_rdma import registered
 from tests.common.test_transport import End
@@ -180,6 +180,28 @@ async def test_a_device_that_is_taken_out_while_a_link_is_made_is_closed_too(fab
         fabric.gone = True
         with pytest.raises(OSError, match="the device is gone"):
             await both.connected(name="another")
+
+
+async def test_a_device_that_never_gives_back_its_work_is_closed_after_a_while(
+    fabric: MemoryFabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rdmalink, "FLUSH_S", 0.05)
+    async with ends("rdma", devices=True) as both:
+        remote = await both.connected()
+        target = registered(BULK_BYTES)
+        fabric.held = fabric.stuck = True
+        call = remote.call(read(BULK_BYTES), into=[target])
+        near, far = remote.link, both.peer.link
+        assert isinstance(near, RdmaLink)
+        assert isinstance(far, RdmaLink)
+        near.work.pair.fail()
+        near.tcp.close()
+        await until(lambda: near.state is far.state is State.DRAINING)
+        await remote.aclose()
+        await both.server.close()
+        assert near.state is far.state is State.CLOSED
+        assert isinstance((await results([call]))[0], OSError)
+        assert not fabric.queue_pairs
 
 
 @pytest.mark.parametrize(("inline_bytes", "sent_inline"), [(256, 2), (0, 0)])

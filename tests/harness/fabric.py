@@ -33,6 +33,8 @@ class MemoryFabric:
         self.held = False
         self.gone = False
         """the device was taken out: nothing can be asked of it any more"""
+        self.stuck = False
+        """queue pairs that fail do not give back their work"""
         self.inline_bytes = 256
         self.lockable_bytes = 1 << 40
         self.deaf: set[int] = set()
@@ -322,6 +324,8 @@ class MemoryQueuePair:
         if self._state == "ERROR":
             return
         self._state = "ERROR"
+        if self.fabric.stuck:
+            return
         for item in self._queue:
             self.device.add(Completion(item.work, Status.FLUSHED, self.number, 0))
         self._queue.clear()

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol, Self, TypeVar
 
 from nacrefs.common import faults
-from nacrefs.common.auth import new_keyring
+from nacrefs.common.auth import Credentials, new_keyring
 from nacrefs.common.clock import ManualClock
 from nacrefs.common.config import Duration
 from nacrefs.common.observe import Meter
@@ -203,7 +203,7 @@ class Oss:
 class Client:
     """A bare client. It answers recalls with what the test put into `holds`, when `gate` is open."""
 
-    def __init__(self, served: "Served") -> None:
+    def __init__(self, served: "Served", credentials: Credentials | None = None) -> None:
         self.served = served
         self.name = f"client{next(_numbers)}"
         self.recalled: list[RecallItem] = []
@@ -217,7 +217,7 @@ class Client:
         """What it says in a grace term; None: it does not reclaim."""
         self.remote = Remote(
             served.address,
-            served.keyring.best_credentials(),
+            credentials or served.keyring.best_credentials(),
             self.name,
             {Recall: self._recall, Evicted: self._evicted},
             Meter(),
@@ -387,8 +387,8 @@ class Served:
         await oss.start()
         return oss
 
-    async def client(self) -> Client:
-        client = Client(self)
+    async def client(self, credentials: Credentials | None = None) -> Client:
+        client = Client(self, credentials)
         self.clients.append(client)
         await client.remote.open()
         return client

@@ -3,11 +3,13 @@
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
 from nacrefs.common.wire import (
     Commit,
     Destroy,
     Detach,
+    Fence,
     GetAttr,
     Holding,
     Keepalive,
@@ -16,6 +18,7 @@ from nacrefs.common.wire import (
     Mode,
     Open,
     Reclaim,
+    Role,
     Set,
     SetAttr,
     TruncateObjects,
@@ -113,6 +116,32 @@ async def test_client_that_does_not_come_back_is_evicted_after_the_term(served: 
     await waiting
     assert number not in served.mds.sessions.by_id
     assert served.mds.mdt.opens == {}
+
+
+async def test_who_had_a_key_that_went_meanwhile_is_fenced_before_others_have_its_files(served: Served) -> None:
+    """The MDS ended when the key had been revoked and nobody evicted yet."""
+    here, gone = await served.client(), await served.client(served.keyring.credentials(Role.CLIENT))
+    made = await gone.create(b"f")
+    assert made.node is not None
+    fid, number = made.node.attr.fid, gone.number
+    gone.reclaims = [Reclaim((Holding(fid, Lease.WRITE, BOTH, made.node.attr.change),))]
+    here.reclaims = [Reclaim(())]
+    keys = {name: key for name, key in served.keyring.keys.items() if key.role != "client"}
+    served.keyring = replace(served.keyring, keys=keys)
+    await served.restart()
+    await here.call(Keepalive())
+    opening = here.call(Open(fid, BOTH))
+    await served.pass_s(TERM_S - 1, here)
+    assert not opening.done()
+    served.first.gate.shut()
+    passing = asyncio.ensure_future(served.pass_s(2, here))
+    await served.first.gate.arrived.wait()
+    assert [fence.sessions for fence in served.first.of(Fence)] == [(number,)]
+    assert not opening.done()
+    served.first.gate.open()
+    await passing
+    assert not (await opening).shared
+    assert number not in served.mds.sessions.by_id
 
 
 async def test_detached_session_is_not_waited_for(served: Served) -> None:
