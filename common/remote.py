@@ -195,7 +195,8 @@ class Remote(Peer):
         self._handshake_s = handshake_s
         self._greeting: Link | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._closing = False
+        self.closing = False
+        """`aclose` has been called."""
 
     @property
     def connected(self) -> bool:
@@ -209,7 +210,7 @@ class Remote(Peer):
     def open_later(self) -> None:
         """Connect in the background, for as long as it takes."""
         idle = self._connecting is None or self._connecting.done()
-        if idle and self.link is None and not self._closing:
+        if idle and self.link is None and not self.closing:
             self._connecting = self._loop.create_task(self._reconnect())
 
     def ask_now(self, request: Request[ReplyT]) -> "asyncio.Future[ReplyT]":
@@ -265,7 +266,7 @@ class Remote(Peer):
     async def _reconnect(self) -> None:
         attempt = 0
         told = ""
-        while not self._closing:
+        while not self.closing:
             try:
                 await self._connect()
                 return
@@ -288,7 +289,7 @@ class Remote(Peer):
         elif link is self.link:
             self.link = None
             self._let_go()
-            if self._closing:
+            if self.closing:
                 self._fail_pending(error)
                 return
             log.info("lost %s (%s), reconnecting", self.address, error.strerror or error)
@@ -298,7 +299,7 @@ class Remote(Peer):
 
     async def aclose(self) -> None:
         """Disconnect for good; whatever waits for a reply fails."""
-        self._closing = True
+        self.closing = True
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)

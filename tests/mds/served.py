@@ -215,6 +215,8 @@ class Client:
         self.session: Session | None = None
         self.reclaims: list[Reclaim] | None = None
         """What it says in a grace term; None: it does not reclaim."""
+        self.comes_back = True
+        """It can connect again after a restart."""
         self.remote = Remote(
             served.address,
             credentials or served.keyring.best_credentials(),
@@ -328,9 +330,12 @@ class Served:
         await self.server.start()
 
     async def restart(self) -> None:
-        """Stop the MDS and start it again; clients and OSSes connect again by themselves."""
+        """Stop the MDS and start it again; clients and OSSes have connected again after it, by themselves."""
         await self.server.stop()
         await self.start()
+        remotes = [oss.remote for oss in self.oss_list] + [one.remote for one in self.clients if one.comes_back]
+        while not all(remote.connected or remote.closing for remote in remotes):
+            await asyncio.sleep(0.001)
 
     @asynccontextmanager
     async def killed_at(self, point: str) -> AsyncGenerator[None, None]:

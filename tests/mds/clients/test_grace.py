@@ -128,6 +128,7 @@ async def test_who_had_a_key_that_went_meanwhile_is_fenced_before_others_have_it
     here.reclaims = [Reclaim(())]
     keys = {name: key for name, key in served.keyring.keys.items() if key.role != "client"}
     served.keyring = replace(served.keyring, keys=keys)
+    gone.comes_back = False
     await served.restart()
     await here.call(Keepalive())
     opening = here.call(Open(fid, BOTH))
