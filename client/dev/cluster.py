@@ -44,6 +44,9 @@ from nacrefs.common.config import ConfigError
 S3_ATTEMPTS: Final = 3
 STOP_S: Final = 20.0
 """How long a process may take to stop before it is killed."""
+S3_STOP_S: Final = 5.0
+"""The same for the S3 server. SeaweedFS hangs now and then while its volume server stops, after all else has; a kill
+takes nothing from it that it has acknowledged."""
 _POLL_S: Final = 0.005
 _MADE_HERE: Final = "# Made by `nacre dev up` at each start: change ../dev.toml instead.\n"
 
@@ -218,7 +221,7 @@ class DevCluster:
             except OSError:
                 if attempt == S3_ATTEMPTS:
                     raise
-            started[at].process.stop(STOP_S)
+            started[at].process.stop(S3_STOP_S)
             started[at].forget()
             self._choose_ports({"s3"})
             save_dev_config(self.directory, self.config)
@@ -347,7 +350,8 @@ class DevCluster:
             warnings = [warning for entry in self._mounts() if (warning := self._unmount(entry.path))]
             self.mount.stop(STOP_S)
             warnings += self._stop([self.mds, *self.oss])
-            return warnings + self._stop([self.s3])
+            self.s3.stop(S3_STOP_S)
+            return warnings
 
     def _stop(self, processes: Sequence[Process]) -> list[str]:
         """Stop processes, all at once."""
