@@ -33,7 +33,10 @@ class Talker:
     async def hear(self) -> Frame | None:
         """The next frame; None if the server hung up."""
         while (frame := self._decoder.next_frame()) is None:
-            data = await asyncio.wait_for(self._reader.read(4096), 5)
+            try:
+                data = await asyncio.wait_for(self._reader.read(4096), 5)
+            except ConnectionResetError:  # something that we have said was still unread
+                data = b""
             if not data:
                 return None
             self._decoder.buffers()[0][: len(data)] = data
