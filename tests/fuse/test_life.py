@@ -149,7 +149,8 @@ async def test_a_dead_mount_point_is_replaced(mount_point: Path) -> None:
 async def test_ctrl_c_ends_a_program_that_waits(mount: Mount) -> None:
     await off_loop((mount.path / "f").touch)
     mount.fs.hold("open")
-    waiting = await asyncio.create_subprocess_exec("cat", str(mount.path / "f"))
+    # In the background of a script the tests, and what they start, would ignore it.
+    waiting = await asyncio.create_subprocess_exec("env", "--default-signal=INT", "cat", str(mount.path / "f"))
     await mount.fs.entered["open"].wait()
     waiting.send_signal(signal.SIGINT)
     assert await asyncio.wait_for(waiting.wait(), 10) == -signal.SIGINT
