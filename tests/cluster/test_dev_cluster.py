@@ -229,6 +229,8 @@ def test_without_a_mount_point_the_servers_run_and_can_be_mounted(tmp_path: Path
 def test_in_the_foreground_it_ends_with_an_interrupt(tmp_path: Path) -> None:
     need_mounts()
     command: list[str | Path] = [
+        "env",
+        "--default-signal=INT",  # in the background of a script the tests, and what they start, would ignore it
         NACRE,
         "dev",
         "up",
