@@ -1,27 +1,14 @@
 """Clocks that are wrong, or jump: leases count elapsed time, and capabilities expire by the MDS's time on every OST."""
 
 import os
-import time
 from pathlib import Path
 
 from nacrefs.common.answer import settle
-from nacrefs.common.clock import ManualClock
 from tests.client.world import close, cluster, open_file, quiet, read_file, write_file
+from tests.harness.clock import SettableClock
 
 DAY_NS = 86_400 * 10**9
 DATA, MORE = b"x" * 300_000, b"y" * 300_000
-
-
-class SettableClock(ManualClock):
-    """Time passes as it does; what the clock shows can be set."""
-
-    ahead_ns = 0
-
-    def now_ns(self) -> int:
-        return time.time_ns() + self.ahead_ns
-
-    def monotonic_s(self) -> float:
-        return time.monotonic()
 
 
 async def test_mds_whose_clock_is_years_behind_that_of_osts_and_clients(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from nacrefs.common.wire import Set
 from nacrefs.mds.check import check
 from nacrefs.mds.fsck.job import fsck
 from tests.client.world import Counting, World, close, cluster, entries, open_file, quiet, read, write_file
+from tests.harness.clock import SettableClock
 
 HELD = b"a" * 100_000
 WRITTEN = b"b" * 300_000
@@ -25,7 +26,8 @@ WRITTEN = b"b" * 300_000
 async def dead_writer(directory: Path, data: bytes, others: int = 0) -> AsyncGenerator[tuple[World, Vfs, int]]:
     """A world after both have died, another client, and the file: it had `data`, `WRITTEN` was added, and that has
     reached the OSTs but not the MDT. Beside it there are so many `others`."""
-    async with cluster(directory, term_s=1.0) as world:
+    clock = SettableClock()
+    async with cluster(directory, clock=clock) as world:
         writer = await world.vfs()
         fid = await write_file(writer, writer.root, b"f", data)
         for number in range(others):
@@ -41,12 +43,13 @@ async def dead_writer(directory: Path, data: bytes, others: int = 0) -> AsyncGen
         await writer.session.close()
         world.clients.remove(writer)
         await world.start_mds()
-        for oss in world.oss:
-            await oss.registered.wait()
-        other = await world.vfs()
+        mds = world.mds.mds
+        clock.ahead_s += mds.sessions.term_s
+        mds.tick()
         async with asyncio.timeout(30):
-            while world.mds.mds.grace.running:
+            while mds.grace.running or not all(ost.up for ost in mds.targets.table()):
                 await asyncio.sleep(0.02)
+        other = await world.vfs()
         yield world, other, fid
         await other.close()
         world.clients.remove(other)

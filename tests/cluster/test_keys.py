@@ -49,6 +49,7 @@ from nacrefs.common.wire import (
 )
 from tests.client.world import World, cluster, open_file, quiet, read, read_file, write_file
 from tests.common.endpoints import until
+from tests.harness.clock import SettableClock
 
 SIZE = 300_000
 READ_WRITE = Right.READ | Right.WRITE
@@ -56,7 +57,7 @@ READ_WRITE = Right.READ | Right.WRITE
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncGenerator[World]:
-    async with cluster(tmp_path, stripe_count=1, stripe_size=1 << 20) as made:
+    async with cluster(tmp_path, stripe_count=1, stripe_size=1 << 20, clock=SettableClock()) as made:
         made.keyring = with_new_key(with_new_key(made.keyring, "one", "client", Export()), "two", "client", Export())
         change(made, made.keyring)
         yield made
@@ -306,6 +307,13 @@ async def test_a_revoked_key_s_sessions_are_evicted_and_its_connections_dropped(
         )
         with pytest.raises(OSError, match=r"no reply|closed|lost"):
             await remote.call(StatObject(file.ost, file.fid, 0, file.generation, file.capability), deadline_s=0.1)
+    # It cannot be told that its session has ended: what it holds is others' when it must have dropped it by itself.
+    assert isinstance(world.clock, SettableClock)
+    world.clock.ahead_s += world.mds.mds.sessions.term_s / 2
+    async with asyncio.timeout(20):
+        while file.session in sessions:
+            world.mds.mds.tick()
+            await asyncio.sleep(0.01)
     await write_file(two, two.root, b"still", b"here")
     assert two.session.number == before
     revoked = world.clients.pop(1)

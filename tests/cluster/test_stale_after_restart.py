@@ -15,6 +15,7 @@ from nacrefs.common import faults
 from nacrefs.common.answer import is_later, settle
 from nacrefs.common.wire import Lease, Set
 from tests.client.world import CRED, World, cluster, names, quiet, write_file
+from tests.harness.clock import SettableClock
 from tests.harness.pace import SLOWER
 
 
@@ -44,9 +45,9 @@ async def killed_after_commit(world: World, keeper: Vfs, *, cut_off: bool = Fals
     await world.restart_mds()
 
 
-async def two(world: World) -> tuple[Vfs, Vfs]:
-    """Who caches, and who changes: they have nothing to do with each other before."""
-    keeper, changer = await world.vfs(), await world.vfs()
+async def two(world: World, clock: SettableClock | None = None) -> tuple[Vfs, Vfs]:
+    """Who caches (and looks at this clock), and who changes: they have nothing to do with each other before."""
+    keeper, changer = await world.vfs(clock=clock), await world.vfs()
     await write_file(changer, changer.root, b"f", b"contents")
     await settle(changer.mkdir(changer.root, b"d", 0o755, CRED))
     await quiet(changer)
@@ -102,8 +103,9 @@ async def test_what_was_not_changed_is_taken_up_again(tmp_path: Path) -> None:
 async def test_who_changed_it_is_answered_when_those_who_cache_it_have_come_back_or_must_have_dropped_it(
     tmp_path: Path,
 ) -> None:
-    async with cluster(tmp_path, term_s=1.0 * SLOWER) as world:
-        keeper, changer = await two(world)
+    clock = SettableClock()
+    async with cluster(tmp_path, clock=clock) as world:
+        keeper, changer = await two(world, clock)
         found = await settle(keeper.lookup(keeper.root, b"f"))
         assert found.attr is not None
         fid = found.attr.fid
@@ -111,7 +113,14 @@ async def test_who_changed_it_is_answered_when_those_who_cache_it_have_come_back
             changing = asyncio.ensure_future(settle(changer.setattr(fid, Changes(Set.MODE, mode=0o600))))
             await asyncio.sleep(0)
         assert not is_later(keeper.getattr(fid)), "it has dropped its cache: this shows nothing"
-        assert not changing.done()
+        async with asyncio.timeout(20 * SLOWER):
+            await changer.session.keepalive()  # it has come back
+            assert not changing.done()
+            while not changing.done():
+                clock.ahead_s += 1
+                world.mds.mds.tick()
+                await changer.session.keepalive()
+                await asyncio.sleep(0.01)
         await changing
         assert not keeper.session.live, "it may serve from its cache what was changed"
         assert keeper.session.mds.link is not None
