@@ -113,6 +113,14 @@ class Linked(World):
                 await asyncio.sleep(0.02)
         return report
 
+    async def back(self, vfs: Vfs, released: int = 0) -> None:
+        """Wait until no more than so many files are in the bucket only, and what brought the others is over: that they
+        are back is known a moment before."""
+        await self.until(vfs, lambda report: report["released"] == released)
+        async with asyncio.timeout(50):
+            while self.mds.mds.hsm.active:
+                await asyncio.sleep(0.01)
+
     async def refresh(self, vfs: Vfs) -> dict[str, Any]:
         before = await self.report(vfs)
         await vfs.session.mds.call(OrderLink(before["id"], "refresh"))
@@ -206,7 +214,8 @@ async def test_names_are_there_at_once_and_bytes_when_they_are_read(world: Linke
     for key, data in contents.items():
         assert await world.contents(two, key) == data
         assert await world.contents(one, key) == data
-    report = await world.until(one, lambda report: report["released"] == 0)
+    await world.back(one)
+    report = await world.report(one)
     assert report["bytes"] == sum(map(len, contents.values()))
 
 
@@ -225,7 +234,7 @@ async def test_refresh_follows_new_changed_and_deleted_keys(world: Linked) -> No
     for key in ("deleted", "d/deleted", "d/e/deleted"):
         world.bucket.delete(key)
     world.bucket.put("new/file", b"new")
-    await world.until(one, lambda report: report["released"] == 3)
+    await world.back(one, 3)
     inode = world.mds.mds.journal.reading.inode
     same = (await world.at(one, "same")).fid
     before = inode(same)
@@ -306,7 +315,7 @@ async def test_a_file_in_use_waits_for_the_next_refresh(world: Linked) -> None:
     await world.link(one)
     fid = (await world.at(two, "file")).fid
     await world.contents(two, "file")
-    await world.until(one, lambda report: report["released"] == 0)
+    await world.back(one)
     handle = await open_file(two, fid)
     assert await read(two, handle, 0, 5) == b"first"
     world.bucket.put("file", b"second")
@@ -374,11 +383,8 @@ async def test_clean_files_can_be_released_and_no_archive_takes_them(world: Link
     await world.link(vfs)
     await vfs.session.mds.call(SetArchive(ArchiveSpec(0, "cold", "dir", f"file://{tmp_path}/cold")))
     await world.contents(vfs, "file")
-    await world.until(vfs, lambda report: report["released"] == 0)
+    await world.back(vfs)
     fid, hsm = (await world.at(vfs, "file")).fid, world.mds.mds.hsm
-    async with asyncio.timeout(20):
-        while fid in hsm.active:  # that it is back is known a moment before what brought it is over
-            await asyncio.sleep(0.01)
     for kind, archive in ((HsmAction.ARCHIVE, 0), (HsmAction.ARCHIVE, 1), (HsmAction.REMOVE, 0)):
         ((number, text),) = (await vfs.session.mds.call(HsmRequest(kind, (fid,), archive))).errors
         assert number == errno.EPERM, text
@@ -399,7 +405,7 @@ async def test_removing_a_link_keeps_files_that_are_here(world: Linked) -> None:
     vfs = await world.vfs()
     number = (await world.link(vfs))["id"]
     await world.contents(vfs, "here")
-    await world.until(vfs, lambda report: report["released"] == 1)
+    await world.back(vfs, 1)
     with pytest.raises(OSError, match="in the bucket only") as caught:
         await vfs.session.mds.call(RemoveLink(number))
     assert caught.value.errno == errno.ENOTEMPTY
