@@ -5,7 +5,7 @@ a name waits for the lock of its directory, which a LOOKUP or CREATE in service 
 those requests, never writes one itself. Hazards, and what is done about them:
 
 * A notification that waits for a request in service must not hold up others on which that request may depend: a worker
-  that has not moved for `_STUCK_S` gets a colleague, idle or new, for what is queued.
+  that has not moved for `STUCK_S` gets a colleague, idle or new, for what is queued.
 * Names: a LOOKUP may wait at the MDS for a change whose recall waits here for that very LOOKUP (the directory is locked
   while it is in service). Linux 6.16 knows a notification that takes no lock and makes every name be looked up again
   when it is next used (INC_EPOCH). A stuck name is settled that way. Older kernels wait.
@@ -27,7 +27,8 @@ from nacrefs.client.fuse import abi
 
 log = logging.getLogger(__name__)
 
-_STUCK_S: Final = 0.02
+STUCK_S: Final = 0.02
+"""A worker that has not moved for so long waits inside the kernel."""
 _WORKERS_MAX: Final = 16
 _FORGOTTEN: Final = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED, errno.EBADF)
 """The kernel does not know it, or is not mounted any more: nothing is cached."""
@@ -106,7 +107,7 @@ class Notifier:
             self._start_worker()
         self._tokens.put(True)
         if self._watch is None:
-            self._watch = self._loop.call_later(_STUCK_S, self._look_after)
+            self._watch = self._loop.call_later(STUCK_S, self._look_after)
 
     def _start_worker(self) -> None:
         number = len(self._workers)
@@ -164,7 +165,7 @@ class Notifier:
             elif len(self._workers) < _WORKERS_MAX:
                 self._start_worker()
                 self._tokens.put(True)
-        self._watch = self._loop.call_later(_STUCK_S, self._look_after)
+        self._watch = self._loop.call_later(STUCK_S, self._look_after)
 
     def _names_stuck(self, job: _Job) -> bool:
         return 0 < job.at < len(job.messages) and not job.waiter.done()

@@ -7,7 +7,10 @@ import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from nacrefs.client.filesystem import Cred, Stat
+from nacrefs.client.fuse import notify
 from nacrefs.client.fuse.abi import MINOR_EPOCH, Op
 from nacrefs.client.fuse.notify import Notifier
 from nacrefs.common.answer import Answer
@@ -226,7 +229,11 @@ async def test_a_bumped_epoch_leaves_working_directories_and_open_files_alone(mo
         await off_loop(os.close, fd)
 
 
-async def test_many_notifications_at_once_are_all_carried_out_by_one_thread(mount: Mount, until: Until) -> None:
+async def test_many_notifications_at_once_are_all_carried_out_by_one_thread(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "STUCK_S", 60.0)  # who was not let run for a moment gets no colleague either
+
     def make() -> None:
         for number in range(300):
             (mount.path / str(number)).touch()
