@@ -27,6 +27,8 @@ class ImpatientRemote(Remote):
     patience_s = 60.0
     _heard_s = 0.0
     _lost_s = 0.0
+    _look_s = 0.0
+    """When to look next."""
     _looking: asyncio.TimerHandle | None = None
 
     @property
@@ -61,20 +63,28 @@ class ImpatientRemote(Remote):
             self._lost_s = time.monotonic()
         future = super()._call(request, data, into, deadline_s, link)
         if self._looking is None:
-            self._looking = self._loop.call_later(self.patience_s / _LOOKS, self._look)
+            self._look_later()
         return future
+
+    def _look_later(self) -> None:
+        wait_s = self.patience_s / _LOOKS
+        self._look_s = time.monotonic() + wait_s
+        self._looking = self._loop.call_later(wait_s, self._look)
 
     def _look(self) -> None:
         """Fail what has waited too long."""
         self._looking = None
         now_s = time.monotonic()
+        if now_s - self._look_s > self.patience_s / _LOOKS:
+            # We were stopped, and the server was not: what it has said meanwhile is still to be read.
+            self._heard_s = now_s
         silent = now_s - self._heard_s >= self.patience_s
         for xid, pending in list(self._pending.items()):
             if silent and not pending.future.done() and now_s - pending.started_ns / 1e9 >= self.patience_s:
                 self._withdraw(xid)
                 pending.future.set_exception(self.away())
         if any(not pending.future.done() for pending in self._pending.values()):
-            self._looking = self._loop.call_later(self.patience_s / _LOOKS, self._look)
+            self._look_later()
 
     def _resend(self, link: Link) -> None:
         self._lost_s = 0.0
