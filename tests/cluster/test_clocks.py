@@ -23,7 +23,7 @@ async def test_mds_whose_clock_is_years_behind_that_of_osts_and_clients(tmp_path
 
 async def test_mds_s_clock_jumps_while_files_are_open(tmp_path: Path) -> None:
     clock = SettableClock()
-    async with cluster(tmp_path, clock=clock, term_s=2.0) as world:
+    async with cluster(tmp_path, clock=clock) as world:
         vfs = await world.vfs()
         fid = await write_file(vfs, vfs.root, b"f", DATA)
         number = await open_file(vfs, fid, os.O_RDWR)

@@ -442,7 +442,7 @@ async def test_every_copy_of_a_mirrored_target_has_the_bytes(tmp_path: Path) -> 
 
 
 async def test_mirrored_target_is_copied_to_although_an_ost_of_it_is_away(tmp_path: Path) -> None:
-    async with cluster(tmp_path, term_s=3.0) as world:
+    async with cluster(tmp_path) as world:
         vfs = await world.vfs()
         data = noise(13, 500_000)
         source = await put(vfs, b"a", [(0, data)], LayoutSpec(1, MIB, first_ost=2))

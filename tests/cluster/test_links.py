@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from nacrefs.client.vfs import Vfs
 from nacrefs.common.answer import settle
+from nacrefs.common.clock import Clock
 from nacrefs.common.wire import (
     ArchiveSpec,
     GetLinkLog,
@@ -32,6 +33,7 @@ from nacrefs.common.wire import (
 from nacrefs.mds.check import check
 from nacrefs.mds.fsck.job import fsck
 from tests.client.world import CRED, World, close, cluster, names, open_file, read, read_file, write_file
+from tests.harness.clock import SettableClock
 from tests.s3 import S3Server, boto3_client
 
 ROOT = 1
@@ -180,11 +182,11 @@ async def exact(s3: S3Server, cold_archive: ArchiveSpec, tmp_path: Path, mdt_url
 
 @asynccontextmanager
 async def linked(
-    bucket: Bucket, tmp_path: Path, database: str | None = None, term_s: float = 30.0
+    bucket: Bucket, tmp_path: Path, database: str | None = None, clock: Clock | None = None
 ) -> AsyncGenerator[Linked]:
     """A cluster beside a bucket."""
     (tmp_path / "c").mkdir()
-    base = cluster(tmp_path / "c", stripe_count=4, stripe_size=1 << 20, database=database, term_s=term_s)
+    base = cluster(tmp_path / "c", stripe_count=4, stripe_size=1 << 20, database=database, clock=clock)
     base.__class__ = Linked
     made: Linked = base  # type: ignore[assignment]
     made.bucket = bucket
@@ -297,6 +299,7 @@ async def test_files_that_were_changed_here_follow_the_conflict_mode(world: Link
         handle = await open_file(one, (await world.at(one, key)).fid, os.O_WRONLY)
         await settle(one.write(handle, 0, memoryview(b"local")))
         await close(one, handle)
+    await world.back(one)
     world.bucket.put("both", b"their second")
     world.bucket.delete("deleted")
     report = await world.refresh(one)
@@ -522,7 +525,8 @@ async def test_nothing_is_changed_after_a_restart_before_clients_have_said_what_
     (tmp_path / "archive").mkdir()
     bucket = Bucket(ArchiveSpec(0, "", "dir", f"file://{tmp_path}/archive"), None, tmp_path / "archive")
     bucket.put("old", b"x" * 100_000)
-    async with linked(bucket, tmp_path, term_s=3) as world:
+    clock = SettableClock()
+    async with linked(bucket, tmp_path, clock=clock) as world:
         vfs, lost = await world.vfs(), await world.vfs()
         await world.link(vfs, every_s=1.0)
         fid = (await world.at(vfs, "old")).fid
@@ -532,6 +536,7 @@ async def test_nothing_is_changed_after_a_restart_before_clients_have_said_what_
         bucket.put("new", b"y")
         await lost.session.close()  # never says anything again
         world.clients.remove(lost)
+        clock.ahead_ns += 2 * 10**9  # a refresh is due
         await world.start_mds()
         mds = world.mds.mds
         assert mds.grace.running
@@ -539,10 +544,14 @@ async def test_nothing_is_changed_after_a_restart_before_clients_have_said_what_
             await oss.registered.wait()
         assert mds.grace.running
         await mds.hsm.request(HsmAction.RELEASE, fid, 0, 0)
-        while mds.grace.running:
+        for _ in range(100):
             assert len(mds.mdt.store.fetchall("SELECT key FROM link_object")) == 1
             assert not mds.hsm.state(fid).flags & HsmFlag.RELEASED
             await asyncio.sleep(0.005)
+        for _ in range(2):
+            await vfs.session.keepalive()
+            clock.ahead_s += mds.sessions.term_s / 2
+            mds.tick()
         async with asyncio.timeout(50):
             while await names(vfs, world.directory_fid) != [b"new", b"old"]:
                 await asyncio.sleep(0.02)
@@ -615,6 +624,7 @@ async def test_symbolic_links_of_others_are_links_with_the_details(world: Linked
     found = await world.at(other, "up")
     assert (found.uid, found.gid, found.mtime_ns, found.size, found.nlink) == (7, 8, 123456789, 7, 1)
     assert await world.contents(other, "d/file") == b"data"
+    await world.back(vfs)
     assert (await world.refresh(vfs))["last"]["deleted"] == 0
     put_link("d/link", b"elsewhere")
     world.bucket.put("becomes", b"a file now")
@@ -645,6 +655,7 @@ async def test_a_directory_wins_over_an_object_of_its_name(exact: Linked, later:
     await (exact.refresh(vfs) if later else exact.link(vfs))
     for _ in range(2):
         assert await exact.contents(vfs, "a/b") == b"below"
+        await exact.back(vfs)
         assert list(await exact.problems(vfs)) == ["a"]
         await exact.refresh(vfs)
     exact.bucket.delete("a/b")

@@ -42,8 +42,8 @@ class Mirrored(World):
 
 
 def cluster(directory: Path, stripe_count: int = 2, oss: int = 2) -> Mirrored:
-    """A cluster, with a short term."""
-    world = Mirrored(directory, oss=oss, term_s=3.0)
+    """A cluster whose files have so many stripes."""
+    world = Mirrored(directory, oss=oss)
     world.stripe_count = stripe_count
     return world
 

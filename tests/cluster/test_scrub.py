@@ -218,7 +218,7 @@ async def test_a_scrub_that_was_paused_or_killed_goes_on_where_it_was(tmp_path: 
     async with cluster(tmp_path, stripe_count=1) as world:
         for number in range(12):
             await settled_file(world, b"f%d" % number, os.urandom(200_000))
-        await ask_scrub(world, ScrubOrder.START, rate=400_000)
+        await ask_scrub(world, ScrubOrder.START, rate=100_000)  # 2 s for each object of an OST
         async with asyncio.timeout(60):
             while sum(s.objects for s in (await ask_scrub(world, ScrubOrder.STATUS)).osts) < 3:
                 await asyncio.sleep(0.02)
