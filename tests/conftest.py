@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ hypothesis.settings.load_profile("unhurried")
 
 pytest_plugins = ["tests.postgres", "tests.s3"]
 
+ENDING_S = 10.0
+"""How long what a test has used may take to end."""
 MOUNT_FIELD = 4
 """Where the mount point stands in a line of /proc/self/mountinfo (proc_pid_mountinfo(5))."""
 
@@ -66,13 +69,18 @@ class Belongings:
         self.known_threads |= set(threading.enumerate())
 
     def left(self) -> list[str]:
-        """What is there now and was not before; threads that are about to end are waited for."""
+        """What is there now and was not before; what is about to end, or to be closed by another thread, is waited
+        for."""
+        until_s = time.monotonic() + ENDING_S
         threads = set(threading.enumerate()) - self.known_threads
         for thread in threads:
-            thread.join(timeout=2)
+            thread.join(timeout=max(0.0, until_s - time.monotonic()))
         left = self._now() - self.known
         if left:
             gc.collect()
+            left = self._now() - self.known
+        while left and time.monotonic() < until_s:
+            time.sleep(0.02)
             left = self._now() - self.known
         return sorted(left) + [f"thread {thread.name}" for thread in threads if thread.is_alive()]
 

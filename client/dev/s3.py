@@ -28,6 +28,8 @@ BUCKET: Final = "nacre"
 PORTS: Final = 5
 """Master, volume, filer, S3, admin. Each also takes the port 10,000 above."""
 READY_S: Final = 60.0
+ANSWER_S: Final = 60.0
+"""How long an answer may take: a bucket is made in two seconds, or in many when the disk is busy."""
 _REGION: Final = "us-east-1"
 
 
@@ -130,7 +132,7 @@ def ask(port: int, access: str, secret: str, method: str, path: str) -> int:
     headers["Authorization"] = (
         f"AWS4-HMAC-SHA256 Credential={access}/{scope}, SignedHeaders={names}, Signature={signature}"
     )
-    connection = http.client.HTTPConnection(HOST, port, timeout=10)
+    connection = http.client.HTTPConnection(HOST, port, timeout=ANSWER_S)
     try:
         connection.request(method, path, headers=headers)
         return connection.getresponse().status

@@ -18,7 +18,7 @@ from tests.harness.process import (
     nacre,
     need_mounts,
     process_cluster,
-    processes_under,
+    processes_left,
     succeed,
     succeed_json,
 )
@@ -208,7 +208,7 @@ def test_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     text = fail(1, "dev", "up", "--dir", tmp_path / "c", "--engine", "postgresql://nobody@127.0.0.1:1/none")
     assert "mds did not start" in text
     assert "127.0.0.1" in text
-    assert not processes_under(tmp_path)
+    assert not processes_left(tmp_path)
 
 
 def test_without_a_mount_point_the_servers_run_and_can_be_mounted(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_without_a_mount_point_the_servers_run_and_can_be_mounted(tmp_path: Path
     finally:
         succeed("dev", "down", "--dir", tmp_path / "c", "--purge")
     assert not os.path.ismount(tmp_path / "m"), "down unmounts what was mounted otherwise, too"
-    assert not processes_under(tmp_path)
+    assert not processes_left(tmp_path)
 
 
 def test_in_the_foreground_it_ends_with_an_interrupt(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_in_the_foreground_it_ends_with_an_interrupt(tmp_path: Path) -> None:
         assert "mounted on" in running.stdout.readline()
         running.send_signal(signal.SIGINT)
         assert running.wait(60) == 0
-    assert not processes_under(tmp_path)
+    assert not processes_left(tmp_path)
     assert not os.path.ismount(tmp_path / "m")
 
 

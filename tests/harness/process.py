@@ -6,8 +6,9 @@ import select
 import signal
 import subprocess
 import sysconfig
+import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,16 @@ def processes_under(directory: Path) -> dict[int, str]:
     return found
 
 
+def processes_left(directory: Path) -> dict[int, str]:
+    """`processes_under`, once the guards of mounts have ended: they do so by themselves, a moment after their mounts,
+    when they have seen to it that nobody hangs."""
+    for _ in range(200):
+        if not any("guardian.py" in words for words in processes_under(directory).values()):
+            break
+        time.sleep(0.05)
+    return processes_under(directory)
+
+
 class ProcessCluster:
     """What `nacre dev` has made in `directory` and mounted at `mount`."""
 
@@ -112,7 +123,7 @@ class ProcessCluster:
             signal.pidfd_send_signal(watch, signal.SIGKILL)
             poll = select.poll()
             poll.register(watch, select.POLLIN)
-            assert poll.poll(10_000), f"{name} is not gone after 10 s"
+            assert poll.poll(60_000), f"{name} is not gone after a minute"
         finally:
             os.close(watch)
 
@@ -138,9 +149,9 @@ def process_cluster(base: Path, *options: str) -> Generator[ProcessCluster]:
         yield cluster
     finally:
         done = nacre("dev", "down", "--dir", cluster.directory, "--purge")
-        left = processes_under(base)
-        for pid, words in left.items():
-            if "guardian.py" not in words:  # a mount's guard ends by itself, once it has seen to it that nobody hangs
+        left = processes_left(base)
+        for pid in left:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {base}/" in line]
         for line in mounts:
