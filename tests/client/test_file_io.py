@@ -135,13 +135,13 @@ async def scenario(shared: Shared, clients: list[Vfs], ops: list[Op]) -> None:
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ops=operations)
 def test_any_sequence_on_one_handle_reads_as_a_bytearray(shared: Shared, ops: list[Op]) -> None:
-    shared.runner.run(asyncio.wait_for(scenario(shared, [shared.clients[0]], ops), 5))
+    shared.runner.run(asyncio.wait_for(scenario(shared, [shared.clients[0]], ops), 30))
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ops=operations)
 def test_any_sequence_by_two_clients_reads_as_a_bytearray(shared: Shared, ops: list[Op]) -> None:
-    shared.runner.run(asyncio.wait_for(scenario(shared, list(shared.clients), ops), 5))
+    shared.runner.run(asyncio.wait_for(scenario(shared, list(shared.clients), ops), 30))
 
 
 async def test_sequential_reads_are_read_ahead_and_fetched_once(world: World) -> None:

@@ -34,7 +34,7 @@ class Talker:
         """The next frame; None if the server hung up."""
         while (frame := self._decoder.next_frame()) is None:
             try:
-                data = await asyncio.wait_for(self._reader.read(4096), 5)
+                data = await asyncio.wait_for(self._reader.read(4096), 30)
             except ConnectionResetError:  # something that we have said was still unread
                 data = b""
             if not data:

@@ -358,7 +358,7 @@ class Served:
         match = "" if point.startswith("mds.") else self.killing
         with faults.armed(point, die, match=match):
             yield
-            await asyncio.wait_for(reached.wait(), 5)
+            await asyncio.wait_for(reached.wait(), 30)
         if self.server.failure is None:
             self._die()
         go.set()

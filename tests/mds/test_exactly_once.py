@@ -322,10 +322,10 @@ async def outcome(served: Served, ask: Ask, fault: Fault) -> tuple[Any, dict[str
         client.reclaims = [Reclaim((Holding(request.fid, node.lease, BOTH),))]
     number = client.number
     served.clock.advance(1)
-    reply = await asyncio.wait_for(fault(served, client, request), 5)
+    reply = await asyncio.wait_for(fault(served, client, request), 30)
     assert client.number == number, "the session must outlive the fault"
     holds_no_more_than_it_knows(served, client, request, reply)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while served.mds.mdt.intents or served.mds.leases.truncating or database(served)["destroy"]:
             await asyncio.sleep(0.001)  # what is to be done about objects is done
     await served.settle()

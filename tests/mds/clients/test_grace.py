@@ -74,7 +74,7 @@ async def test_requests_wait_for_sessions_that_have_not_reclaimed(served: Served
     # `slow` connects by itself; hold its greeting up by not letting it in before `quick` has asked.
     asked = quick.call(Open(fid, Mode.READ))
     slow.holds[fid] = Holding(fid, Lease.READ, Mode.CLOSED)
-    node = await asyncio.wait_for(asked, 5)
+    node = await asyncio.wait_for(asked, 30)
     assert node.lease == Lease.READ
     assert [item.fid for item in slow.recalled] == [fid], "the reclaimed WRITE lease was not respected"
 

@@ -86,7 +86,7 @@ async def time_passes(served: Served) -> None:
 async def gone(served: Served, number: int) -> None:
     """The OSS of this OST is stopped, and the MDS knows."""
     await served.oss_list[number].remote.aclose()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while served.mds.targets.serving(number) is not None:
             await asyncio.sleep(0.001)
 
