@@ -135,7 +135,7 @@ def test_a_guard_is_named_small_deaf_and_holds_nothing(tmp_path: Path) -> None:
             words = (folder / "smaps_rollup").read_text().split()
             assert int(words[words.index("Private_Dirty:") + 1]) < 8000
             time.sleep(0.1)
-            assert state_of(guard.pid) == "S"
+            wait_for(lambda: state_of(guard.pid) == "S")  # not dead, though perhaps about to wait
         finally:
             guard.dismiss()
     assert state_of(guard.pid) == ""
