@@ -174,11 +174,13 @@ def cold_s3() -> Generator[str]:
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(600):
+        while process.poll() is None:
             with socket.socket() as attempt:
                 if attempt.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.05)
+        else:
+            pytest.fail("moto did not start", pytrace=False)
         _start_obstore(f"http://127.0.0.1:{port}", "a", "b")
         yield f"http://127.0.0.1:{port}"
     finally:
