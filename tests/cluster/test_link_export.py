@@ -270,11 +270,14 @@ async def test_what_others_have_written_since_is_not_overwritten(world: Sent, co
         world.bucket.put(key, b"first")
     vfs = await world.vfs()
     await world.link(vfs, auto_export=ALL, conflict=conflict)
+    for key in ("file", "large"):
+        await world.contents(vfs, key)
+    await world.back(vfs)
+    contents = {"file": b"theirs now", "large": b"theirs, too", "new": b"theirs as well"}
+    for key, data in contents.items():  # before ours, which go out by themselves after a while
+        world.bucket.put(key, data)
     await world.change(vfs, "file", 0, b"OURS!")
     await world.change(vfs, "large", 0, b"OURS!" * 4_000_000)
-    contents = {"file": b"theirs now", "large": b"theirs, too", "new": b"theirs as well"}
-    for key, data in contents.items():
-        world.bucket.put(key, data)
     await write_file(vfs, world.directory_fid, b"new", b"OURS!")
     if conflict == "fail":
         with pytest.raises(OSError, match="somebody else has (replaced|made) it since"):
@@ -300,9 +303,9 @@ async def test_an_object_whose_answer_was_lost_is_our_own(world: Sent) -> None:
     world.bucket.put("file", b"first")
     vfs = await world.vfs()
     await world.link(vfs, auto_export=ALL)
+    world.proxy.fail("PUT", LOST, 8)
     await world.change(vfs, "file", 0, b"SECOND")
     await write_file(vfs, world.directory_fid, b"new", b"new")
-    world.proxy.fail("PUT", LOST, 8)
     await world.flush(vfs)
     assert world.proxy.injected == 8
     assert (await world.get("file"), await world.get("new")) == (b"SECOND", b"new")
