@@ -11,7 +11,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no fault of an example
+hypothesis.settings.register_profile(  # a busy machine is no fault of an example
+    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("unhurried")
 
 pytest_plugins = ["tests.postgres", "tests.s3"]

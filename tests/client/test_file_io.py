@@ -132,13 +132,13 @@ async def scenario(shared: Shared, clients: list[Vfs], ops: list[Op]) -> None:
     await settle(first.unlink(first.root, name))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(ops=operations)
 def test_any_sequence_on_one_handle_reads_as_a_bytearray(shared: Shared, ops: list[Op]) -> None:
     shared.runner.run(asyncio.wait_for(scenario(shared, [shared.clients[0]], ops), 30))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(ops=operations)
 def test_any_sequence_by_two_clients_reads_as_a_bytearray(shared: Shared, ops: list[Op]) -> None:
     shared.runner.run(asyncio.wait_for(scenario(shared, list(shared.clients), ops), 30))

@@ -201,7 +201,7 @@ def shared(tmp_path: Path) -> Iterator[Shared]:
     os.umask(before)
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(ops=operations)
 def test_any_sequence_by_two_clients_ends_as_on_a_local_file_system(shared: Shared, ops: list[Op]) -> None:
     shared.runner.run(asyncio.wait_for(shared.example(ops), 10))

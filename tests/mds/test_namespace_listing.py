@@ -79,7 +79,7 @@ class TestReaddir:
         world.batched(Open(fid, Mode.WRITE, truncate=True))
         assert world.batched(Readdir(ROOT)).entries[0].attr == world.batched(Lookup(ROOT, b"f")).node.attr  # type: ignore[union-attr]
 
-    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
     @given(
         committed=st.sets(st.integers(0, 15)),
         removed=st.sets(st.integers(0, 15)),

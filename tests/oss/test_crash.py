@@ -75,7 +75,7 @@ async def test_change_after_sync_is_announced_before_it_happens(tmp_path: Path) 
     assert await after_crash(everything, FID) == [b"a" * 70_000 + b"b" * 50 + b"a" * 129_950]
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(steps=STEPS, seed=st.integers(0, 1 << 32))
 def test_killed_after_any_sequence_of_changes(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any]], seed: int

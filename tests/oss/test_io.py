@@ -81,7 +81,7 @@ async def run_steps(oss: LocalOss, steps: list[tuple[str, Any]], fid: int, seed:
     assert await oss.read((0, 2 * SPAN + 2 * BLOCK_BYTES), fid=fid) == [bytes(model.data)]
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(steps=STEPS, seed=st.integers(0, 1 << 32))
 def test_any_sequence_of_changes_reads_back_with_right_sums(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Any]], seed: int
