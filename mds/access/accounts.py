@@ -7,8 +7,9 @@ Clients write to the OSTs without asking here, so the MDS hears of bytes only af
 answer to a writer of a file with a quota says how much his client may add before it reports (`allow`): half of what
 is neither used nor allowed to other clients, until that is less than `FLOOR_BYTES`, which everybody gets while so much
 is left, since nobody is to be refused before the limit is reached. So a hard limit is overrun by a few `FLOOR_BYTES`
-for each client that writes at that moment (two, if an OST is asked while another client writes to it), and by what the
-OSTs' file systems round up. An allowance is remembered for `ALLOWED_S`; a client trusts it for a part of that.
+for each client that writes at that moment (two, if an OST is asked while another client writes to it), by what the
+OSTs' file systems round up, and by what a client was allowed, has not written yet when others have used up the floors,
+and goes on to write. An allowance is remembered for `ALLOWED_S`; a client trusts it for a part of that.
 Decisions only: no clock, no SQL but the load.
 """
 

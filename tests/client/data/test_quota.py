@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -42,15 +42,33 @@ async def create(vfs: Vfs, name: bytes) -> int:
     return handle.number
 
 
-async def fill(vfs: Vfs, number: int, start: int = 0, unit: int = 128 * KIB) -> int:
-    """Write until it fails, which must be with EDQUOT; where the file ends."""
+async def filling(vfs: Vfs, number: int, start: int = 0, unit: int = 128 * KIB) -> AsyncGenerator[int]:
+    """Write until it fails, which must be with EDQUOT; after each write, where the file ends."""
     end = start
     while True:
         try:
             end += await settle(vfs.write(number, end, memoryview(os.urandom(unit))))
         except OSError as error:
             assert error.errno == errno.EDQUOT, error
-            return end
+            return
+        yield end
+
+
+async def fill(vfs: Vfs, number: int, start: int = 0, unit: int = 128 * KIB) -> int:
+    """Write until it fails; where the file ends."""
+    return max([end async for end in filling(vfs, number, start, unit)], default=start)
+
+
+async def in_step(*writers: AsyncGenerator[int]) -> list[int]:
+    """Let them write at the same time; where each one's file ends. None is held up by more than one write of the
+    others: what he may still write when they have reached the limit would be overrun."""
+    ends = dict.fromkeys(writers, 0)
+    going: list[AsyncGenerator[int]] = list(writers)
+    while going:
+        told: list[int | None] = await asyncio.gather(*(anext(one, None) for one in going))
+        ends.update({one: end for one, end in zip(going, told, strict=True) if end is not None})
+        going = [one for one, end in zip(going, told, strict=True) if end is not None]
+    return list(ends.values())
 
 
 async def test_a_large_file_ends_where_the_quota_does_and_goes_on_when_there_is_room(world: World) -> None:
@@ -119,7 +137,7 @@ async def test_a_shared_file_is_limited_too(world: World) -> None:
     await settle(one.write(first, 0, memoryview(bytes(100 * KIB))))
     fid = (await settle(two.lookup(two.root, b"shared"))).attr.fid  # type: ignore[union-attr]
     second = await open_file(two, fid, os.O_RDWR)
-    ends = await asyncio.gather(fill(one, first, 100 * KIB), fill(two, second, 100 * MIB))
+    ends = await in_step(filling(one, first, 100 * KIB, 16 * KIB), filling(two, second, 100 * MIB, 16 * KIB))
     written = ends[0] + ends[1] - 100 * MIB
     assert 4 * MIB - 4 * ROUNDING <= written <= 4 * MIB + 2 * OVERRUN + 4 * ROUNDING
     await close(one, first)
