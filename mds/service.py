@@ -37,21 +37,20 @@ from nacrefs.mds.clients.uses import Uses
 from nacrefs.mds.fsck.desk import FSCK_REQUESTS, FsckDesk
 from nacrefs.mds.hsm.coordinator import Coordinator
 from nacrefs.mds.hsm.desk import HSM_REQUESTS, HsmDesk
-from nacrefs.mds.inode import Inode
 from nacrefs.mds.lifecycle.desk import LIFECYCLE_REQUESTS, LifecycleDesk
 from nacrefs.mds.lifecycle.engine import Lifecycle
 from nacrefs.mds.links.desk import LINK_REQUESTS, LinkDesk
 from nacrefs.mds.links.service import Links
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.namespace.files import append
-from nacrefs.mds.namespace.nodes import MIRRORED, measured
+from nacrefs.mds.namespace.nodes import MIRRORED
 from nacrefs.mds.namespace.operations import READS, WRITES
 from nacrefs.mds.once import Once
 from nacrefs.mds.osts.desk import OST_REQUESTS, OstDesk
 from nacrefs.mds.osts.mirrors import Mirrors
 from nacrefs.mds.osts.reaper import Reaper
 from nacrefs.mds.osts.resync import Resyncer
-from nacrefs.mds.osts.sizes import Sizes, Told, counted_until, keep_size, with_objects
+from nacrefs.mds.osts.sizes import Sizes
 from nacrefs.mds.osts.targets import Targets
 from nacrefs.mds.records import Intent
 from nacrefs.mds.report import queue_report, status_report
@@ -418,25 +417,15 @@ class Mds:
         node = reply.node if isinstance(reply, Entry) else reply
         if not isinstance(node, Node) or not node.shared:
             return False
-        inode = self._reading.inode(node.attr.fid)
-        if inode is None or inode.layout is None:
-            return False
-        self.spawn(self._complete(work, node, inode))
+        self.spawn(self._complete(work, node))
         return True
 
-    async def _complete(self, work: Work, node: Node, inode: Inode) -> None:
-        assert inode.layout is not None
+    async def _complete(self, work: Work, node: Node) -> None:
         try:
-            told = Told(*await self.targets.glimpse(node.attr.fid, inode.layout), inode.data_version)
+            node = await self._sizes.complete(node, work.session_id)
         except OSError as error:
             work.error = error
         else:
-            attr = with_objects(node.attr, told, counted_until(self.leases, node.attr))
-            node = msgspec.structs.replace(node, attr=attr)
-            if node.quota >= 0:  # what was written through counts, from now on
-                keep = partial(keep_size, self.leases, node.attr.fid, told)
-                quota = await self.journal.submit_own(partial(measured, keep, node.attr.fid, work.session_id))
-                node = msgspec.structs.replace(node, quota=quota)
             work.reply = msgspec.structs.replace(work.reply, node=node) if isinstance(work.reply, Entry) else node
         self.journal.finish(work)
 

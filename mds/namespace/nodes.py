@@ -67,9 +67,11 @@ def node(step: Step, inode: Inode, want: int, lease: Lease = Lease.READ) -> Node
     return Node(attr, got, layout, capability, data, shared, quota)
 
 
-def measured(keep: Callable[[Step], bool], fid: int, session: int, step: Step) -> int:
-    """`Node.quota` of a file for a session that writes it, after a step that keeps what its objects say."""
-    keep(step)
+def measured(keep: Callable[[Step], bool], fid: int, session: int, step: Step) -> int | None:
+    """`Node.quota` of a file for a session that writes it, after a step that keeps what its objects say; None if they
+    must be asked again."""
+    if not keep(step):
+        return None
     inode = step.tx.inode(fid)
     return -1 if inode is None else allowance(step, inode, session, True)
 

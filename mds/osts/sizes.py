@@ -5,12 +5,14 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple
+from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
-from nacrefs.common.wire import Attr, Listing, Mode
+from nacrefs.common.wire import Attr, Listing, Mode, Node
 from nacrefs.mds.clients.leases import LeaseTable
 from nacrefs.mds.mdt import Mdt
+from nacrefs.mds.namespace.nodes import measured
 from nacrefs.mds.osts.targets import Targets
 from nacrefs.mds.transactions.journal import Journal
 from nacrefs.mds.transactions.step import Step
@@ -40,6 +42,8 @@ class Sizes:
         self._settling: dict[int, int] = {}
         """The latest `settle` of each file that is under way."""
         self._turns = 0
+        self._counting: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
+        """Files of which what was written through is being counted."""
         self._patient_until_s = asyncio.get_running_loop().time() + RETURN_S
         leases.has_objects = self._has_objects
         for fid in mdt.opens:
@@ -114,6 +118,34 @@ class Sizes:
         if still is not None or told.is_news(inode.attr, counted_until(leases, inode.attr)):
             return bool(await self._journal.submit_own(keep))
         return True
+
+    async def complete(self, node: Node, session: int) -> Node:
+        """An answer to a session about a shared file, with what the OSTs say. What was written through counts against
+        the owner's quota from now on."""
+        fid = node.attr.fid
+        if node.quota < 0:
+            told = await self._ask(fid)
+            return node if told is None else self._completed(node, told)
+        # One after the other: of two that are asked about at once, the one would be allowed what it has written and
+        # reported, but only the OSTs' answer for the other is kept, which may have come before that.
+        async with self._counting.setdefault(fid, asyncio.Lock()):
+            while (told := await self._ask(fid)) is not None:
+                answer = self._completed(node, told)
+                keep = partial(keep_size, self._leases, fid, told)
+                quota: int | None = await self._journal.submit_own(partial(measured, keep, fid, session))
+                if quota is not None:
+                    return replace(answer, quota=quota)
+        return node
+
+    async def _ask(self, fid: int) -> "Told | None":
+        """What a file's objects say, waiting for OSTs that are away; None if it has none."""
+        inode = self._reading.inode(fid)
+        if inode is None or inode.layout is None or inode.is_inline:
+            return None
+        return Told(*await self._targets.glimpse(fid, inode.layout), inode.data_version)
+
+    def _completed(self, node: Node, told: "Told") -> Node:
+        return replace(node, attr=with_objects(node.attr, told, counted_until(self._leases, node.attr)))
 
     async def learn(self, work: Work, fid: int) -> None:
         """Ask the OSTs how long a file is, keep that, and let the request run that waits for it."""

@@ -12,6 +12,7 @@ from nacrefs.common.wire import (
     Create,
     GetAttr,
     GetQuota,
+    Holding,
     Lease,
     Link,
     ListQuotas,
@@ -30,17 +31,19 @@ from nacrefs.common.wire import (
     Statfs,
     Symlink,
     Unlink,
+    Want,
 )
 from nacrefs.mds.access.accounts import ALLOWED_S, FLOOR_BYTES, REPORT_BYTES, UNKNOWN
 from nacrefs.mds.check import usage_drifts
 from nacrefs.mds.namespace.quotas import set_quota
 from nacrefs.mds.snapshot import Snapshot
 from tests.mds.actions import directory, failing, spill
-from tests.mds.served import Client, Served
+from tests.mds.served import Client, Served, turns
 from tests.mds.world import World
 
 USER, GROUP, PROJECT = 1000, 2000, 7
 KIB, MIB = 1024, 1 << 20
+BOTH = Mode.READ | Mode.WRITE
 
 
 def make(world: World, name: bytes, data: bytes | None = None, parent: int = ROOT, uid: int = USER) -> int:
@@ -327,6 +330,31 @@ async def test_the_last_who_wrote_without_a_lease_closes_and_all_is_counted(serv
     await served.settle()
     assert (await one.call(GetQuota(QuotaKind.USER, USER))).used_bytes == MIB
     assert not served.mds.leases.unreported
+
+
+async def test_who_asks_while_another_is_answered_is_not_allowed_again_what_it_has_written(served: Served) -> None:
+    """Both write one file. The OSTs were asked for the other before this one wrote and asked."""
+    one, two = await served.client(), await served.client()
+    made = (await one.call(Create(ROOT, b"f", 0o644, USER, GROUP, BOTH))).node
+    assert made is not None
+    fid, limit = made.attr.fid, 64 * FLOOR_BYTES
+    await one.call(Commit(fid, Lease.WRITE, BOTH, True, KIB, 1, 2))
+    one.holds[fid] = Holding(fid, Lease.NONE, BOTH)
+    served.first.sizes[fid] = KIB
+    await one.call(SetQuota(QuotaKind.USER, USER, QuotaLimits(hard_bytes=limit)))
+    assert (await two.call(Open(fid, BOTH))).shared
+    async with served.held_at("mds.commit.before") as held:
+        other = one.call(Mkdir(ROOT, b"d", 0o755, 0, 0))
+        await held.wait()
+        second = two.call(GetAttr(fid, Want.LEASE))
+        await turns()
+        served.first.sizes[fid] = limit // 2
+        first = one.call(GetAttr(fid, Want.LEASE))
+        await turns()
+    await other
+    allowed = (await first).quota, (await second).quota
+    assert served.mds.mdt.accounts.use_of((0, USER)).bytes == limit // 2
+    assert allowed[0] <= limit // 4
 
 
 async def test_two_who_count_at_once_mend_a_difference_once(served: Served) -> None:
