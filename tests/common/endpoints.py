@@ -137,7 +137,7 @@ async def ends(
     assert not server.peers
 
 
-async def until(condition: Callable[[], object], turns: int = 2000) -> None:
+async def until(condition: Callable[[], object], turns: int = 20_000) -> None:
     """Let the event loop turn until something is so."""
     for _ in range(turns):
         if condition():
