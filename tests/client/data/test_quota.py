@@ -117,13 +117,14 @@ async def test_clients_together_overrun_a_limit_by_no_more_than_is_promised(worl
     writers = [await world.vfs() for _ in range(clients)]
     await limit(writers[0], hard_bytes=limits)
 
-    async def write(vfs: Vfs, which: int) -> None:
+    async def write(vfs: Vfs, which: int) -> AsyncGenerator[int]:
         for name in range(3):
             number = await create(vfs, b"%d-%d" % (which, name))
-            await fill(vfs, number, unit=200_000)
+            async for end in filling(vfs, number, unit=200_000):
+                yield end
             await close(vfs, number)
 
-    await asyncio.gather(*(write(vfs, which) for which, vfs in enumerate(writers)))
+    await in_step(*(write(vfs, which) for which, vfs in enumerate(writers)))
     for vfs in writers:
         await quiet(vfs)
     total = await used(writers[0])
