@@ -53,8 +53,9 @@ async def _report(store: Store, file: File) -> None:
         await commit(file, WRITE)
         return
     # Of a shared file the MDS asks the OSTs what has been written.
+    written = file.unreported
     await store.session.mds.call(GetAttr(file.inode.fid, Want.LEASE))
-    file.counted(file.unreported)
+    file.counted(min(written, file.unreported))  # (others may have written, and reported, meanwhile)
 
 
 def _is_stored(file: File, end: int) -> bool:

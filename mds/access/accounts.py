@@ -4,12 +4,13 @@ Usage is counted per (uid, gid, project), one row in SQL each (`schema.usage`): 
 files of one owner. Here it is summed up by user, group and project, since limits are theirs.
 
 Clients write to the OSTs without asking here, so the MDS hears of bytes only afterwards, by `Commit`. Therefore each
-answer to a writer of a file with a quota says how much his client may add before it reports (`allow`): half of what
-is neither used nor allowed to other clients, until that is less than `FLOOR_BYTES`, which everybody gets while so much
-is left, since nobody is to be refused before the limit is reached. So a hard limit is overrun by a few `FLOOR_BYTES`
-for each client that writes at that moment (two, if an OST is asked while another client writes to it), by what the
-OSTs' file systems round up, and by what a client was allowed, has not written yet when others have used up the floors,
-and goes on to write. An allowance is remembered for `ALLOWED_S`; a client trusts it for a part of that.
+answer to a writer of a file with a quota says how much his client may add before it reports (`allow`): a small part of
+what is neither used nor allowed to other clients, the smaller the more of them there are, so that who writes about as
+fast as the others has reported before they reach the limit; and `FLOOR_BYTES` at least while so much is left, since
+nobody is to be refused before that. So a hard limit is overrun by a few `FLOOR_BYTES` for each client that writes at
+that moment (two, if an OST is asked while another client writes to it), by what the OSTs' file systems round up, and by
+what a client was allowed, has not written yet when others have used up the floors, and goes on to write. An allowance
+is remembered for `ALLOWED_S`; a client trusts it for a part of that.
 Decisions only: no clock, no SQL but the load.
 """
 
@@ -200,8 +201,9 @@ class Accounts:
             others = self._allowed.setdefault(account, {})
             for other in [other for other, (_, until_ns) in others.items() if until_ns <= now_ns]:
                 del others[other]
+            writers = len(others.keys() | {session})
             free = left - sum(size for other, (size, _) in others.items() if other != session)
-            allowed = max(0, min(allowed, max(free // 2, min(left, FLOOR_BYTES))))
+            allowed = max(0, min(allowed, max(free // (4 * max(writers, 2)), min(left, FLOOR_BYTES))))
             held.append(others)
         for others in held:
             # The client may still use what it was allowed for another file of this owner.

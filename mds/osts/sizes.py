@@ -13,6 +13,7 @@ from nacrefs.common.wire import Attr, Listing, Mode, Node
 from nacrefs.mds.clients.leases import LeaseTable
 from nacrefs.mds.mdt import Mdt
 from nacrefs.mds.namespace.nodes import measured
+from nacrefs.mds.namespace.quotas import note_growth
 from nacrefs.mds.osts.targets import Targets
 from nacrefs.mds.transactions.journal import Journal
 from nacrefs.mds.transactions.step import Step
@@ -285,9 +286,11 @@ def keep_size(leases: LeaseTable, fid: int, told: Told, step: Step) -> bool:
     if inode.data_version != told.data_version:
         return False
     edited = step.tx.edit(fid)
+    before = edited.attr
     edited.data_version += 1  # who wrote it may not have said so
-    counted_ns = counted_until(leases, edited.attr)
-    edited.attr = replace(with_objects(edited.attr, told, counted_ns), change=edited.attr.change + 1)
+    counted_ns = counted_until(leases, before)
+    edited.attr = replace(with_objects(before, told, counted_ns), change=before.change + 1)
+    note_growth(step, before, edited)
     step.leases.timed(fid, max(told.mtime_ns, counted_ns))
     return True
 

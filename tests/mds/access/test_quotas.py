@@ -166,14 +166,17 @@ def test_answers_say_how_much_may_be_written_before_the_next_report(world: World
     limit(world, QuotaKind.USER, USER, hard_bytes=10 * MIB)
     fid = make(world, b"f")
     report = Commit(fid, Lease.WRITE, Mode.WRITE, True, 1, world.now_ns, 2048)
-    assert world.do(report).quota == 9 * MIB // 2
+    assert world.do(report).quota == 9 * MIB // 8
     other = make(world, b"g")
     world.recall(1, other)
     assert world.do(GetAttr(other), 2).quota == UNKNOWN
     opened = world.do(Open(other, Mode.WRITE), 2)
-    assert opened.quota == (9 * MIB - 5 * MIB) // 2  # the rest is the first client's, since it made the file
+    assert opened.quota == (9 * MIB - 10 * MIB // 8) // 8  # so much is the first client's, since it made the file
+    third = world.do(Create(ROOT, b"h", 0o644, USER, GROUP, Mode.WRITE), world.session()).node
+    assert third is not None
+    assert third.quota == (9 * MIB - 10 * MIB // 8 - opened.quota) // 12
     world.now_ns += ALLOWED_S * 10**9
-    assert world.do(Open(other, Mode.WRITE), 2).quota == 9 * MIB // 2
+    assert world.do(Open(other, Mode.WRITE), 2).quota == 9 * MIB // 8
     report = Commit(fid, Lease.WRITE, Mode.WRITE, True, 1, world.now_ns, 20480 - 256)
     assert world.do(report).quota == FLOOR_BYTES
     report = Commit(fid, Lease.WRITE, Mode.WRITE, True, 1, world.now_ns, 20480 - 1)
@@ -354,7 +357,7 @@ async def test_who_asks_while_another_is_answered_is_not_allowed_again_what_it_h
     await other
     allowed = (await first).quota, (await second).quota
     assert served.mds.mdt.accounts.use_of((0, USER)).bytes == limit // 2
-    assert allowed[0] <= limit // 4
+    assert allowed[0] <= limit // 16
 
 
 async def test_two_who_count_at_once_mend_a_difference_once(served: Served) -> None:
