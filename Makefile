@@ -68,10 +68,11 @@ test: dev
 # Hostile bytes at every decoder and at live servers, each test for SECONDS. A failure names its FUZZ_SEED.
 SECONDS ?= 60
 fuzz: dev
-	FUZZ_SECONDS=$(SECONDS) $(PYTHON) -m pytest tests/fuzz --timeout=0
+	NACRE_EXPLORE=1 FUZZ_SECONDS=$(SECONDS) $(PYTHON) -m pytest tests/fuzz --timeout=0
 
+# What takes minutes; Hypothesis looks for new examples here, where `make test` has the same each time.
 test-slow: dev
-	$(PYTHON) -m pytest -m slow --ignore=tests/bench --timeout=1800
+	NACRE_EXPLORE=1 $(PYTHON) -m pytest -m slow --ignore=tests/bench --timeout=1800
 
 # Programs race on two mounts while servers and mounts are killed; then everything is compared and checked.
 MINUTES ?= 10

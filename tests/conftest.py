@@ -12,7 +12,10 @@ import hypothesis
 import pytest
 
 hypothesis.settings.register_profile(  # a busy machine is no fault of an example
-    "unhurried", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "unhurried",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize="NACRE_EXPLORE" not in os.environ,  # the same examples each time, but where new ones are looked for
 )
 hypothesis.settings.load_profile("unhurried")
 

@@ -129,12 +129,14 @@ async def as_on_a_local_file_system(directory: Path, examples: int) -> None:
             with locals_[0].open("rb") as source, locals_[1].open("r+b") as target:
                 for start, at, length in copies:
                     data = os.pread(source.fileno(), length, start)
+                    small = 0 < os.fstat(target.fileno()).st_size < 20 * KIB
                     os.pwrite(target.fileno(), data, at)
                     assert await copy(vfs, fids[0], fids[1], start, at, length) == len(data)
                     await quiet(vfs)
                     sent = counting()
                     if len(data) >= 64 * KIB:
-                        assert not BYTES & sent.keys(), sent
+                        ours = {"Write"} if small else set()  # what the target had in the MDT goes to an OST, too
+                        assert BYTES & sent.keys() <= ours, sent
             wanted = locals_[1].read_bytes()
             assert await contents(vfs, fids[1]) == wanted
             assert await size_of(vfs, fids[1]) == len(wanted)
