@@ -77,10 +77,10 @@ class Reads:
         runs: list[Run],
         buffer: memoryview,
     ) -> Answer[Data]:
-        loads = _loads(runs, buffer)
-        missing = blockio.load_cached(stored.fd, loads)
+        missing = blockio.load_cached(stored.fd, _loads(runs, buffer))
         if missing:
-            return self._gate.counted(call, self._read_missing, call, target, stored, extents, runs, buffer, missing)
+            begun = stored, stored.version
+            return self._gate.counted(call, self._read_missing, call, target, begun, extents, runs, buffer, missing)
         return self._send(call, stored, extents, runs, buffer)
 
     def _send(
@@ -109,29 +109,31 @@ class Reads:
         self,
         call: Call,
         target: Target,
-        stored: StoredObject,
+        begun: tuple[StoredObject, int],
         extents: Sequence[tuple[int, int]],
         runs: list[Run],
         buffer: memoryview,
         missing: list[blockio.Load],
     ) -> Data:
-        """Finish a direct read in a thread; start again if the object changed meanwhile."""
-        version = stored.version
-        stored.pins += 1
-        try:
-            short = await self._threads.run(blockio.load, stored.fd, missing)
-        except BaseException:
-            self._pool.give(buffer)
-            raise
-        finally:
-            unpin(stored)
-        if stored.version != version or stored.state < State.CLEANING:
-            self._pool.give(buffer)
-            return await self._read_again(call, target, stored.fid, stored.number, extents)
-        if short is not None:
-            self._pool.give(buffer)
-            raise stored.too_short(short)
-        return self._send(call, stored, extents, runs, buffer)
+        """Finish a direct read in a thread; start again if the object changed since it was `begun`, at a version. (This
+        is a later step of the event loop than that was.)"""
+        stored, version = begun
+        if target.find(stored.fid, stored.number) is stored and stored.version == version:
+            stored.pins += 1
+            try:
+                short = await self._threads.run(blockio.load, stored.fd, missing)
+            except BaseException:
+                self._pool.give(buffer)
+                raise
+            finally:
+                unpin(stored)
+            if stored.version == version and stored.state >= State.CLEANING:
+                if short is not None:
+                    self._pool.give(buffer)
+                    raise stored.too_short(short)
+                return self._send(call, stored, extents, runs, buffer)
+        self._pool.give(buffer)
+        return await self._read_again(call, target, stored.fid, stored.number, extents)
 
     async def _read_later(self, request: Read, call: Call, target: Target) -> Data:
         stored = await target.usable(request.fid, request.number)

@@ -51,6 +51,22 @@ async def test_cold_bytes_are_read_by_a_thread_and_then_at_once(oss: LocalOss) -
     assert oss.pool.used_bytes == 0
 
 
+async def test_what_is_changed_after_a_first_part_was_read_is_read_again(oss: LocalOss) -> None:
+    """The rest is read in a later step of the event loop, and another request may come first."""
+    data = bytearray(random.Random(1).randbytes(SIZE))
+    await oss.write((0, bytes(data)))
+    await oss.sync()
+    os.posix_fadvise(stored_object(oss).fd, 4 * BLOCK_BYTES, 0, os.POSIX_FADV_DONTNEED)
+    call = LocalCall(oss.peer)
+    answer = oss.handlers[Read](Read(0, FID, 0, 0, oss.capability(), ((100, SIZE),)), call)
+    assert is_later(answer)
+    data[100:103] = b"new"
+    await oss.write((100, b"new"))
+    assert (await settle(answer)).lengths == (SIZE - 100,)
+    assert call.received() == data[100:]
+    assert oss.pool.used_bytes == 0
+
+
 async def test_partial_write_of_a_cold_block(oss: LocalOss) -> None:
     await oss.write((0, b"a" * SIZE))
     await make_cold(oss)
