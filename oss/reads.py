@@ -118,22 +118,25 @@ class Reads:
         """Finish a direct read in a thread; start again if the object changed since it was `begun`, at a version. (This
         is a later step of the event loop than that was.)"""
         stored, version = begun
-        if target.find(stored.fid, stored.number) is stored and stored.version == version:
-            stored.pins += 1
-            try:
-                short = await self._threads.run(blockio.load, stored.fd, missing)
-            except BaseException:
-                self._pool.give(buffer)
-                raise
-            finally:
-                unpin(stored)
-            if stored.version == version and stored.state >= State.CLEANING:
-                if short is not None:
-                    self._pool.give(buffer)
-                    raise stored.too_short(short)
-                return self._send(call, stored, extents, runs, buffer)
-        self._pool.give(buffer)
-        return await self._read_again(call, target, stored.fid, stored.number, extents)
+        short, changed = None, True
+        try:
+            if target.find(stored.fid, stored.number) is stored and stored.version == version:
+                stored.pins += 1
+                try:
+                    short = await self._threads.run(blockio.load, stored.fd, missing)
+                finally:
+                    unpin(stored)
+                changed = stored.version != version or stored.state < State.CLEANING
+        except BaseException:
+            self._pool.give(buffer)
+            raise
+        if changed:
+            self._pool.give(buffer)
+            return await self._read_again(call, target, stored.fid, stored.number, extents)
+        if short is not None:
+            self._pool.give(buffer)
+            raise stored.too_short(short)
+        return self._send(call, stored, extents, runs, buffer)
 
     async def _read_later(self, request: Read, call: Call, target: Target) -> Data:
         stored = await target.usable(request.fid, request.number)
