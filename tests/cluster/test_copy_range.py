@@ -135,7 +135,8 @@ async def as_on_a_local_file_system(directory: Path, examples: int) -> None:
                     await quiet(vfs)
                     sent = counting()
                     if len(data) >= 64 * KIB:
-                        ours = {"Write"} if small else set()  # what the target had in the MDT goes to an OST, too
+                        # (What a small target had in the MDT goes to an OST, too.)
+                        ours: set[str] = {"Write"} if small else set()
                         assert BYTES & sent.keys() <= ours, sent
             wanted = locals_[1].read_bytes()
             assert await contents(vfs, fids[1]) == wanted
