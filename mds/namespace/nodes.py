@@ -1,7 +1,6 @@
 """Inodes as replies show them, with the lease that goes along."""
 
 import errno
-from collections.abc import Callable
 from typing import Final
 
 from nacrefs.common.wire import Entry, Lease, Node, Right
@@ -65,15 +64,6 @@ def node(step: Step, inode: Inode, want: int, lease: Lease = Lease.READ) -> Node
         writes = got == Lease.WRITE or int(step.tx.opens(fid).get(step.session, 0)) & OPEN_WRITE != 0
         quota = allowance(step, inode, step.session, writes)
     return Node(attr, got, layout, capability, data, shared, quota)
-
-
-def measured(keep: Callable[[Step], bool], fid: int, session: int, step: Step) -> int | None:
-    """`Node.quota` of a file for a session that writes it, after a step that keeps what its objects say; None if they
-    must be asked again."""
-    if not keep(step):
-        return None
-    inode = step.tx.inode(fid)
-    return -1 if inode is None else allowance(step, inode, session, True)
 
 
 def entry(step: Step, parent: int, child: Node | None) -> Entry:

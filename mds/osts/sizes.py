@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from nacrefs.common.wire import Attr, Listing, Mode, Node
 from nacrefs.mds.clients.leases import LeaseTable
+from nacrefs.mds.inode import Inode
 from nacrefs.mds.mdt import Mdt
-from nacrefs.mds.namespace.nodes import measured
-from nacrefs.mds.namespace.quotas import note_growth
+from nacrefs.mds.namespace.quotas import allowance, note_growth
 from nacrefs.mds.osts.targets import Targets
 from nacrefs.mds.transactions.journal import Journal
 from nacrefs.mds.transactions.step import Step
@@ -102,11 +102,11 @@ class Sizes:
         the MDS meanwhile (cut, perhaps), so that it is not known whether that is still so. Waits for OSTs that are
         away, or raises OSError after `until_s` (loop time)."""
         inode = self._reading.inode(fid)
-        if inode is None or inode.layout is None or inode.is_inline:
-            return True
         patient = until_s is None or asyncio.get_running_loop().time() < until_s
         async with asyncio.timeout_at(until_s if patient else None):
-            told = Told(*await self._targets.glimpse(fid, inode.layout, patient), inode.data_version)
+            told = await self._ask(inode, patient)
+        if inode is None or told is None:
+            return True
         leases = self._leases
 
         def keep(step: Step) -> bool:
@@ -125,25 +125,30 @@ class Sizes:
         the owner's quota from now on."""
         fid = node.attr.fid
         if node.quota < 0:
-            told = await self._ask(fid)
+            told = await self._ask(self._reading.inode(fid))
             return node if told is None else self._completed(node, told)
         # One after the other: of two that are asked about at once, the one would be allowed what it has written and
         # reported, but only the OSTs' answer for the other is kept, which may have come before that.
         async with self._counting.setdefault(fid, asyncio.Lock()):
-            while (told := await self._ask(fid)) is not None:
+            while (told := await self._ask(self._reading.inode(fid))) is not None:
                 answer = self._completed(node, told)
-                keep = partial(keep_size, self._leases, fid, told)
-                quota: int | None = await self._journal.submit_own(partial(measured, keep, fid, session))
+                quota: int | None = await self._journal.submit_own(partial(self._count, fid, told, session))
                 if quota is not None:
                     return replace(answer, quota=quota)
         return node
 
-    async def _ask(self, fid: int) -> "Told | None":
-        """What a file's objects say, waiting for OSTs that are away; None if it has none."""
-        inode = self._reading.inode(fid)
+    def _count(self, fid: int, told: "Told", session: int, step: Step) -> int | None:
+        """`Node.quota` for a session that writes a file, once what its objects say is kept; None: ask them again."""
+        if not keep_size(self._leases, fid, told, step):
+            return None
+        inode = step.tx.inode(fid)
+        return -1 if inode is None else allowance(step, inode, session, True)
+
+    async def _ask(self, inode: Inode | None, patient: bool = True) -> "Told | None":
+        """What a file's objects say, waiting for OSTs that are away if `patient`; None if it has none."""
         if inode is None or inode.layout is None or inode.is_inline:
             return None
-        return Told(*await self._targets.glimpse(fid, inode.layout), inode.data_version)
+        return Told(*await self._targets.glimpse(inode.attr.fid, inode.layout, patient), inode.data_version)
 
     def _completed(self, node: Node, told: "Told") -> Node:
         return replace(node, attr=with_objects(node.attr, told, counted_until(self._leases, node.attr)))

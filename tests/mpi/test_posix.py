@@ -65,9 +65,8 @@ def test_bytes_do_not_pass_through_the_mount(native: Native) -> None:
     told = python(native, code, native.mount / "direct")
     assert '"writers": 1' in told
     assert native.fuse_requests() == before
-    while mount.ask_json(str(native.mount / "direct"), "io")[
-        "writers"
-    ]:  # the kernel says a little later that it is closed
+    # The kernel says a little later that it is closed.
+    while mount.ask_json(str(native.mount / "direct"), "io")["writers"]:
         time.sleep(0.01)
 
 
